@@ -1,0 +1,87 @@
+"""Every error that streamjobs raises, in one tree; the class says who is at fault.
+
+::
+
+    StreamjobsError
+    ├── UsageError              the caller's code or command
+    │   ├── PayloadError        arguments that the job type does not take
+    │   ├── JobTypeError        a job type that is declared wrongly, or is not known
+    │   └── SettingsError       a setting that is unknown, malformed or contradictory
+    ├── PublishError            a job that was not acknowledged by the broker
+    ├── DecodeError             a record that can't be read
+    │   ├── HeaderError         … because of one of its headers
+    │   └── UnknownSchemaError  … because nobody knows its writer's schema
+    ├── ProvisionError          a topic or registration that is missing or too small
+    ├── ReplayError             dead letters that could not be moved
+    └── BrokerError             what the broker, or the way to it, refused
+
+Each message says what happened, why, and what to do. Signals (`Reject`, `Snooze`, …) are not errors: see `job.py`.
+"""
+
+from __future__ import annotations
+
+
+class StreamjobsError(Exception):
+    """Base of all errors of streamjobs."""
+
+
+class UsageError(StreamjobsError):
+    """The calling code or command is wrong; trying again changes nothing."""
+
+
+class PayloadError(UsageError):
+    """Arguments that the job type does not take. `field` names the first one at fault, if one is."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class JobTypeError(UsageError):
+    """A job type that is declared wrongly, declared twice, or is not known to this app."""
+
+
+class SettingsError(UsageError):
+    """A setting that is unknown, malformed or contradicts another one."""
+
+
+class PublishError(StreamjobsError):
+    """A job was not acknowledged by the broker: it may or may not have been stored."""
+
+
+class DecodeError(StreamjobsError):
+    """A record that can't be read; it becomes a dead letter with reason `undecodable`."""
+
+
+class HeaderError(DecodeError):
+    """A header of a record that is malformed, or out of its range."""
+
+
+class UnknownSchemaError(DecodeError):
+    """A value whose writer's schema nobody knows (yet)."""
+
+    def __init__(self, message: str, fingerprint: bytes) -> None:
+        super().__init__(message)
+        self.fingerprint = fingerprint
+
+
+class ProvisionError(StreamjobsError):
+    """A topic or a registration that a worker needs is missing or unfit."""
+
+
+class ReplayError(StreamjobsError):
+    """Dead letters that could not be moved: their topic is gone, or another replay took over."""
+
+
+class BrokerError(StreamjobsError):
+    """What the broker, or the way to it, refused.
+
+    `code` is Kafka's name of the error (`UNKNOWN_MEMBER_ID`, `_TRANSPORT`; a leading underscore: the client's own).
+    `retriable`: the same call may succeed later. `fatal`: the client object is unusable from now on.
+    """
+
+    def __init__(self, code: str, message: str, *, retriable: bool = False, fatal: bool = False) -> None:
+        super().__init__(f"{message} ({code})" if message else code)
+        self.code = code
+        self.retriable = retriable
+        self.fatal = fatal
