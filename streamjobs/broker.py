@@ -111,6 +111,11 @@ class Consumer(Protocol):
         """(log start offset, end offset) as the broker says now. Raises BrokerError."""
         ...
 
+    def position(self, partition: TopicPartition) -> int:
+        """The offset at which reading goes on: past what `fetch` returned and, at the end of what is readable, past the gaps
+        behind it (transaction markers, aborted or compacted records), which no record ever shows."""
+        ...
+
     def group_metadata(self) -> Any:
         """Opaque: for `TransactionalProducer.send_offsets`; read it on the owner's thread right before use."""
         ...
@@ -228,6 +233,10 @@ class Admin(Protocol):
 
     def alter_committed(self, group: str, offsets: Mapping[TopicPartition, Commit]) -> None:
         """Only an empty group's can be altered: with a live member BrokerError `UNKNOWN_MEMBER_ID`."""
+        ...
+
+    def group_names(self) -> list[str]:
+        """All consumer groups of the cluster, ours or not."""
         ...
 
     def groups(self, names: Sequence[str]) -> dict[str, Group]: ...
