@@ -1,0 +1,205 @@
+"""App: settings, job types and lazily built adapters; the composition root of a program that uses streamjobs."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
+
+from streamjobs.core.retry import Retry
+from streamjobs.core.topics import Names, checked_name
+from streamjobs.errors import JobTypeError, UsageError
+from streamjobs.job import Duration, ExecutorKind, Job, JobType, Order
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from streamjobs.broker import Broker
+    from streamjobs.publish import Publisher
+    from streamjobs.settings import Settings
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+
+
+class Decorator(Protocol):
+    """What `@app.job(…)` gives back: a job's parameters are the function's, without a leading `job: Job`."""
+
+    @overload
+    def __call__(self, fn: Callable[Concatenate[Job, P], R]) -> JobType[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R]) -> JobType[P, R]: ...
+
+
+class App:
+    """A named set of job types and the cluster they live on.
+
+    `name` is also the default consumer group. `imports` names the modules that declare job types; workers and the CLI import
+    them. Further keywords are settings (the weakest source: streamjobs.toml, STREAMJOBS_* and flags override them).
+    Nothing is read, connected or imported before it is needed.
+    """
+
+    def __init__(self, name: str, *, imports: Iterable[str] = (), **settings: Any) -> None:
+        self.name = checked_name("app", name)
+        self.imports = tuple(imports)
+        self.job_types: dict[str, JobType[Any, Any]] = {}
+        self.start_hooks: list[Callable[[], Any]] = []
+        self.stop_hooks: list[Callable[[], Any]] = []
+        self.dead_hooks: list[Callable[[Job, str], Any]] = []
+        self._declared = settings
+        self._flags: Mapping[str, Any] = {}
+        self._file: Path | None = None
+        self._settings: Settings | None = None
+        self._broker: Broker | None = None
+        self._publisher: Publisher | None = None
+        self._lock = threading.RLock()
+
+    # Declaring ------------------------------------------------------------------------------------------------------
+
+    @overload
+    def job(self, fn: Callable[Concatenate[Job, P], R], /) -> JobType[P, R]: ...
+    @overload
+    def job(self, fn: Callable[P, R], /) -> JobType[P, R]: ...
+    @overload
+    def job(
+        self,
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        key: str | Callable[..., Any] | None = None,
+        order: Order | None = None,
+        timeout: Duration | None = None,
+        retry: Retry | None = None,
+        retry_on: type[BaseException] | tuple[type[BaseException], ...] = (),
+        discard_on: type[BaseException] | tuple[type[BaseException], ...] = (),
+        executor: ExecutorKind | None = None,
+        on_timeout: Literal["wait", "retry"] = "wait",
+        schema: str | None = None,
+    ) -> Decorator: ...
+    def job(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+        """Makes a typed function a job type: its calls can be published, and workers run them.
+
+        `queue`: its topic. `key`: the parameter (or a function of the arguments) whose jobs keep their order. `order`: `key`
+        (default with a key), `key_strict`, `partition` or `none`. `timeout`: of one run. `retry`: attempts and backoff.
+        `retry_on`, `discard_on`: exceptions that are retried (default: all) or make a dead letter at once.
+        Raises JobTypeError for a declaration that can't work.
+        """
+        if fn is not None:
+            return self._declare(fn, {})
+        return lambda function: self._declare(function, options)
+
+    def _declare(self, fn: Callable[..., Any], options: dict[str, Any]) -> JobType[Any, Any]:
+        name = options.pop("name", None) or getattr(fn, "__name__", "")
+        queue = checked_name("queue", options.pop("queue", "default"))
+        for several in ("retry_on", "discard_on"):
+            if isinstance(options.get(several), type):
+                options[several] = (options[several],)
+        job_type = JobType(fn, name=name, queue=queue, publisher=lambda: self.publisher, **options)
+        known = self.job_types.get(name)
+        if known is not None and (known.fn.__module__, known.fn.__qualname__) != (fn.__module__, fn.__qualname__):
+            raise JobTypeError(
+                f"job type {name!r} is declared twice, in {known.fn.__module__} and in {fn.__module__}: give one of them name=…"
+            )
+        self.job_types[name] = job_type
+        return job_type
+
+    def on_start(self, hook: Hook) -> Hook:
+        """Runs once in each worker process before its first job: open pools here."""
+        self.start_hooks.append(hook)
+        return hook
+
+    def on_stop(self, hook: Hook) -> Hook:
+        """Runs once in each worker process after its last job."""
+        self.stop_hooks.append(hook)
+        return hook
+
+    def on_dead(self, hook: Hook) -> Hook:
+        """Runs when a job became a dead letter, with the job and the reason; its own failure is logged, no more."""
+        self.dead_hooks.append(hook)
+        return hook
+
+    def load(self) -> App:
+        """Imports the modules of `imports`, so that all job types are declared."""
+        for module in self.imports:
+            importlib.import_module(module)
+        return self
+
+    def queues(self) -> list[str]:
+        """The queues of its job types, sorted."""
+        return sorted({job_type.queue for job_type in self.job_types.values()})
+
+    # What it is built from --------------------------------------------------------------------------------------------
+
+    def configure(self, flags: Mapping[str, Any], file: Path | None = None) -> App:
+        """Adds settings of the strongest source (a command's flags). Raises UsageError once settings were read."""
+        if self._settings is not None:
+            raise UsageError("settings were read already: configure the app before its first use")
+        self._flags = {**self._flags, **flags}
+        self._file = file or self._file
+        return self
+
+    @property
+    def settings(self) -> Settings:
+        """Read at the first use. Raises SettingsError."""
+        with self._lock:
+            if self._settings is None:
+                from streamjobs.settings import load
+
+                self._settings = load(self._declared, file=self._file, flags=self._flags)
+            return self._settings
+
+    @property
+    def group(self) -> str:
+        """The consumer group of its workers: `worker.group`, or the app's name."""
+        return checked_name("group", self.settings.worker.group or self.name)
+
+    @property
+    def names(self) -> Names:
+        return Names(self.settings.jobs_prefix, self.settings.system_prefix)
+
+    @property
+    def broker(self) -> Broker:
+        """The cluster at `bootstrap`; `embedded` is started by the process that asks for it first."""
+        with self._lock:
+            if self._broker is None:
+                self._broker = self._connect()
+            return self._broker
+
+    def _connect(self) -> Broker:
+        from streamjobs.kafka import EmbeddedBroker, KafkaBroker
+
+        settings = self.settings
+        if settings.bootstrap == "embedded":
+            return EmbeddedBroker()
+        return KafkaBroker(
+            settings.bootstrap,
+            settings.kafka,
+            protocol=settings.worker.protocol,
+            session_timeout_s=settings.worker.session_timeout,
+            max_poll_interval_s=settings.worker.max_poll_interval,
+            client_id=self.name,
+        )
+
+    @property
+    def publisher(self) -> Publisher:
+        with self._lock:
+            if self._publisher is None:
+                from streamjobs.publish import Publisher
+
+                self._publisher = Publisher(self)
+            return self._publisher
+
+    def close(self) -> None:
+        """Flushes what was published and closes every connection; the app can be used again afterwards."""
+        with self._lock:
+            publisher, self._publisher = self._publisher, None
+            broker, self._broker = self._broker, None
+        if publisher is not None:
+            publisher.close()
+        if broker is not None:
+            broker.close()
+
+    def __repr__(self) -> str:
+        return f"App({self.name!r})"

@@ -1,0 +1,179 @@
+"""Which job may run next: lanes, fairness between keys, credit (DESIGN.md §4, PROTOCOLS §4, §7).
+
+A lane is a linked list: `Partition.lanes` maps a lane's key to its *last* entry, and `Entry.next` leads from each to the one
+behind it. Only the loop writes `next`; the thread that runs a lane follows it without a lock and reports where it stopped:
+
+    loop:    last.next = entry              thread:  runs `last`, reads last.next → None, reports "stopped at last"
+    loop:    stopped(last): last.next is set → `entry` is ready; else the lane is dropped
+
+Whichever comes first, exactly one of the two runs `entry`: the thread if it saw `next` in time, else the loop, which handles the
+report after it wrote `next`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, Generic, TypeVar
+
+
+class Partition:
+    """An assigned partition, as its loop sees it. One owner: the loop's thread; other threads only read `epoch`.
+
+    `epoch` is -1 once the partition is gone: no entry received before may start, or write anything, from then on.
+    """
+
+    __slots__ = (
+        "topic", "number", "queue", "retry", "topic_id", "epoch", "tracker", "lanes", "running", "open", "bytes", "waiting",
+        "paused", "full", "fetching", "committed_version", "committed_at", "committed_base", "started", "copies", "parked",
+        "takeovers", "behind", "state",
+    )  # fmt: skip
+
+    def __init__(self, topic: str, number: int, queue: str, *, retry: bool, topic_id: bytes, epoch: int, tracker: Any) -> None:
+        self.topic = topic
+        self.number = number
+        self.queue = queue
+        self.retry = retry
+        self.topic_id = topic_id
+        self.epoch = epoch
+        self.tracker = tracker
+        self.lanes: dict[bytes, Entry] = {}
+        self.running = 0  # handed to an executor, not yet back
+        self.open = 0  # settlements not yet acknowledged
+        self.bytes = 0  # of values held by unfinished jobs
+        self.waiting = 0  # in memory until they are due
+        self.paused = False  # at the consumer
+        self.full = False  # admission stopped
+        self.fetching = True  # False: held back for a reason, such as a lost commit
+        self.committed_version = -1
+        self.committed_at = 0.0
+        self.committed_base = -1
+        self.started = False  # the `started` mark is written
+        self.copies: dict[tuple[str, int, int], int] = {}
+        self.parked: dict[int, Any] = {}
+        self.takeovers = 0
+        self.behind = 0
+        self.state = ""
+
+    def __repr__(self) -> str:
+        return f"Partition({self.topic}/{self.number}, epoch {self.epoch})"
+
+
+class Entry:
+    """What a dispatcher moves: one record of one epoch of a partition, in its lane (None: none)."""
+
+    __slots__ = ("home", "epoch", "offset", "lane", "next", "kind")
+
+    home: Partition
+    epoch: int
+    offset: int
+    lane: bytes | None
+    next: Entry | None
+    kind: str
+    """The executor that runs it: `threads`, `aio` or `processes`."""
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class Dispatcher(Generic[E]):
+    """The jobs of one loop that could run now, fair between keys: first ready, first out; a lane shows only its head."""
+
+    def __init__(self, kinds: Iterable[str]) -> None:
+        self.ready: dict[str, deque[E]] = {kind: deque() for kind in kinds}
+
+    def add(self, entry: E) -> None:
+        """Takes an entry that is due: it is ready, or waits behind its key."""
+        lane = entry.lane
+        if lane is not None:
+            lanes = entry.home.lanes
+            last = lanes.get(lane)
+            lanes[lane] = entry
+            if last is not None:
+                last.next = entry
+                return
+        self.ready[entry.kind].append(entry)
+
+    def take(self, kind: str, limit: int) -> list[E]:
+        """Up to `limit` ready entries of an executor, of partitions that are still ours."""
+        ready = self.ready[kind]
+        taken: list[E] = []
+        while ready and len(taken) < limit:
+            entry = ready.popleft()
+            if entry.epoch == entry.home.epoch:
+                taken.append(entry)
+        return taken
+
+    def stopped(self, entry: E) -> None:
+        """A lane was run up to and with this entry: what is behind it is ready now, or the lane is empty and dropped."""
+        if entry.lane is None or entry.epoch != entry.home.epoch:
+            return
+        behind: Any = entry.next
+        if behind is not None:
+            self.ready[behind.kind].append(behind)
+        elif entry.home.lanes.get(entry.lane) is entry:
+            del entry.home.lanes[entry.lane]
+
+    def give_back(self, entries: Iterable[E]) -> None:
+        """Entries that were handed out and not started: first in turn again, in their order."""
+        for entry in reversed(list(entries)):
+            if entry.epoch == entry.home.epoch:
+                self.ready[entry.kind].appendleft(entry)
+
+    def drop(self, partition: Partition) -> None:
+        """Forgets all that waits of a partition that is gone."""
+        partition.lanes = {}
+        for ready in self.ready.values():
+            if any(entry.home is partition for entry in ready):
+                kept = [entry for entry in ready if entry.home is not partition]
+                ready.clear()
+                ready.extend(kept)
+
+    def count(self, kind: str | None = None) -> int:
+        """Ready entries: what counts against the loop's credit."""
+        if kind is not None:
+            return len(self.ready[kind])
+        return sum(map(len, self.ready.values()))
+
+
+class Parallelism:
+    """How many chunks to have out, found by trying (PERFORMANCE.md §3.1).
+
+    Loop and threads that all want the interpreter fight for it: no-op jobs run fastest one chunk at a time, 20 ms waits with every
+    slot filled. So it starts at 1, doubles whenever a wait for results missed with work waiting, and halves when the
+    threads burn more than 85 % of one core: then more of them only stand in each other's way.
+    """
+
+    BUSY = 0.85
+    MISS_S = 0.002
+
+    def __init__(self, slots: int) -> None:
+        self.limit = max(1, slots + slots // 2)
+        self.value = 1
+        self._since = 0.0
+        self._cpu_s = 0.0
+
+    def missed(self) -> None:
+        """Waited 2 ms for a result in vain, with work waiting."""
+        self.value = min(self.limit, self.value * 2)
+
+    def returned(self, cpu_s: float, now: float) -> None:
+        """A chunk came back that took this much processor time; `now` is monotonic seconds."""
+        self._cpu_s += cpu_s
+        passed = now - self._since
+        if passed < 0.05:
+            return
+        if self._cpu_s > self.BUSY * passed and self.value > 1:
+            self.value //= 2
+        self._since, self._cpu_s = now, 0.0
+
+
+CHUNK_S = 0.002
+CHUNK_MAX = 250
+
+
+def chunk_size(mean_s: float | None) -> int:
+    """Jobs in a chunk: 2 ms of work by the mean duration so far, 1 … 250; one by one while nothing is known."""
+    if mean_s is None:
+        return 1
+    return max(1, min(CHUNK_MAX, int(CHUNK_S / max(mean_s, 1e-7))))

@@ -1,0 +1,523 @@
+"""Job types (what `@app.job` makes), jobs (one run, given to the handler) and the signals that a handler may raise."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar
+
+from streamjobs.core import record as wire
+from streamjobs.core.dispatch import Entry, Partition
+from streamjobs.core.duration import seconds
+from streamjobs.core.record import Meta
+from streamjobs.core.retry import Retry
+from streamjobs.errors import JobTypeError, UsageError
+
+if TYPE_CHECKING:
+    from streamjobs.avro.codec import Payload
+    from streamjobs.broker import Message
+    from streamjobs.publish import Publisher
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Duration = str | int | float | timedelta
+Order = Literal["key", "key_strict", "partition", "none"]
+ExecutorKind = Literal["threads", "aio", "processes"]
+
+
+class Signal(BaseException):
+    """What a handler raises to say what becomes of its job. Not an error, so that `except Exception` lets it pass."""
+
+
+class Reject(Signal):
+    """Never run this job again: it becomes a dead letter with this reason."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Cancel(Signal):
+    """End this job quietly: it is cancelled, not failed, and leaves no dead letter."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Snooze(Signal):
+    """Run this job again after `delay`; no attempt is charged."""
+
+    def __init__(self, delay: Duration) -> None:
+        super().__init__(delay)
+        self.delay_s = seconds(delay)
+
+
+class RetryAfter(Signal):
+    """Count this run as failed and run the job again after `delay` instead of its backoff."""
+
+    def __init__(self, delay: Duration, reason: str = "") -> None:
+        super().__init__(reason or delay)
+        self.delay_s = seconds(delay)
+        self.reason = reason
+
+
+class JobCancelled(Signal):
+    """Raised by `job.heartbeat()` inside a handler whose job was cancelled or has lost its partition."""
+
+
+class Job(Entry):
+    """One run of a job.
+
+    A handler that has a parameter annotated `Job` gets it. `id` is the same for every attempt: the idempotency key.
+    Instants are aware datetimes in UTC.
+    """
+
+    __slots__ = (
+        "job_type", "args", "message", "run", "attempt", "due", "started_at", "duration_s", "error", "outcome", "failure",
+        "meta", "deadline_at", "_cancelled", "_progress", "_origin", "_id", "deferred_since",
+    )  # fmt: skip
+
+    job_type: JobType[Any, Any]
+    args: tuple[Any, ...]
+    run: int
+    attempt: int
+    started_at: float
+    """Epoch seconds; 0.0: not started."""
+    duration_s: float
+    outcome: str
+
+    def __init__(self, job_type: JobType[Any, Any], home: Partition, message: Message, meta: Meta | None) -> None:
+        self.job_type = job_type
+        self.kind = job_type.kind
+        self.home = home
+        self.epoch = home.epoch
+        self.message = message
+        self.offset = message.offset()
+        self.next = None
+        self.meta = meta
+        self.started_at = 0.0
+        self.duration_s = 0.0
+        self.error: BaseException | None = None
+        self.outcome = ""
+        self.failure = None
+        self.deadline_at = 0.0
+        self.deferred_since = 0.0
+        self._cancelled = False
+        self._progress: Any = None
+        self._origin = ""
+        self._id = ""
+        if meta is None:
+            self.run = self.attempt = 1
+            self.due = 0.0
+        else:
+            self.run = meta.run
+            self.attempt = meta.attempt
+            self.due = meta.due
+
+    @classmethod
+    def local(cls, job_type: JobType[Any, Any], id: str = "local") -> Job:
+        """The job that a handler gets when it is called as an ordinary function: attempt 1, no record behind it."""
+        home = Partition("local", 0, job_type.queue, retry=False, topic_id=b"", epoch=0, tracker=None)
+        meta = Meta(job_type=job_type.name, job_id=id, origin="local/0/0")
+        job = cls(job_type, home, _LocalMessage(), meta)
+        job.lane = None
+        return job
+
+    # What it is -----------------------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """The caller's id or a UUIDv7; the origin where the record has none."""
+        if not self._id:
+            meta = self.full_meta
+            self._id = meta.job_id or self.origin
+        return self._id
+
+    @property
+    def type(self) -> str:
+        return self.job_type.name
+
+    @property
+    def queue(self) -> str:
+        return self.job_type.queue
+
+    @property
+    def key(self) -> str | None:
+        raw = self.message.key()
+        return None if raw is None else raw.decode("utf-8", "replace")
+
+    @property
+    def topic(self) -> str:
+        return self.home.topic
+
+    @property
+    def partition(self) -> int:
+        return self.home.number
+
+    @property
+    def max_attempts(self) -> int:
+        return self.job_type.retry.attempts
+
+    @property
+    def headers(self) -> dict[str, bytes]:
+        """All headers of the record, the publisher's own included."""
+        return dict(self.message.headers() or ())
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        tags = self.full_meta.tags
+        return tuple(tags.split(",")) if tags else ()
+
+    @property
+    def full_meta(self) -> Meta:
+        if self.meta is None:
+            self.meta = Meta.parse(self.message.headers())
+        return self.meta
+
+    @property
+    def origin(self) -> str:
+        """The identity over all runs: where its first record lies (PROTOCOLS §1)."""
+        if not self._origin:
+            home = self.home
+            known = self.meta.origin if self.meta is not None else ""
+            self._origin = known or wire.origin_of(home.topic, home.topic_id, home.number, self.offset)
+        return self._origin
+
+    @property
+    def appended_at(self) -> float:
+        """When the broker appended this record, epoch seconds."""
+        return self.message.timestamp()[1] / 1000
+
+    @property
+    def first_appended_at(self) -> float:
+        """When the broker appended the job's first record, epoch seconds."""
+        return (self.meta.appended if self.meta is not None else 0.0) or self.appended_at
+
+    @property
+    def published_at(self) -> datetime:
+        return datetime.fromtimestamp(self.first_appended_at, timezone.utc)
+
+    @property
+    def wait_s(self) -> float:
+        """From when it could have run to its start; deliberate delay and backoff are no wait."""
+        return max(0.0, self.started_at - max(self.message.timestamp()[1] / 1000, self.due))
+
+    @property
+    def error_type(self) -> str:
+        failure = self.failure
+        if failure is not None and failure.error_type:
+            return str(failure.error_type)
+        return "" if self.error is None or isinstance(self.error, Signal) else type(self.error).__qualname__
+
+    @property
+    def error_message(self) -> str:
+        return "" if self.error is None else str(self.error)
+
+    # What a running handler may ask and say ----------------------------------------------------------------------------
+
+    @property
+    def cancelled(self) -> bool:
+        """True once the job was cancelled, or its partition left: what it still does, the next owner does again."""
+        return self._cancelled or self.epoch != self.home.epoch
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When its timeout strikes; None: it has none."""
+        return datetime.fromtimestamp(self.deadline_at, timezone.utc) if self.deadline_at else None
+
+    def heartbeat(self, progress: Any = None) -> None:
+        """Says that the job goes on, with anything that shows how far it is. Raises JobCancelled if it should stop."""
+        if progress is not None:
+            self._progress = progress
+        if self.cancelled:
+            raise JobCancelled(f"job {self.id} is cancelled")
+
+    @property
+    def progress(self) -> Any:
+        return self._progress
+
+    def cancel(self) -> None:
+        """Marks the run as cancelled; its handler sees it at its next look at `cancelled` or `heartbeat()`."""
+        self._cancelled = True
+
+    def __repr__(self) -> str:
+        return f"Job({self.type} {self.id}, run {self.run}, attempt {self.attempt}, {self.topic}/{self.partition}@{self.offset})"
+
+
+class _LocalMessage:
+    """No record: what a local job has in its place."""
+
+    def topic(self) -> str:
+        return "local"
+
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int:
+        return 0
+
+    def key(self) -> bytes | None:
+        return None
+
+    def value(self) -> bytes | None:
+        return None
+
+    def headers(self) -> list[tuple[str, bytes]] | None:
+        return None
+
+    def timestamp(self) -> tuple[int, int]:
+        return (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Where a published job lies. The broker has acknowledged it: it is not lost, whatever crashes."""
+
+    topic: str
+    partition: int
+    offset: int
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a job is published. Instants as epoch seconds, durations as seconds."""
+
+    delay_s: float | None = None
+    at: float | None = None
+    id: str | None = None
+    key: str | None = None
+    tags: tuple[str, ...] = ()
+    expires_s: float | None = None
+    headers: Mapping[str, str | bytes] = field(default_factory=dict)
+
+
+NO_OPTIONS = Options()
+
+
+class Published(Generic[P]):
+    """A job type with options set, ready to publish: what `job_type.options(…)` returns."""
+
+    def __init__(self, job_type: JobType[P, Any], options: Options) -> None:
+        self._job_type = job_type
+        self._options = options
+
+    def publish(self, *args: P.args, **kwargs: P.kwargs) -> Receipt:
+        """As `JobType.publish`, with the options."""
+        job_type = self._job_type
+        return job_type.publisher.publish(job_type, job_type.payload.bind(args, kwargs), self._options)
+
+    async def publish_async(self, *args: P.args, **kwargs: P.kwargs) -> Receipt:
+        """As `JobType.publish_async`, with the options."""
+        job_type = self._job_type
+        return await job_type.publisher.publish_async(job_type, job_type.payload.bind(args, kwargs), self._options)
+
+    def publish_many(self, rows: Iterable[Any]) -> list[Receipt]:
+        """As `JobType.publish_many`, with the options for every row."""
+        job_type = self._job_type
+        return job_type.publisher.publish_many(job_type, map(job_type.payload.bind_row, rows), self._options)
+
+
+class JobType(Generic[P, R]):
+    """A typed function whose calls can be published. Made by `@app.job`; still callable as the function it was."""
+
+    def __init__(
+        self,
+        fn: Callable[..., R],
+        *,
+        name: str,
+        queue: str,
+        publisher: Callable[[], Publisher],
+        key: str | Callable[..., Any] | None = None,
+        order: Order | None = None,
+        timeout: Duration | None = None,
+        retry: Retry | None = None,
+        retry_on: tuple[type[BaseException], ...] = (),
+        discard_on: tuple[type[BaseException], ...] = (),
+        executor: ExecutorKind | None = None,
+        on_timeout: Literal["wait", "retry"] = "wait",
+        schema: str | None = None,
+    ) -> None:
+        self.fn = fn
+        self.name = checked_type_name(name)
+        self.queue = queue
+        self.key = key
+        self.order: Order = order or ("key" if key is not None else "none")
+        self.timeout_s = None if timeout is None else seconds(timeout)
+        self.retry = retry or Retry()
+        self.retry_on = retry_on
+        self.discard_on = discard_on
+        self.is_async = inspect.iscoroutinefunction(fn)
+        self.kind: ExecutorKind = executor or ("aio" if self.is_async else "threads")
+        self.on_timeout = on_timeout
+        self.schema_path = schema
+        self.strict = self.order == "key_strict"
+        self.mean_s: float | None = None  # of its runs in this process; steers the size of chunks
+        self._publisher = publisher
+        self._payload: Payload | None = None
+        self.__doc__ = fn.__doc__
+        self.__name__ = getattr(fn, "__name__", name)
+        self.__wrapped__ = fn
+        self._job_parameter = _job_parameter(fn)
+        self._check()
+
+    def _check(self) -> None:
+        if self.order == "key_strict" and self.key is None:
+            raise JobTypeError(f"job type {self.name}: order={self.order!r} needs key=…, the parameter whose jobs keep their order")
+        if self.timeout_s is not None and self.timeout_s <= 0:
+            raise JobTypeError(f"job type {self.name}: timeout must be longer than 0")
+        if self.is_async and self.kind != "aio":
+            raise JobTypeError(f"job type {self.name} is async and can't run on {self.kind}: leave executor out")
+        if not self.is_async and self.kind == "aio":
+            raise JobTypeError(f"job type {self.name} is no async function: executor 'aio' can't run it")
+        parameters = inspect.signature(self.fn).parameters
+        if isinstance(self.key, str) and self.key not in parameters and not _takes_model(parameters.values()):
+            raise JobTypeError(f"job type {self.name}: key={self.key!r} is none of its parameters ({', '.join(parameters)})")
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Calls the function here and now; a parameter annotated `Job` gets a local job (attempt 1)."""
+        name, place = self._job_parameter
+        if not name or name in kwargs or any(isinstance(argument, Job) for argument in args):
+            return self.fn(*args, **kwargs)
+        if len(args) >= place:
+            return self.fn(*args[:place], Job.local(self), *args[place:], **kwargs)
+        return self.fn(*args, **{name: Job.local(self)}, **kwargs)
+
+    @property
+    def publisher(self) -> Publisher:
+        return self._publisher()
+
+    @property
+    def payload(self) -> Payload:
+        """Validates, encodes and decodes its arguments; derived at its first use. Raises JobTypeError."""
+        if self._payload is None:
+            from streamjobs.avro.codec import Payload
+
+            self._payload = Payload(self.fn, name=self.name, schema=self.schema_path)
+        return self._payload
+
+    def publish(self, *args: P.args, **kwargs: P.kwargs) -> Receipt:
+        """Validates the arguments, sends the job and waits for the broker's acknowledgement.
+
+        Raises PayloadError (nothing was sent) or, after `publish_timeout`, PublishError.
+        """
+        return self.publisher.publish(self, self.payload.bind(args, kwargs), NO_OPTIONS)
+
+    async def publish_async(self, *args: P.args, **kwargs: P.kwargs) -> Receipt:
+        """As `publish`, without blocking the event loop."""
+        return await self.publisher.publish_async(self, self.payload.bind(args, kwargs), NO_OPTIONS)
+
+    def publish_many(self, rows: Iterable[Any]) -> list[Receipt]:
+        """Publishes one job a row, with one flush: mappings of arguments, tuples of them, or payload models.
+
+        All rows are validated before the first is sent. Raises PayloadError naming the row, or PublishError, whose message
+        says how many were acknowledged.
+        """
+        return self.publisher.publish_many(self, map(self.payload.bind_row, rows), NO_OPTIONS)
+
+    def publish_arguments(self, arguments: Mapping[str, Any], **options: Any) -> Receipt:
+        """As `options(**options).publish(**arguments)`, for callers that have the arguments as data."""
+        return self.publisher.publish(self, self.payload.bind((), arguments), make_options(**options))
+
+    def options(
+        self,
+        *,
+        delay: Duration | None = None,
+        at: datetime | None = None,
+        id: str | None = None,
+        key: str | None = None,
+        tags: Iterable[str] = (),
+        expires: Duration | None = None,
+        headers: Mapping[str, str | bytes] | None = None,
+    ) -> Published[P]:
+        """This job type with options for publishing.
+
+        `delay` or `at`: when it runs. `id`: instead of a UUIDv7; publishing one id twice makes two jobs. `key`: instead of the
+        job type's. `expires`: a job that did not start this long after it was published is skipped. `headers`: yours.
+        """
+        made = make_options(delay=delay, at=at, id=id, key=key, tags=tags, expires=expires, headers=headers)
+        return Published(self, made)
+
+    def key_of(self, arguments: Mapping[str, Any]) -> str | None:
+        """The key of a job with these (validated) arguments."""
+        key = self.key
+        if key is None:
+            return None
+        value = arguments_value(arguments, key) if isinstance(key, str) else key(**arguments)
+        return None if value is None else str(value)
+
+    def __repr__(self) -> str:
+        return f"JobType({self.name!r}, queue={self.queue!r})"
+
+
+def make_options(
+    *,
+    delay: Duration | None = None,
+    at: datetime | None = None,
+    id: str | None = None,
+    key: str | None = None,
+    tags: Iterable[str] = (),
+    expires: Duration | None = None,
+    headers: Mapping[str, str | bytes] | None = None,
+) -> Options:
+    """Options as a user writes them. Raises UsageError for those that contradict each other or can't travel."""
+    if delay is not None and at is not None:
+        raise UsageError("give delay= or at=, not both: they are two ways to say when the job runs")
+    if at is not None and at.tzinfo is None:
+        raise UsageError("at= needs a time zone (datetime.now(timezone.utc) + …): without one nobody knows when it is")
+    if id is not None and (not id or len(id.encode()) > 256):
+        raise UsageError("id= is text of 1 to 256 bytes")
+    tags = (tags,) if isinstance(tags, str) else tuple(tags)
+    if any("," in tag or not tag for tag in tags):
+        raise UsageError("a tag is text without commas")
+    for name in headers or ():
+        if name.startswith(("ce_", "sj_")) or name.lower() == "content-type":
+            raise UsageError(f"header {name!r} belongs to streamjobs: choose a name that does not begin with ce_ or sj_")
+    return Options(
+        delay_s=None if delay is None else seconds(delay),
+        at=None if at is None else at.timestamp(),
+        id=id,
+        key=key,
+        tags=tags,
+        expires_s=None if expires is None else seconds(expires),
+        headers=dict(headers or {}),
+    )
+
+
+def checked_type_name(name: str) -> str:
+    """A job type's name: what travels as `ce_type`. Raises JobTypeError."""
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,199}", name):
+        return name
+    raise JobTypeError(f"job type {name!r}: a name is a letter followed by letters, digits, '_', '-' or '.' (200 at most)")
+
+
+def arguments_value(arguments: Mapping[str, Any], name: str) -> Any:
+    """The argument of that name; of a payload that is one model, the model's field."""
+    if name in arguments:
+        return arguments[name]
+    only = next(iter(arguments.values()), None)
+    return getattr(only, name, None)
+
+
+def _job_parameter(fn: Callable[..., Any]) -> tuple[str, int]:
+    """Name and place of the parameter annotated `Job`; ("", 0): there is none."""
+    for place, (name, parameter) in enumerate(inspect.signature(fn).parameters.items()):
+        if _is_job(parameter):
+            return name, place
+    return "", 0
+
+
+def _is_job(parameter: inspect.Parameter) -> bool:
+    annotation = parameter.annotation
+    return annotation is Job or (isinstance(annotation, str) and annotation.rpartition(".")[2] == "Job")
+
+
+def _takes_model(parameters: Iterable[inspect.Parameter]) -> bool:
+    own = [p for p in parameters if not _is_job(p)]
+    return len(own) == 1 and own[0].annotation not in (int, str, float, bool, bytes)
+
