@@ -1,0 +1,31 @@
+"""The port to an app: what plans, orders and questions need to know of it. `App` is one; so is anything with these names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Protocol
+
+from streamjobs.broker import Broker
+from streamjobs.core.topics import Names
+
+if TYPE_CHECKING:
+    from streamjobs.settings import Settings
+
+
+class Deployment(Protocol):
+    """One app on one cluster. `group` is the consumer group of its main topics."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def group(self) -> str: ...
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def names(self) -> Names: ...
+    @property
+    def broker(self) -> Broker: ...
+
+    def queues(self) -> Collection[str]:
+        """The queues that the app's job types are declared for."""
+        ...
