@@ -1,0 +1,210 @@
+"""How data is printed: tables for people, JSON for programs. The one place for both, and for what a record may not do to a terminal.
+
+Rows are mappings whose keys are stable and say their unit (`age_s`, `size_bytes`); a column says how its value looks in a
+table. JSON is the same rows, unformatted. rich is imported only for a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Output = Literal["table", "json"]
+
+#: CSI, OSC and the other strings that a terminal obeys, with whatever they carry; unterminated ones too.
+_ESCAPES = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]?|\x9b[0-?]*[ -/]*[@-~]?"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"
+    r"|\x1b[ -/]*[0-~]?"
+)
+#: Control characters, and those that reorder or hide what stands next to them.
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+class Column(NamedTuple):
+    """One column of a table. `form` makes the value's text; numbers stand right."""
+
+    key: str
+    title: str
+    form: Callable[[Any], str] = str
+    right: bool = False
+
+
+def show(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column], output: Output) -> None:
+    """Prints rows on stdout. As JSON: an array of objects with every column's key."""
+    if output == "json":
+        click.echo(as_json([{column.key: row.get(column.key) for column in columns} for row in rows]))
+        return
+    cells = [[_cell(row, column) for column in columns] for row in rows]
+    if sys.stdout.isatty():
+        _print_rich(cells, columns)
+    else:
+        click.echo("\n".join(_aligned(cells, columns)))
+
+
+def show_one(row: Mapping[str, Any], columns: Sequence[Column], output: Output) -> None:
+    """Prints one thing, a line for each of its facts. As JSON: one object."""
+    if output == "json":
+        click.echo(as_json({column.key: row.get(column.key) for column in columns}))
+        return
+    width = max(len(column.title) for column in columns)
+    for column in columns:
+        click.echo(f"{column.title:<{width}}  {_cell(row, column)}".rstrip())
+
+
+def as_json(data: object, *, indent: int | None = 2) -> str:
+    """JSON as UTF-8 text in which every control character is an escape, so that it is safe on a terminal and loses nothing."""
+    made = json.dumps(data, ensure_ascii=False, indent=indent, default=str)
+    return "\n".join(_UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in made.split("\n"))
+
+
+def clean(text: str) -> str:
+    """Text from a record, fit for a terminal: escape sequences are taken out, other control characters become spaces."""
+    return _UNSAFE.sub(" ", _ESCAPES.sub("", text))
+
+
+# --- how values look --------------------------------------------------------------------------------------------------
+
+
+def count(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def duration(value: float | None) -> str:
+    """Two units at most: `4m 10s`, `350ms`."""
+    if value is None:
+        return "–"
+    sign, left = ("-" if value < 0 else ""), abs(value)
+    if left < 1:
+        return f"{sign}{left * 1000:.0f}ms"
+    whole = round(left)
+    for (size, name), (lesser, small) in pairwise(_UNITS):
+        if whole >= size:
+            rest = whole % size // lesser
+            return f"{sign}{whole // size}{name}" + (f" {rest}{small}" if rest else "")
+    return f"{sign}{left:.1f}s" if left < 10 and left != whole else f"{sign}{whole}s"
+
+
+def rate(value: float | None) -> str:
+    """Per second, with a sign that is always said: `+12.5/s`."""
+    return "–" if value is None else f"{value:+,.1f}/s"
+
+
+def size(value: float | None) -> str:
+    if value is None:
+        return "–"
+    left = float(value)
+    for unit in ("B", "kB", "MB", "GB"):
+        if left < 1000:
+            return f"{left:.0f} {unit}" if unit == "B" or left >= 100 else f"{left:.1f} {unit}"
+        left /= 1000
+    return f"{left:.1f} TB"
+
+
+def instant(value: float | None) -> str:
+    """Epoch seconds as local time, with its offset from UTC."""
+    return "–" if not value else datetime.fromtimestamp(value).astimezone().isoformat(sep=" ", timespec="seconds")
+
+
+_UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------------
+
+
+def _cell(row: Mapping[str, Any], column: Column) -> str:
+    value = row.get(column.key)
+    return "–" if value is None else clean(column.form(value))
+
+
+def _print_rich(cells: list[list[str]], columns: Sequence[Column]) -> None:
+    from rich.console import Console
+
+    Console(highlight=False).print(_rich_table(cells, columns))
+
+
+def _rich_table(cells: list[list[str]], columns: Sequence[Column]) -> Table:
+    """Text objects, not strings: `[red]` in a payload is text, not markup."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
+    for line in cells:
+        table.add_row(*map(Text, line))
+    return table
+
+
+def _aligned(cells: list[list[str]], columns: Sequence[Column]) -> Iterator[str]:
+    """For pipes and files: nothing is wrapped or cut, whatever the width."""
+    lines = [[column.title for column in columns], *cells]
+    widths = [max(_width(line[i]) for line in lines) for i in range(len(columns))]
+    for line in lines:
+        padded = (_padded(cell, width, column.right) for cell, width, column in zip(line, widths, columns, strict=True))
+        yield "  ".join(padded).rstrip()
+
+
+def _padded(cell: str, width: int, right: bool) -> str:
+    space = " " * (width - _width(cell))
+    return space + cell if right else cell + space
+
+
+def _width(text: str) -> int:
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------------
+
+
+class Progress(Protocol):
+    """Long work, as seen on the terminal."""
+
+    def advance(self, by: int = 1) -> None: ...
+
+
+class _Silent:
+    def advance(self, by: int = 1) -> None:
+        """Nobody watches."""
+
+
+class _Bar:
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self._advance = advance
+
+    def advance(self, by: int = 1) -> None:
+        self._advance(by)
+
+
+@contextmanager
+def progress(what: str, total: int | None = None) -> Iterator[Progress]:
+    """A bar on stderr while the block runs, if stderr is a terminal. `total` None: it is not known."""
+    if not sys.stderr.isatty():
+        yield _Silent()
+        return
+    from rich import progress as rich_progress
+    from rich.console import Console
+
+    shown = rich_progress.Progress(
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.TextColumn("{task.completed:,.0f}"),
+        rich_progress.TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with shown:
+        task = shown.add_task(what, total=total)
+        yield _Bar(lambda by: shown.advance(task, by))
