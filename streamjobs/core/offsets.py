@@ -217,17 +217,23 @@ class Tracker:
     @property
     def map_size(self) -> int:
         """At most so many characters does the metadata need now, parked heads not counted; a little high, never low."""
-        span = self.span
-        runs = self._head_runs + self._flags.count(b"\x00\x01")
+        end = self._stored[0][1] if self._stored else self.position
+        span = end - self.base
+        runs = self._head_runs + self._flags.count(b"\x00\x01") + len(self._stored)
         run_bytes = min(2 * runs + span // 128, 2 * runs * _varint_size(span)) if runs else 0
         return _characters(_FIXED_SIZE + min(run_bytes, span // 8 + 1))
 
     def snapshot(self) -> tuple[int, Finished]:
-        """The base and what is finished beyond it, both of this instant."""
+        """The base and what is finished beyond it, both of this instant.
+
+        The part of the stored map that was not reached yet is in it. *Bites*: a first commit without it overwrites the
+        last owner's; after the next crash everything that only the old map knew runs again.
+        """
         base = self.base
         start = self._start
         ranges = self._ranges_behind_heads()
-        ranges.extend((start + found.start(), start + found.end()) for found in _FINISHED_RUN.finditer(self._flags))
+        ranges.extend((start + at, start + stop) for at, stop in map(re.Match.span, _FINISHED_RUN.finditer(self._flags)))
+        ranges.extend(reversed(self._stored))
         return base, Finished(tuple(ranges))
 
     def _ranges_behind_heads(self) -> list[tuple[int, int]]:
@@ -279,15 +285,15 @@ class Tracker:
         return True
 
     def _tidy(self) -> None:
-        """Drops the finished offsets before the first flag that is not, and folds what is old."""
+        """Folds what is old, then drops the finished offsets before the first unfinished one."""
         flags = self._flags
+        if len(flags) > 2 * _RECENT:
+            self._fold(len(flags) - _RECENT)
         done = flags.find(_UNFINISHED)
         if done:
             done = len(flags) if done < 0 else done
             del flags[:done]
             self._start += done
-        if len(flags) > 2 * _RECENT:
-            self._fold(len(flags) - _RECENT)
 
     def _fold(self, count: int) -> None:
         """Turns the first `count` flags into entries of `_heads`."""
