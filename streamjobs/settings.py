@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import itertools
 import json
 import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin
 
@@ -32,6 +31,8 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from streamjobs.core import client_keys
+from streamjobs.core.delay import Ladder
 from streamjobs.core.duration import seconds, text
 from streamjobs.core.topics import checked_name
 from streamjobs.errors import SettingsError
@@ -40,55 +41,18 @@ FILE = "streamjobs.toml"
 PREFIX = "STREAMJOBS_"
 #: Names another settings file, as `--config` does; not a setting itself.
 FILE_VARIABLE = "STREAMJOBS_CONFIG"
-#: What our tests read; not settings either.
-_NOT_SETTINGS = (FILE_VARIABLE, "STREAMJOBS_TEST_")
+#: What begins like a setting and is none: ours, and what Kubernetes sets in every pod for a Service called streamjobs…
+_NOT_SETTINGS = re.compile(
+    rf"{FILE_VARIABLE}|{PREFIX}TEST_.*"
+    rf"|{PREFIX}([A-Z0-9]+_)*(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
 
 MASKED = "********"
 #: Keys of librdkafka whose values are secrets, whatever `mask.patterns` says.
 _SECRETS = ("*password*", "*secret*", "*token*", "*.key.pem", "*private.key*", "sasl.oauthbearer.config", "*passphrase*")
 
-#: Keys of `[kafka]` that streamjobs sets itself, each with what to do instead. Matched as patterns.
-OWNED = {
-    "bootstrap.servers": "set `bootstrap`",
-    "metadata.broker.list": "set `bootstrap`",
-    "group.id": "set `worker.group`; retry topics and timers have groups of their own",
-    "group.instance.id": "set `worker.instance`",
-    "group.protocol": "set `worker.protocol`",
-    "group.protocol.type": "set `worker.protocol`",
-    "group.remote.assignor": "the assignment is part of how workers agree on order",
-    "partition.assignment.strategy": "the assignment is part of how workers agree on order",
-    "session.timeout.ms": "set `worker.session_timeout`",
-    "heartbeat.interval.ms": "set `worker.session_timeout`; the heartbeat follows it",
-    "max.poll.interval.ms": "set `worker.max_poll_interval`",
-    "enable.auto.commit": "a worker commits only what is finished; an automatic commit would lose jobs",
-    "auto.commit.interval.ms": "a worker commits only what is finished; an automatic commit would lose jobs",
-    "auto.commit.enable": "a worker commits only what is finished; an automatic commit would lose jobs",
-    "enable.auto.offset.store": "a worker commits only what is finished; an automatic commit would lose jobs",
-    "auto.offset.reset": "where a partition starts is registered: see `streamjobs group seek`",
-    "isolation.level": "it follows what is read; records of an aborted transaction are never jobs",
-    "allow.auto.create.topics": "topics come from `streamjobs topic apply`, with the right retention",
-    "partitioner": "all publishers must agree on it (murmur2_random), or jobs of one key lose their order",
-    "enable.idempotence": "it is always on; without it a network fault doubles or reorders jobs",
-    "acks": "it is always `all`; anything less loses acknowledged jobs",
-    "request.required.acks": "it is always `all`; anything less loses acknowledged jobs",
-    "transactional.id": "each owner of a transaction has an id of its own",
-    "transaction.timeout.ms": "it bounds for how long a crash hides the records behind it",
-    "message.max.bytes": "set `max_message_bytes`",
-    "test.mock.*": 'set `bootstrap = "embedded"`',
-    "*_cb": "callbacks are the layer's own; use its log, metrics and hooks",
-    "opaque": "callbacks are the layer's own; use its log, metrics and hooks",
-    "logger": "callbacks are the layer's own; use its log, metrics and hooks",
-}
-#: The few keys of librdkafka that are written with an underscore.
-_WITH_UNDERSCORE = ("log_level", "ssl_certificate", "ssl_key", "ssl_ca")
-
-
-def _seconds(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, str | int | float | timedelta):
-        raise ValueError('give a duration as text such as "10m", or as seconds')  # noqa: TRY004 (pydantic reports ValueErrors)
-    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?", value.strip()):
-        return float(value)
-    return seconds(value)
+#: The one key of librdkafka that a user may want and that is written with an underscore.
+_WITH_UNDERSCORE = ("log_level",)
 
 
 def _whole(value: object) -> object:
@@ -132,15 +96,15 @@ def _listed(value: object) -> object:
     return [item.strip() for item in value.split(",") if item.strip()]
 
 
-def _ladder(tiers: list[str]) -> list[str]:
-    lengths = [seconds(tier) for tier in tiers]
-    if not lengths or lengths[0] <= 0 or any(a >= b for a, b in itertools.pairwise(lengths)):
-        raise ValueError('give durations from the shortest to the longest, such as ["5s", "1m", "15m"]')
-    return [_prefix(tier) for tier in tiers]
+def _tiers(tiers: list[str]) -> list[str]:
+    try:
+        return list(Ladder(tuple(tiers)).tiers)
+    except SettingsError as error:
+        raise ValueError(str(error)) from None
 
 
 _LOWER = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
-_AS_SECONDS = BeforeValidator(_seconds)
+_AS_SECONDS = BeforeValidator(seconds)
 Duration = Annotated[float, _AS_SECONDS, Field(gt=0, allow_inf_nan=False)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 Count = Annotated[Whole, Field(ge=1)]
@@ -198,7 +162,7 @@ class Worker(Section):
 class Delay(Section):
     """[delay]"""
 
-    tiers: Annotated[Texts, AfterValidator(_ladder)] = _setting(
+    tiers: Annotated[Texts, AfterValidator(_tiers)] = _setting(
         ["5s", "15s", "1m", "4m", "15m", "1h", "4h", "12h", "1d", "7d"],
         "Steps of the delay ladder: one topic each, shortest first.",
     )
@@ -206,8 +170,10 @@ class Delay(Section):
 
     @model_validator(mode="after")
     def _no_gap_below_the_ladder(self) -> Self:
-        if self.hold < seconds(self.tiers[0]):
-            raise ValueError(f"hold is shorter than the shortest tier ({self.tiers[0]}): no place would wait the difference")
+        try:
+            Ladder(tuple(self.tiers)).check_hold(self.hold)
+        except SettingsError as error:
+            raise ValueError(str(error)) from None
         return self
 
 
@@ -294,6 +260,11 @@ class Settings(BaseSettings):
         if jobs.startswith(system) or system.startswith(jobs):
             raise ValueError("jobs_prefix and system_prefix begin alike, so that a topic could be both: change one")
         return self
+
+    @cached_property
+    def ladder(self) -> Ladder:
+        """The app's delay ladder, as `delay.tiers` says."""
+        return Ladder(tuple(self.delay.tiers))
 
     def source(self, path: str) -> str:
         """Where a value was set: `default`, `code`, `streamjobs.toml:worker.slots`, `env STREAMJOBS_…` or `flag`."""
@@ -436,7 +407,7 @@ def _environment(environ: Mapping[str, str]) -> Layer:
     """An empty variable is one that isn't set: compose files pass `${NAME:-}` on."""
     found, origins = {}, {}
     for name, value in environ.items():
-        if name.startswith(PREFIX) and value and not name.startswith(_NOT_SETTINGS):
+        if name.startswith(PREFIX) and value and not _NOT_SETTINGS.fullmatch(name):
             path = _path_of(name)
             found[path], origins[path] = value, f"env {name}"
     return Layer(found, origins)
@@ -482,10 +453,8 @@ def _refuse(faults: list[str]) -> None:
 
 
 def _kafka_fault(key: str, origin: str) -> str | None:
-    for pattern, instead in OWNED.items():
-        if fnmatch.fnmatchcase(key, pattern):
-            return f"kafka.{key} ({origin}) is not yours to set: {instead}"
-    return None
+    reason = client_keys.refused(key)
+    return reason and f"kafka.{key} ({origin}) can't be set: {reason}"
 
 
 def _did_you_mean(path: str, origin: str) -> str:
@@ -511,11 +480,13 @@ def _explained(error: ValidationError, sources: Mapping[str, str], found: Mappin
     for fault in error.errors(include_url=False):
         path = _path_at(fault["loc"])
         reason = fault["msg"].removeprefix("Value error, ")
-        if path not in found:
-            yield f"{path}: {reason}" if path else reason
-        else:
-            shown = MASKED if _is_secret(path, ()) else repr(found[path])
-            yield f"{path} ({sources[path]}) is {shown}: {reason[0].lower()}{reason[1:]}"
+        if path not in found:  # two settings that don't go together
+            yield reason if reason.startswith(path) else f"{path}: {reason}"
+            continue
+        shown = MASKED if _is_secret(path, ()) else repr(found[path])
+        for said_before in (f"{path} is {shown}: ", f"{shown} is "):
+            reason = reason.removeprefix(said_before)
+        yield f"{path} ({sources[path]}) is {shown}: {reason[0].lower()}{reason[1:]}"
 
 
 def _path_at(loc: tuple[int | str, ...]) -> str:

@@ -1,0 +1,186 @@
+"""`streamjobs publish`: one job from the command line, or many from standard input."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import count
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
+
+import click
+
+from streamjobs.cli import completion, render
+from streamjobs.cli.command import Command, Exit, counted, did_you_mean, pass_session
+from streamjobs.cli.render import Column
+from streamjobs.cli.session import Session
+from streamjobs.errors import PayloadError, PublishError, UsageError
+
+if TYPE_CHECKING:
+    from streamjobs.job import JobType, Receipt
+
+_COLUMNS = (
+    Column("id", "ID"),
+    Column("topic", "TOPIC"),
+    Column("partition", "PARTITION", right=True),
+    Column("offset", "OFFSET", right=True),
+)
+#: Lines that arrive together are published together, so that a slow pipe is not held back and a fast one is fast.
+_CHUNK = 64 * 1024
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        """streamjobs publish -A billing:app send_invoice '{"invoice_id": 7, "customer_id": "acme"}' --delay 10m""",
+        "jq -c '.[]' invoices.json | streamjobs publish -A billing:app send_invoice -",
+    ],
+)
+@click.argument("job", shell_complete=completion.job_types)
+@click.argument("arguments", metavar="JSON|-")
+@click.option("--delay", metavar="DURATION", help='How long it waits before it runs, such as "10m".')
+@click.option("--at", metavar="TIME", help="When it runs: ISO 8601; without an offset, local time.")
+@click.option("--id", "job_id", help="Its id; publishing one id twice makes two jobs.")
+@click.option("--key", help="Its key, instead of the job type's: jobs of one key start in order.")
+@click.option("--tag", "tags", multiple=True, help="A tag; may be given several times.")
+@click.option("--expires", metavar="DURATION", help="It is skipped if it has not started for so long.")
+@click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="A header; may be given several times.")
+@pass_session
+def publish(
+    session: Session, /, job: str, arguments: str, at: str | None, job_id: str | None, **options: Any
+) -> int:
+    """Publish a JOB with the arguments in JSON, an object. With "-": one job for each line of standard input.
+
+    A line that is refused is named with its number, and the others are published all the same; the exit code is 1 then.
+    """
+    job_type = _job_type(session, job)
+    options |= {"at": _instant(at), "id": job_id, "headers": dict(map(_header, options["headers"]))}
+    if arguments != "-":
+        receipt = job_type.publish_arguments(_object(arguments), **options)
+        render.show_one(_row(receipt), _COLUMNS, session.output)
+        return Exit.DONE
+    if job_id:
+        raise UsageError("--id names one job, but every line of standard input is one: leave it out")
+    return _publish_lines(session, job_type, options)
+
+
+def _job_type(session: Session, name: str) -> JobType[Any, Any]:
+    known = session.app.job_types
+    if name not in known:
+        raise UsageError(f"{session.app_ref} has no job type {name!r}: {did_you_mean(name, known)}")
+    return known[name]
+
+
+def _object(text: str | bytes) -> Mapping[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise PayloadError(f"the arguments are not valid JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise PayloadError(f"the arguments are {type(found).__name__}, not an object such as {{\"invoice_id\": 7}}")
+    return found
+
+
+def _instant(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        raise UsageError(f"--at {text!r} is no time: write it as 2031-05-04T09:00 or 2031-05-04T09:00:00+02:00") from None
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise UsageError(f"--header {text!r} is not NAME=VALUE")
+    return name, value
+
+
+def _row(receipt: Receipt) -> dict[str, Any]:
+    return {"id": receipt.id, "topic": receipt.topic, "partition": receipt.partition, "offset": receipt.offset}
+
+
+# --- standard input -------------------------------------------------------------------------------------------------------
+
+
+class Line(NamedTuple):
+    number: int
+    text: bytes
+
+
+@dataclass
+class _Tally:
+    published: int = 0
+    refused: int = 0
+    unpublished: list[Line] = field(default_factory=list)
+
+
+def _publish_lines(session: Session, job_type: JobType[Any, Any], options: dict[str, Any]) -> int:
+    tally = _Tally()
+    try:
+        with render.progress("published") as bar:
+            for batch in _batches(cast(BinaryIO, click.get_binary_stream("stdin"))):
+                before = tally.published
+                _publish_batch(session, job_type, options, batch, tally)
+                bar.advance(tally.published - before)
+    except PublishError as error:
+        session.say(f"error: {error}")
+    finally:
+        session.say(_summary(tally))
+    return Exit.FAILED if tally.refused or tally.unpublished else Exit.DONE
+
+
+def _publish_batch(
+    session: Session, job_type: JobType[Any, Any], options: dict[str, Any], batch: list[Line], tally: _Tally
+) -> None:
+    """Refused lines are told apart first, for `publish_many` sends nothing when one of its rows is refused."""
+    good: list[tuple[Line, Mapping[str, Any]]] = []
+    for line in batch:
+        try:
+            good.append((line, job_type.payload.bind((), _object(line.text))))
+        except PayloadError as error:
+            tally.refused += 1
+            session.say(f"line {line.number}: {render.clean(str(error))}")
+    if not good:
+        return
+    tally.unpublished = [line for line, _ in good]
+    receipts = job_type.options(**options).publish_many([arguments for _, arguments in good])
+    tally.unpublished = []
+    tally.published += len(receipts)
+    if session.output == "json":
+        for receipt in receipts:
+            click.echo(render.as_json(_row(receipt), indent=None))
+
+
+def _summary(tally: _Tally) -> str:
+    parts = [f"{counted(tally.published, 'job')} published"]
+    if tally.refused:
+        parts.append(f"{counted(tally.refused, 'line')} refused")
+    if tally.unpublished:
+        first, last = tally.unpublished[0].number, tally.unpublished[-1].number
+        parts.append(f"of lines {first}–{last} some may be missing: publish again from line {first}")
+    return "; ".join(parts)
+
+
+def _batches(stream: BinaryIO) -> Iterator[list[Line]]:
+    """The lines that arrived together, numbered from 1; blank ones are left out."""
+    numbers = count(1)
+    pieces: list[bytes] = []
+    while chunk := _read(stream):
+        whole, newline, rest = chunk.rpartition(b"\n")
+        if newline:
+            yield _numbered(b"".join([*pieces, whole]).split(b"\n"), numbers)
+            pieces = []
+        pieces.append(rest)
+    yield _numbered([b"".join(pieces)], numbers)
+
+
+def _read(stream: BinaryIO) -> bytes:
+    return cast(io.BufferedReader, stream).read1(_CHUNK)
+
+
+def _numbered(lines: list[bytes], numbers: Iterator[int]) -> list[Line]:
+    return [line for text in lines if (line := Line(next(numbers), text)).text.strip()]
