@@ -1,0 +1,490 @@
+"""The lifecycle of jobs as events: the one catalogue, and how a worker gathers and sends them.
+
+Jobs finish a hundred thousand a second, so an event is not an object: a worker appends lists of finished jobs to the columns of an
+`EventBatch`, and at each tick the batch becomes one Kafka record (`schemas/events.avsc`). Readers get `Event`s back by `decode`.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any, Literal, NamedTuple, Protocol
+
+from streamjobs.core.record import Meta, clipped, origin_of
+from streamjobs.errors import DecodeError
+from streamjobs.telemetry import wire
+
+Mode = Literal["all", "failures", "off"]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of event. `ends`: the run it speaks of is over."""
+
+    meaning: str
+    ends: bool
+
+
+#: Every kind there is. DESIGN.md §9 has the outcomes; `core/projection.py` their ranks.
+KINDS: dict[str, Kind] = {
+    "started": Kind("a handler began to run it; sent only for jobs still running at a tick", ends=False),
+    "held": Kind("it may not run now (paused, limited, schema or type unknown) and waits in the delay ladder", ends=False),
+    "succeeded": Kind("its handler returned", ends=True),
+    "retried": Kind("it failed and runs again when its backoff is over", ends=True),
+    "snoozed": Kind("its handler asked for another run later; no attempt is charged", ends=True),
+    "rejected": Kind("its handler said that it must never run: a dead letter", ends=True),
+    "dead": Kind("it failed for the last time, or can't be read: a dead letter", ends=True),
+    "cancelled": Kind("an order, or its handler, cancelled it", ends=True),
+    "expired": Kind("its expiry passed before it could run", ends=True),
+    "replayed": Kind("its dead letter was put back: the next run begins with a fresh count of attempts", ends=True),
+}
+
+
+class Event(NamedTuple):
+    """One transition of one run. Instants are float seconds since the epoch, 0.0 where there is none."""
+
+    kind: str
+    job_id: str
+    job_type: str
+    queue: str
+    group: str
+    origin: str
+    run: int
+    attempt: int
+    topic: str
+    partition: int
+    offset: int
+    at: float
+    """When it happened, by the worker's clock."""
+    started_at: float = 0.0
+    duration_s: float = 0.0
+    wait_s: float = 0.0
+    error_type: str = ""
+    error_message: str = ""
+    reason: str = ""
+    due: float = 0.0
+    """When the job runs again."""
+    worker: str = ""
+
+
+class TypeOfJob(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+class Home(Protocol):
+    """The partition that a job was read from."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def queue(self) -> str: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def topic_id(self) -> bytes: ...
+    @property
+    def retry(self) -> bool: ...
+
+
+class FinishedJob(Protocol):
+    """What telemetry reads of a job. What is read of every job should be a plain attribute; the rest may be computed.
+
+    `error_type`, `error_message`, `reason` and `due_again` are read only of jobs that did not succeed.
+    """
+
+    @property
+    def job_type(self) -> TypeOfJob: ...
+    @property
+    def home(self) -> Home: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def run(self) -> int: ...
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def meta(self) -> Meta | None:
+        """Its headers where they were read in full; None: it has none that say more than type and id."""
+        ...
+
+    @property
+    def started_at(self) -> float: ...
+    @property
+    def duration_s(self) -> float: ...
+    @property
+    def wait_s(self) -> float: ...
+    @property
+    def outcome(self) -> str:
+        """One of `KINDS`."""
+        ...
+
+    @property
+    def first_appended_at(self) -> float:
+        """When the broker appended the job's first record; read only where `meta` is known."""
+        ...
+
+    @property
+    def error_type(self) -> str: ...
+    @property
+    def error_message(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def due_again(self) -> float: ...
+
+
+class Packet(NamedTuple):
+    """A record's value, and how many events are in it (so that a failed send can be counted)."""
+
+    value: bytes
+    events: int
+
+
+#: Says which schema a value was written with: CRC-64-AVRO of `schemas/events.avsc`, as it stands in the value.
+FINGERPRINT = bytes.fromhex("008d3bfdedb91233")
+SCHEMA_VERSION = 1
+
+_MAX_ID = 1024  # bytes; what a header may hold
+
+
+class _Index(dict[Any, int]):
+    """Numbers whatever it is asked for, in the order in which that is first met."""
+
+    def __missing__(self, thing: Any) -> int:
+        number = self[thing] = len(self)
+        return number
+
+
+class _Shape(NamedTuple):
+    """What many rows have in common."""
+
+    kind: str
+    queue: str
+    job_type: str
+    topic: str
+    topic_id: bytes
+    partition: int
+    run: int
+    attempt: int
+
+
+class _Detail(NamedTuple):
+    """What only some rows have."""
+
+    error_type: str
+    error_message: str
+    reason: str
+    due: float
+
+
+_NO_DETAIL = _Detail("", "", "", 0.0)
+
+
+class _Columns:
+    """Rows by column; a row is its index in each of them."""
+
+    __slots__ = ("details", "duration", "ids", "offset", "origins", "shape", "shapes", "started", "wait")
+
+    def __init__(self) -> None:
+        self.shapes = _Index()  # of (kind, job type, home, run, attempt): objects of the worker, or all of them in a _Shape
+        self.shape = array("I")
+        self.offset = array("q")
+        self.started = array("d")
+        self.duration = array("f")
+        self.wait = array("f")
+        self.ids: list[str] = []
+        self.origins: list[str] = []  # as long as ids, or not begun: all rows are their own origin
+        self.details: dict[int, _Detail] = {}
+
+    def part(self, start: int, end: int) -> _Columns:
+        """Some of the rows, with only the shapes that they have."""
+        part = _Columns()
+        known = list(self.shapes)
+        part.shape.fromlist([part.shapes[known[number]] for number in self.shape[start:end]])
+        for name in ("offset", "started", "duration", "wait", "ids", "origins"):
+            getattr(part, name).extend(getattr(self, name)[start:end])
+        part.details = {row - start: detail for row, detail in self.details.items() if start <= row < end}
+        return part
+
+
+class EventBatch:
+    """Gathers the events of one loop, or of whoever else tells of jobs. One owner: not for several threads at once.
+
+    `mode`: `all`; `failures` (nothing of jobs that succeed or merely run); `off`.
+    """
+
+    def __init__(self, worker: str, group: str, mode: Mode = "all") -> None:
+        self.worker = worker
+        self.group = group
+        self.mode = mode
+        self._columns = _Columns()
+        self._sequence = 0
+        self._dropped = 0
+
+    def __len__(self) -> int:
+        return len(self._columns.ids)
+
+    def add(self, jobs: Sequence[FinishedJob]) -> None:
+        """Jobs that reached an outcome: one call for each list of results."""
+        if self.mode == "off":
+            return
+        if self.mode == "failures":
+            jobs = [job for job in jobs if job.outcome != "succeeded"]
+        first = len(self)
+        shapes = self._columns.shapes
+        self._append(jobs, [shapes[job.outcome, job.job_type, job.home, job.run, job.attempt] for job in jobs])
+        self._add_details(first, jobs)
+
+    def started(self, jobs: Sequence[FinishedJob]) -> None:
+        """Jobs that run at a tick and were not told of yet."""
+        if self.mode == "all":
+            shapes = self._columns.shapes
+            self._append(jobs, [shapes["started", job.job_type, job.home, job.run, job.attempt] for job in jobs])
+
+    def tell(self, event: Event, topic_id: bytes = b"") -> None:
+        """One event, for those who have no job in hand (a replay); without a start it happened when the batch is taken."""
+        if self.mode == "off":
+            return
+        columns = self._columns
+        shape = _Shape(
+            event.kind, event.queue, event.job_type, event.topic, topic_id, event.partition, event.run, event.attempt
+        )
+        columns.origins.extend([""] * (len(columns.ids) - len(columns.origins)))
+        columns.origins.append(event.origin)
+        columns.details[len(columns.ids)] = _Detail(event.error_type, event.error_message, event.reason, event.due)
+        columns.ids.append(event.job_id)
+        columns.shape.append(columns.shapes[shape])
+        columns.offset.append(event.offset)
+        columns.started.append(event.started_at)
+        columns.duration.append(event.duration_s)
+        columns.wait.append(event.wait_s)
+
+    def drop(self, events: int) -> None:
+        """Events that could not be sent: the next batch says so to its readers."""
+        self._dropped += events
+
+    def take(self, now: float, max_bytes: int = 900_000) -> list[Packet]:
+        """Everything gathered, as values for the events topic (key: the worker id), and begins anew."""
+        if not self._columns.ids:
+            return []
+        columns, self._columns = self._columns, _Columns()
+        return self._packets(columns, now, max_bytes)
+
+    def _packets(self, columns: _Columns, now: float, max_bytes: int) -> list[Packet]:
+        rows = len(columns.ids)
+        body = _encoded(columns)
+        if len(body) > max_bytes and rows > 1:
+            halves = columns.part(0, rows // 2), columns.part(rows // 2, rows)
+            return [packet for half in halves for packet in self._packets(half, now, max_bytes)]
+        self._sequence += 1
+        return [Packet(wire.framed(FINGERPRINT, self._head(now) + body), rows)]
+
+    def _head(self, now: float) -> bytes:
+        return b"".join(
+            (
+                wire.long(SCHEMA_VERSION),
+                wire.text(self.worker),
+                wire.text(self.group),
+                wire.long(round(now * 1000)),
+                wire.long(self._sequence),
+                wire.long(self._dropped),
+            )
+        )
+
+    def _append(self, jobs: Sequence[FinishedJob], shape: list[int]) -> None:
+        columns = self._columns
+        columns.shape.fromlist(shape)
+        columns.offset.fromlist([job.offset for job in jobs])
+        columns.started.fromlist([job.started_at for job in jobs])
+        columns.duration.fromlist([job.duration_s for job in jobs])
+        columns.wait.fromlist([job.wait_s for job in jobs])
+        metas = [job.meta for job in jobs]
+        if columns.origins or metas.count(None) != len(metas):
+            columns.origins.extend([""] * (len(columns.ids) - len(columns.origins)))
+            columns.origins.extend(["" if meta is None else meta.origin for meta in metas])
+        columns.ids.extend([job.id for job in jobs])
+
+    def _add_details(self, first: int, jobs: Sequence[FinishedJob]) -> None:
+        for row, job in enumerate(jobs, first):
+            if job.outcome != "succeeded":
+                self._columns.details[row] = _Detail(job.error_type, job.error_message, job.reason, job.due_again)
+
+
+def _encoded(columns: _Columns) -> bytes:
+    """All fields from `shapes` on."""
+    packed = (columns.shape, columns.offset, columns.started, columns.duration, columns.wait)
+    return b"".join(
+        (
+            wire.array([_encoded_shape(shape) for shape in columns.shapes]),
+            wire.long(len(columns.ids)),
+            *[wire.blob(_little_endian(column)) for column in packed],
+            *_encoded_texts(columns.ids),
+            *(_encoded_texts(columns.origins) if any(columns.origins) else (b"\0", b"\0")),
+            wire.array([_encoded_detail(row, detail) for row, detail in columns.details.items()]),
+        )
+    )
+
+
+def _encoded_shape(shape: Any) -> bytes:
+    if not isinstance(shape, _Shape):
+        kind, job_type, home, run, attempt = shape
+        shape = _Shape(kind, home.queue, job_type.name, home.topic, home.topic_id, home.number, run, attempt)
+    return b"".join(
+        (
+            wire.text(shape.kind),
+            wire.text(shape.queue),
+            wire.text(shape.job_type),
+            wire.text(shape.topic),
+            wire.blob(shape.topic_id[:4]),
+            wire.long(shape.partition),
+            wire.long(shape.run),
+            wire.long(shape.attempt),
+        )
+    )
+
+
+def _encoded_texts(texts: list[str]) -> tuple[bytes, bytes]:
+    """Lengths in bytes and the texts; in characters they are the same as long as all are ASCII, as ids and origins are."""
+    joined = "".join(texts)
+    if joined.isascii() and max(map(len, texts)) <= _MAX_ID:
+        return wire.blob(_little_endian(array("H", map(len, texts)))), wire.blob(joined.encode())
+    encoded = [clipped(text, _MAX_ID).encode("utf-8", "replace") for text in texts]
+    return wire.blob(_little_endian(array("H", map(len, encoded)))), wire.blob(b"".join(encoded))
+
+
+def _encoded_detail(row: int, detail: _Detail) -> bytes:
+    return b"".join(
+        (
+            wire.long(row),
+            wire.text(clipped(detail.error_type)),
+            wire.text(clipped(detail.error_message)),
+            wire.text(clipped(detail.reason)),
+            wire.long(round(detail.due * 1000)),
+        )
+    )
+
+
+def _little_endian(column: array[Any]) -> bytes:
+    if sys.byteorder == "big":
+        column = column[:]
+        column.byteswap()
+    return column.tobytes()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A value of the events topic, read back. `sequence` and `dropped`: see `schemas/events.avsc`."""
+
+    worker: str
+    group: str
+    taken_at: float
+    sequence: int
+    dropped: int
+    events: list[Event]
+
+
+def decode(value: bytes) -> list[Event]:
+    """The events in a record's value. Raises DecodeError for a damaged one, UnknownSchemaError for another version's."""
+    return decode_batch(value).events
+
+
+def decode_batch(value: bytes) -> Batch:
+    """As `decode`, with what the batch says of itself."""
+    reader = wire.unframed(FINGERPRINT, value)
+    reader.long()  # the schema's version; the fingerprint has said it
+    worker, group = reader.text(), reader.text()
+    taken_at, sequence, dropped = reader.long() / 1000, reader.long(), reader.long()
+    shapes = reader.array(lambda: _read_shape(reader))
+    rows = _read_rows(reader, shapes)
+    details = dict(reader.array(lambda: _read_detail(reader)))
+    reader.ended()
+    events = [
+        _event(worker, group, taken_at, row, details.get(number, _NO_DETAIL)) for number, row in enumerate(rows)
+    ]
+    return Batch(worker, group, taken_at, sequence, dropped, events)
+
+
+class _Row(NamedTuple):
+    shape: _Shape
+    offset: int
+    started_at: float
+    duration_s: float
+    wait_s: float
+    job_id: str
+    origin: str
+
+
+def _read_shape(reader: wire.Reader) -> _Shape:
+    kind, queue, job_type, topic = reader.text(), reader.text(), reader.text(), reader.text()
+    return _Shape(kind, queue, job_type, topic, reader.blob(), reader.long(), reader.long(), reader.long())
+
+
+def _read_rows(reader: wire.Reader, shapes: list[_Shape]) -> list[_Row]:
+    count = reader.long()
+    numbers: Sequence[int] = _read_column(reader, "I", count)
+    if count and max(numbers) >= len(shapes):
+        raise DecodeError(f"shape {max(numbers)} of {len(shapes)}")
+    columns = [_read_column(reader, typecode, count) for typecode in "qdff"]
+    ids, origins = _read_texts(reader, count), _read_texts(reader, count)
+    return list(map(_Row, [shapes[number] for number in numbers], *columns, ids, origins))
+
+
+def _read_column(reader: wire.Reader, typecode: str, count: int) -> array[Any]:
+    return _column_of(reader.blob(), typecode, count)
+
+
+def _column_of(raw: bytes, typecode: str, count: int) -> array[Any]:
+    column: array[Any] = array(typecode)
+    if len(raw) != count * column.itemsize:
+        raise DecodeError(f"a column of {len(raw)} bytes for {count} rows of {column.itemsize}")
+    column.frombytes(raw)
+    if sys.byteorder == "big":
+        column.byteswap()
+    return column
+
+
+def _read_texts(reader: wire.Reader, count: int) -> list[str]:
+    raw_lengths, texts = reader.blob(), reader.blob()
+    if not raw_lengths:
+        return [""] * count
+    lengths = _column_of(raw_lengths, "H", count)
+    if sum(lengths) != len(texts):
+        raise DecodeError(f"texts of {sum(lengths)} bytes in {len(texts)}")
+    ends = accumulate(lengths, initial=0)
+    return [texts[start:end].decode("utf-8", "replace") for start, end in pairwise(ends)]
+
+
+def _read_detail(reader: wire.Reader) -> tuple[int, _Detail]:
+    return reader.long(), _Detail(reader.text(), reader.text(), reader.text(), reader.long() / 1000)
+
+
+def _event(worker: str, group: str, taken_at: float, row: _Row, detail: _Detail) -> Event:
+    shape = row.shape
+    return Event(
+        kind=shape.kind,
+        job_id=row.job_id,
+        job_type=shape.job_type,
+        queue=shape.queue,
+        group=group,
+        origin=row.origin or origin_of(shape.topic, shape.topic_id, shape.partition, row.offset),
+        run=shape.run,
+        attempt=shape.attempt,
+        topic=shape.topic,
+        partition=shape.partition,
+        offset=row.offset,
+        at=row.started_at + row.duration_s if row.started_at else taken_at,
+        started_at=row.started_at,
+        duration_s=row.duration_s,
+        wait_s=row.wait_s,
+        error_type=detail.error_type,
+        error_message=detail.error_message,
+        reason=detail.reason,
+        due=detail.due,
+        worker=worker,
+    )

@@ -1,0 +1,372 @@
+"""Metrics of one process: gathered from lists of jobs, added up over loops and processes, exposed to Prometheus.
+
+Every loop has a `Metrics` of its own. `merge` adds up the snapshots of loops, `Totals` those of processes; a scrape reads a snapshot
+and never asks a broker. Nothing is global: families are made fresh at each scrape, so that what vanished is not exposed.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from operator import add
+from typing import TYPE_CHECKING, NamedTuple
+
+from streamjobs.telemetry.catalogue import METRICS, OTHER, REASONS, UNKNOWN_TYPE, Metric
+from streamjobs.telemetry.events import FinishedJob
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric as Family
+
+Series = tuple[str, tuple[str, ...]]
+"""A metric's name, and the values of its labels in the order of the catalogue."""
+
+#: Outcomes after which a job is over; after the others it runs again.
+COMPLETED = frozenset(("succeeded", "rejected", "dead", "cancelled", "expired"))
+#: Outcomes that are failures, and what follows.
+_ACTIONS = {"retried": "retry", "rejected": "dead_letter", "dead": "dead_letter"}
+#: What names a failure without an exception.
+_SIGNALS = {"retried": "RetryAfter", "rejected": "Reject"}
+_ERROR_TYPES = 50
+
+
+class Snapshot(NamedTuple):
+    """What a process has counted, as plain data that can be pickled. Histograms: counts by bucket (the last: beyond), sum."""
+
+    counters: dict[Series, float]
+    histograms: dict[Series, tuple[tuple[int, ...], float]]
+    gauges: dict[Series, float]
+
+
+EMPTY = Snapshot({}, {}, {})
+
+
+class Histogram:
+    """Counts by bucket; takes many values at once."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, values: list[float]) -> None:
+        """Values of one list mostly share a bucket: then two comparisons a value are all there is. Sorts the list if not."""
+        if not values:
+            return
+        self.total += sum(values)
+        lowest = bisect_left(self.bounds, min(values))
+        highest = bisect_left(self.bounds, max(values))
+        if lowest == highest:
+            self.counts[lowest] += len(values)
+        else:
+            self._spread(values, lowest, highest)
+
+    def _spread(self, values: list[float], lowest: int, highest: int) -> None:
+        values.sort()
+        start = 0
+        for bucket in range(lowest, highest):
+            end = bisect_right(values, self.bounds[bucket], start)
+            self.counts[bucket] += end - start
+            start = end
+        self.counts[highest] += len(values) - start
+
+
+class _Group(NamedTuple):
+    """The series of jobs of one queue, type and outcome."""
+
+    attempts: Series
+    completed: Series | None
+    runs: Histogram
+    waits: Histogram
+    end_to_end: Histogram | None
+    attempts_per_job: Histogram | None
+
+
+class Metrics:
+    """What one loop, or one publisher, counts. Any thread may call it: there is a lock a call, and a call takes a list.
+
+    `tier`: main or retry. `job_types`: the registry; other types share one label.
+    """
+
+    def __init__(self, group: str = "", tier: str = "main", job_types: Collection[str] = ()) -> None:
+        self.group = group
+        self.tier = tier
+        self._job_types = job_types
+        self._lock = threading.Lock()
+        self._counters: defaultdict[Series, float] = defaultdict(float)
+        self._histograms: dict[Series, Histogram] = {}
+        self._gauges: dict[Series, float] = {}
+        self._groups: dict[tuple[str, str, str], _Group] = {}
+        self._error_types: defaultdict[str, _Recent] = defaultdict(_Recent)
+
+    # Jobs ---------------------------------------------------------------------------------------------------------------
+
+    def observe(self, jobs: Sequence[FinishedJob]) -> None:
+        """Runs that reached an outcome: one call for each list of results."""
+        if not jobs:
+            return
+        keys = [(job.home.queue, job.job_type.name, job.outcome) for job in jobs]
+        with self._lock:
+            if keys.count(keys[0]) == len(keys):
+                self._observe(keys[0], jobs)
+            else:
+                for key, some in _grouped(keys, jobs):
+                    self._observe(key, some)
+
+    def _observe(self, key: tuple[str, str, str], jobs: Sequence[FinishedJob]) -> None:
+        group = self._groups.get(key) or self._new_group(key)
+        self._counters[group.attempts] += len(jobs)
+        if group.completed is not None:
+            self._counters[group.completed] += len(jobs)
+        outcome = key[2]
+        if outcome != "succeeded":
+            self._observe_failures(key, jobs)
+            jobs = [job for job in jobs if job.started_at]  # cancelled, expired, unreadable: it may never have run
+        durations = [job.duration_s for job in jobs]
+        waits = [job.wait_s for job in jobs]
+        if group.end_to_end is not None and group.attempts_per_job is not None:
+            group.end_to_end.observe(_end_to_end(jobs, waits, durations))
+            group.attempts_per_job.observe([job.attempt for job in jobs])
+        group.runs.observe(durations)
+        group.waits.observe(waits)
+
+    def _new_group(self, key: tuple[str, str, str]) -> _Group:
+        queue, given_type, outcome = key
+        job_type = given_type if given_type in self._job_types else UNKNOWN_TYPE
+        over = outcome in COMPLETED
+        group = self._groups[key] = _Group(
+            attempts=_series("attempts_total", queue, job_type, outcome),
+            completed=_series("jobs_completed_total", queue, job_type, outcome) if over else None,
+            runs=self._histogram("execution_duration_seconds", queue, job_type, "error" if outcome in _ACTIONS else "ok"),
+            waits=self._histogram("queue_wait_seconds", queue, self.group, job_type, self.tier),
+            end_to_end=self._histogram("end_to_end_seconds", queue, job_type) if over else None,
+            attempts_per_job=self._histogram("attempts_per_job", queue) if over else None,
+        )
+        return group
+
+    def _observe_failures(self, key: tuple[str, str, str], jobs: Sequence[FinishedJob]) -> None:
+        queue, _, outcome = key
+        action = _ACTIONS.get(outcome)
+        if action is None:
+            return
+        job_type = self._groups[key].attempts[1][1]
+        for job in jobs:
+            error_type = self._bounded(queue, job.error_type or _SIGNALS.get(outcome, OTHER))
+            self._counters[_series("failures_total", queue, job_type, error_type, action)] += 1
+            if action == "dead_letter":
+                reason = job.reason if job.reason in REASONS else OTHER
+                self._counters[_series("dead_letters_total", queue, job_type, reason)] += 1
+
+    def _bounded(self, queue: str, error_type: str) -> str:
+        """The label of an error type. The one seen longest ago makes room, and what it counted moves to `_OTHER`."""
+        forgotten = self._error_types[queue].see(error_type)
+        if forgotten is not None:
+            _move_to_other(self._counters, queue, {forgotten})
+        return error_type
+
+    # Everything else ----------------------------------------------------------------------------------------------------
+
+    def count(self, name: str, *labels: str, by: float = 1) -> None:
+        """Adds to a counter of the catalogue (name without prefix). Raises ValueError for what the catalogue does not have."""
+        with self._lock:
+            self._counters[_series(name, *labels)] += by
+
+    def time(self, name: str, seconds: float, *labels: str) -> None:
+        """Adds one value to a histogram. Raises ValueError as `count` does."""
+        with self._lock:
+            self._histogram(name, *labels).observe([seconds])
+
+    def set(self, name: str, value: float, *labels: str) -> None:
+        """Sets a gauge. Raises ValueError as `count` does."""
+        with self._lock:
+            self._gauges[_series(name, *labels)] = value
+
+    def replace(self, name: str, values: Mapping[tuple[str, ...], float]) -> None:
+        """Sets all series of a gauge at once: those that are not named are gone. Raises ValueError as `count` does."""
+        fresh = {_series(name, *labels): value for labels, value in values.items()}
+        with self._lock:
+            for series in [series for series in self._gauges if series[0] == name]:
+                del self._gauges[series]
+            self._gauges.update(fresh)
+
+    def prepare(self, queue: str, job_types: Iterable[str]) -> None:
+        """Exposes the counters of a queue's jobs as 0 before the first: `rate()` does not see a series begin at 1."""
+        with self._lock:
+            for job_type in job_types:
+                for outcome in COMPLETED:
+                    self._counters[_series("jobs_completed_total", queue, job_type, outcome)] += 0
+
+    def snapshot(self) -> Snapshot:
+        """A copy, for any thread and any process."""
+        with self._lock:
+            histograms = {series: (tuple(h.counts), h.total) for series, h in self._histograms.items()}
+            return Snapshot(dict(self._counters), histograms, dict(self._gauges))
+
+    def _histogram(self, name: str, *labels: str) -> Histogram:
+        series = _series(name, *labels)
+        found = self._histograms.get(series)
+        if found is None:
+            found = self._histograms[series] = Histogram(METRICS[name].buckets)
+        return found
+
+
+class _Recent(OrderedDict[str, None]):
+    """The error types last seen in a queue."""
+
+    def see(self, name: str) -> str | None:
+        """Returns the one that made room for it, if one had to."""
+        known = name in self
+        self[name] = None
+        self.move_to_end(name)
+        return self.popitem(last=False)[0] if not known and len(self) > _ERROR_TYPES else None
+
+
+def _series(name: str, *labels: str) -> Series:
+    metric = METRICS.get(name)
+    if metric is None or len(metric.labels) != len(labels):
+        wanted = "it is not in the catalogue" if metric is None else f"its labels are {', '.join(metric.labels) or 'none'}"
+        raise ValueError(f"metric {name} with labels {labels}: {wanted}")
+    return name, labels
+
+
+def _grouped(
+    keys: Sequence[tuple[str, str, str]], jobs: Sequence[FinishedJob]
+) -> Iterator[tuple[tuple[str, str, str], list[FinishedJob]]]:
+    groups: defaultdict[tuple[str, str, str], list[FinishedJob]] = defaultdict(list)
+    for key, job in zip(keys, jobs):
+        groups[key].append(job)
+    return iter(groups.items())
+
+
+def _end_to_end(jobs: Sequence[FinishedJob], waits: list[float], durations: list[float]) -> list[float]:
+    """A job without headers of ours was neither delayed nor run before: it waited and ran, nothing else."""
+    metas = [job.meta for job in jobs]
+    if metas.count(None) == len(metas):
+        return list(map(add, waits, durations))
+    return [max(0.0, job.started_at + job.duration_s - job.first_appended_at) for job in jobs]
+
+
+def _move_to_other(counters: dict[Series, float], queue: str, error_types: Collection[str]) -> None:
+    for series in [series for series in counters if series[0] == "failures_total"]:
+        of_queue, job_type, error_type, action = series[1]
+        if of_queue == queue and error_type in error_types:
+            other = "failures_total", (queue, job_type, OTHER, action)
+            counters[other] = counters.get(other, 0) + counters.pop(series)
+
+
+# Adding up ------------------------------------------------------------------------------------------------------------
+
+
+def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
+    """One snapshot of several loops or processes: counters and histograms added up, gauges joined as the catalogue says."""
+    merged = Snapshot({}, {}, {})
+    for snapshot in snapshots:
+        for series, value in snapshot.counters.items():
+            merged.counters[series] = merged.counters.get(series, 0) + value
+        for series, (counts, total) in snapshot.histograms.items():
+            known, sum_known = merged.histograms.get(series, ((0,) * len(counts), 0.0))
+            merged.histograms[series] = tuple(map(add, known, counts)), sum_known + total
+        for series, value in snapshot.gauges.items():
+            known_value = merged.gauges.get(series)
+            merged.gauges[series] = value if known_value is None else _joined(METRICS[series[0]], known_value, value)
+    return merged
+
+
+def _joined(metric: Metric, one: float, other: float) -> float:
+    if metric.joined == "sum":
+        return one + other
+    return max(one, other) if metric.joined == "max" else min(one, other)
+
+
+class Totals:
+    """What all processes of a worker have counted, the ended ones included: a counter must not fall when a process ends.
+
+    Any thread may call it. A process is named by whatever tells its lives apart (slot and pid).
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ended = EMPTY
+        self._living: dict[Hashable, Snapshot] = {}
+
+    def report(self, process: Hashable, snapshot: Snapshot) -> None:
+        """The latest from a living process."""
+        with self._lock:
+            self._living[process] = snapshot
+
+    def ended(self, process: Hashable) -> None:
+        """Its gauges go with it, what it counted stays."""
+        with self._lock:
+            last = self._living.pop(process, EMPTY)
+            self._ended = _bounded_errors(merge([self._ended, last._replace(gauges={})]))
+
+    def snapshot(self) -> Snapshot:
+        with self._lock:
+            return _bounded_errors(merge([self._ended, *self._living.values()]))
+
+
+def _bounded_errors(snapshot: Snapshot) -> Snapshot:
+    """Each process names its own error types: together they keep to the bound again, the most frequent ones by name."""
+    frequency: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for (name, labels), value in snapshot.counters.items():
+        if name == "failures_total" and labels[2] != OTHER:
+            frequency[labels[0]][labels[2]] += value
+    for queue, counts in frequency.items():
+        rare = sorted(counts, key=lambda error_type: (-counts[error_type], error_type))[_ERROR_TYPES:]
+        if rare:
+            _move_to_other(snapshot.counters, queue, set(rare))
+    return snapshot
+
+
+# Prometheus -----------------------------------------------------------------------------------------------------------
+
+
+class Collector:
+    """A snapshot as Prometheus families; registered where a user has a registry, or used by `exposition`."""
+
+    def __init__(self, source: Callable[[], Snapshot]) -> None:
+        self._source = source
+
+    def collect(self) -> Iterator[Family]:
+        snapshot = self._source()
+        by_name: defaultdict[str, list[Series]] = defaultdict(list)
+        for series in sorted((*snapshot.counters, *snapshot.histograms, *snapshot.gauges)):
+            by_name[series[0]].append(series)
+        for name, series_of_metric in by_name.items():
+            yield _family(METRICS[name], series_of_metric, snapshot)
+
+
+def _family(metric: Metric, series_of_metric: list[Series], snapshot: Snapshot) -> Family:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+    if metric.type == "histogram":
+        histogram = HistogramMetricFamily(metric.full_name, metric.meaning, labels=metric.labels)
+        for series in series_of_metric:
+            counts, total = snapshot.histograms[series]
+            histogram.add_metric(series[1], _cumulative(metric.buckets, counts), total)
+        return histogram
+    make = CounterMetricFamily if metric.type == "counter" else GaugeMetricFamily
+    values = snapshot.counters if metric.type == "counter" else snapshot.gauges
+    family = make(metric.full_name, metric.meaning, labels=metric.labels)
+    for series in series_of_metric:
+        family.add_metric(series[1], values[series])
+    return family
+
+
+def _cumulative(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
+    return list(zip([*map(str, bounds), "+Inf"], accumulate(counts)))
+
+
+def exposition(source: Callable[[], Snapshot], accept: str = "") -> tuple[bytes, str]:
+    """A scrape's body and content type: OpenMetrics if the `Accept` header asks for it, else Prometheus' text format."""
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.exposition import choose_encoder
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Collector(source))
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type
