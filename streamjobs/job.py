@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar
 from streamjobs.core import record as wire
 from streamjobs.core.dispatch import Entry, Partition
 from streamjobs.core.duration import seconds
+from streamjobs.core.lifecycle import Failure
 from streamjobs.core.record import Meta
 from streamjobs.core.retry import Retry
 from streamjobs.errors import JobTypeError, UsageError
@@ -70,6 +72,10 @@ class JobCancelled(Signal):
     """Raised by `job.heartbeat()` inside a handler whose job was cancelled or has lost its partition."""
 
 
+class Timeout(Exception):
+    """A run that took longer than its job type's timeout; its `error_type` is `Timeout`."""
+
+
 class Job(Entry):
     """One run of a job.
 
@@ -79,9 +85,11 @@ class Job(Entry):
 
     __slots__ = (
         "job_type", "args", "message", "run", "attempt", "due", "started_at", "duration_s", "error", "outcome", "failure",
-        "meta", "deadline_at", "_cancelled", "_progress", "_origin", "_id", "deferred_since",
+        "meta", "deadline_at", "id", "due_again", "_cancelled", "_progress", "_origin",
     )  # fmt: skip
 
+    id: str
+    """The caller's id or a UUIDv7; the origin where the record has none."""
     job_type: JobType[Any, Any]
     args: tuple[Any, ...]
     run: int
@@ -104,13 +112,12 @@ class Job(Entry):
         self.duration_s = 0.0
         self.error: BaseException | None = None
         self.outcome = ""
-        self.failure = None
+        self.failure: Failure | None = None
         self.deadline_at = 0.0
-        self.deferred_since = 0.0
+        self.due_again = 0.0
         self._cancelled = False
         self._progress: Any = None
         self._origin = ""
-        self._id = ""
         if meta is None:
             self.run = self.attempt = 1
             self.due = 0.0
@@ -125,18 +132,11 @@ class Job(Entry):
         home = Partition("local", 0, job_type.queue, retry=False, topic_id=b"", epoch=0, tracker=None)
         meta = Meta(job_type=job_type.name, job_id=id, origin="local/0/0")
         job = cls(job_type, home, _LocalMessage(), meta)
+        job.id = id
         job.lane = None
         return job
 
     # What it is -----------------------------------------------------------------------------------------------------
-
-    @property
-    def id(self) -> str:
-        """The caller's id or a UUIDv7; the origin where the record has none."""
-        if not self._id:
-            meta = self.full_meta
-            self._id = meta.job_id or self.origin
-        return self._id
 
     @property
     def type(self) -> str:
@@ -211,12 +211,17 @@ class Job(Entry):
     def error_type(self) -> str:
         failure = self.failure
         if failure is not None and failure.error_type:
-            return str(failure.error_type)
+            return failure.error_type
         return "" if self.error is None or isinstance(self.error, Signal) else type(self.error).__qualname__
 
     @property
     def error_message(self) -> str:
         return "" if self.error is None else str(self.error)
+
+    @property
+    def reason(self) -> str:
+        """Why it did not succeed."""
+        return "" if self.failure is None else self.failure.reason
 
     # What a running handler may ask and say ----------------------------------------------------------------------------
 
@@ -247,6 +252,10 @@ class Job(Entry):
 
     def __repr__(self) -> str:
         return f"Job({self.type} {self.id}, run {self.run}, attempt {self.attempt}, {self.topic}/{self.partition}@{self.offset})"
+
+
+#: The job that this thread or task runs now: what log records and spans say of it.
+CURRENT: ContextVar[Job | None] = ContextVar("streamjobs_job", default=None)
 
 
 class _LocalMessage:
@@ -358,6 +367,7 @@ class JobType(Generic[P, R]):
         self.schema_path = schema
         self.strict = self.order == "key_strict"
         self.mean_s: float | None = None  # of its runs in this process; steers the size of chunks
+        self.run: Callable[[Job], Any] = self._first_run
         self._publisher = publisher
         self._payload: Payload | None = None
         self.__doc__ = fn.__doc__
@@ -387,6 +397,16 @@ class JobType(Generic[P, R]):
         if len(args) >= place:
             return self.fn(*args[:place], Job.local(self), *args[place:], **kwargs)
         return self.fn(*args, **{name: Job.local(self)}, **kwargs)
+
+    def _first_run(self, job: Job) -> Any:
+        """Binds how the handler is called with a job, then calls it."""
+        self.run = self.payload.caller(self.fn)
+        return self.run(job)
+
+    def observe_mean(self, duration_s: float) -> None:
+        """A moving mean of its durations; it only steers the size of chunks, so a lost update does no harm."""
+        mean = self.mean_s
+        self.mean_s = duration_s if mean is None else mean + (duration_s - mean) * 0.1
 
     @property
     def publisher(self) -> Publisher:

@@ -18,15 +18,15 @@ from typing import Any, Generic, TypeVar
 
 
 class Partition:
-    """An assigned partition, as its loop sees it. One owner: the loop's thread; other threads only read `epoch`.
+    """An assigned partition, as its loop sees it. One owner: the loop's thread; other threads only read `serving`.
 
-    `epoch` is -1 once the partition is gone: no entry received before may start, or write anything, from then on.
+    `epoch` is -1 once the partition is gone: no entry received before may write anything from then on. `serving` is the epoch
+    whose entries may start: it ends before `epoch` does, while a revoked partition's running jobs are waited for.
     """
 
     __slots__ = (
-        "topic", "number", "queue", "retry", "topic_id", "epoch", "tracker", "lanes", "running", "open", "bytes", "waiting",
-        "paused", "full", "fetching", "committed_version", "committed_at", "committed_base", "started", "copies", "parked",
-        "takeovers", "behind", "state",
+        "topic", "number", "queue", "retry", "topic_id", "epoch", "serving", "tracker", "lanes", "running", "open", "bytes", "waiting",
+        "full", "fetching", "committed_version", "committed_at", "started", "copies", "parked", "beginning",
     )  # fmt: skip
 
     def __init__(self, topic: str, number: int, queue: str, *, retry: bool, topic_id: bytes, epoch: int, tracker: Any) -> None:
@@ -36,24 +36,21 @@ class Partition:
         self.retry = retry
         self.topic_id = topic_id
         self.epoch = epoch
+        self.serving = epoch
         self.tracker = tracker
         self.lanes: dict[bytes, Entry] = {}
         self.running = 0  # handed to an executor, not yet back
         self.open = 0  # settlements not yet acknowledged
         self.bytes = 0  # of values held by unfinished jobs
         self.waiting = 0  # in memory until they are due
-        self.paused = False  # at the consumer
         self.full = False  # admission stopped
-        self.fetching = True  # False: held back for a reason, such as a lost commit
+        self.fetching = True  # False: nothing is read or committed, for a reason such as a lost commit
         self.committed_version = -1
         self.committed_at = 0.0
-        self.committed_base = -1
         self.started = False  # the `started` mark is written
         self.copies: dict[tuple[str, int, int], int] = {}
         self.parked: dict[int, Any] = {}
-        self.takeovers = 0
-        self.behind = 0
-        self.state = ""
+        self.beginning: Any = None  # how this epoch began
 
     def __repr__(self) -> str:
         return f"Partition({self.topic}/{self.number}, epoch {self.epoch})"
@@ -95,12 +92,12 @@ class Dispatcher(Generic[E]):
         self.ready[entry.kind].append(entry)
 
     def take(self, kind: str, limit: int) -> list[E]:
-        """Up to `limit` ready entries of an executor, of partitions that are still ours."""
+        """Up to `limit` ready entries of an executor; those of partitions that have left or are leaving are dropped."""
         ready = self.ready[kind]
         taken: list[E] = []
         while ready and len(taken) < limit:
             entry = ready.popleft()
-            if entry.epoch == entry.home.epoch:
+            if entry.epoch == entry.home.serving:
                 taken.append(entry)
         return taken
 
@@ -117,7 +114,7 @@ class Dispatcher(Generic[E]):
     def give_back(self, entries: Iterable[E]) -> None:
         """Entries that were handed out and not started: first in turn again, in their order."""
         for entry in reversed(list(entries)):
-            if entry.epoch == entry.home.epoch:
+            if entry.epoch == entry.home.serving:
                 self.ready[entry.kind].appendleft(entry)
 
     def drop(self, partition: Partition) -> None:

@@ -1,0 +1,80 @@
+"""Executors: where handlers run, off the loop's thread. Work comes and results go in chunks (PERFORMANCE.md §3)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from queue import SimpleQueue
+from typing import Protocol
+
+from streamjobs.job import Job
+
+#: A visit to one lane ends after so many jobs, or so long: then another key's turn comes (PROTOCOLS §4).
+VISIT_JOBS = 256
+VISIT_S = 0.05
+
+
+class Gate:
+    """What a thread looks at before each job of a chunk: drain, and job types that may not run now.
+
+    One for all loops of a process. Only loop threads write it.
+    """
+
+    __slots__ = ("closed", "held")
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.held: frozenset[str] = frozenset()
+
+    def bars(self, job: Job) -> bool:
+        """Whether this job may not start: its partition has left, the worker drains, or its type is held."""
+        if job.epoch != job.home.serving or self.closed or job.cancelled:
+            return True
+        return bool(self.held) and job.job_type.name in self.held
+
+
+class Chunk:
+    """Jobs handed out together. The thread fills it, the loop reads it; each list has one writer.
+
+    `jobs` is an iterator over lane heads, so that the loop can take back what a stuck thread has not started: whoever calls
+    `next` first has the job.
+    """
+
+    __slots__ = ("kind", "jobs", "results", "done", "stops", "returned", "current", "harvested", "cpu_s", "zombie")
+
+    def __init__(self, kind: str, jobs: list[Job], results: SimpleQueue[Chunk]) -> None:
+        self.kind = kind
+        self.jobs: Iterator[Job] = iter(jobs)
+        self.results = results
+        self.done: list[Job] = []  # ran to an end, in order
+        self.stops: list[Job] = []  # the last job of each lane visited
+        self.returned: list[Job] = []  # not started
+        # Set before the gate is looked at. So when a revoke closes the gate and then finds no job of the partition here,
+        # none will start: it either sees this one and waits for it, or this one sees the closed gate.
+        self.current: Job | None = None
+        self.harvested = 0  # how many of `done` the loop has seen
+        self.cpu_s = 0.0
+        self.zombie: Job | None = None  # a job that runs on past its timeout
+
+    def take_back(self) -> list[Job]:
+        """What the thread has not begun; it will not begin it any more."""
+        return list(self.jobs)
+
+
+class Executor(Protocol):
+    """Runs chunks and puts each into its own `results` when it is over. `submit` never blocks."""
+
+    kind: str
+    slots: int
+
+    def submit(self, chunk: Chunk) -> None: ...
+
+    def cancel(self, job: Job) -> None:
+        """Interrupts a running job where that is possible; its `cancelled` is set already."""
+        ...
+
+    def stop(self, timeout: float) -> None: ...
+
+
+#: perf_counter's distance to the epoch, so that one clock read a job serves for duration and start.
+EPOCH_OFFSET = time.time() - time.perf_counter()

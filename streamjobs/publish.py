@@ -1,0 +1,367 @@
+"""Publishing: validated arguments → record → producer → receipt. Nothing is sent before it is validated and encoded."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from streamjobs.core import record as wire
+from streamjobs.core.partitioner import partition_of
+from streamjobs.core.record import CONTENT_TYPE, HeaderValue, Record
+from streamjobs.errors import BrokerError, PayloadError, PublishError
+from streamjobs.job import NO_OPTIONS, JobType, Options, Receipt
+
+if TYPE_CHECKING:
+    from streamjobs.app import App
+    from streamjobs.broker import Message, Producer
+
+#: What retry and letter headers may add to a job; `publish` refuses one that leaves less (PROTOCOLS §2).
+HEADROOM = 32 * 1024
+#: How long one thread serves acknowledgements before it looks whether its own has come through another thread.
+_SLICE_S = 0.05
+
+
+class Sending:
+    """One record on its way: set once, by whichever thread polls the producer."""
+
+    __slots__ = ("job_id", "message", "error", "done", "then")
+
+    def __init__(self, job_id: str, then: Callable[[Sending], None] | None = None) -> None:
+        self.job_id = job_id
+        self.message: Message | None = None
+        self.error: BrokerError | None = None
+        self.done = False
+        self.then = then
+
+    def __call__(self, error: BrokerError | None, message: Message) -> None:
+        self.error, self.message, self.done = error, message, True
+        if self.then is not None:
+            self.then(self)
+
+    def receipt(self) -> Receipt:
+        """Raises PublishError if the broker refused it."""
+        message = self.message
+        if self.error is not None or message is None:
+            raise PublishError(f"job {self.job_id} was not stored: {self.error}") from self.error
+        return Receipt(message.topic(), message.partition(), message.offset(), self.job_id)
+
+
+class Publisher:
+    """The publishing side of one App. Any thread may call it; a forked child gets a producer of its own."""
+
+    def __init__(self, app: App, observe: Callable[[JobType[Any, Any], int, int, float], None] | None = None) -> None:
+        self._app = app
+        self._settings = app.settings
+        self._names = app.names
+        self._producer: Producer | None = None
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._polling = threading.Lock()
+        self._registered: set[bytes] = set()
+        self._partitions: dict[str, int] = {}
+        self._ladders: dict[str, str] = {}
+        self._poller: threading.Thread | None = None
+        self._closed = False
+        self._source = app.name.encode()
+        self.observe = observe
+        _living.add(self)
+
+    # The three ways to publish ---------------------------------------------------------------------------------------
+
+    def publish(self, job_type: JobType[Any, Any], arguments: Mapping[str, Any], options: Options = NO_OPTIONS) -> Receipt:
+        """Sends one job and waits for its acknowledgement. Raises PublishError after `publish_timeout`."""
+        deadline = time.monotonic() + self._settings.publish_timeout
+        sending, record = self._prepared(job_type, arguments, options)
+        began = time.monotonic()
+        self._send(record, sending, deadline)
+        self._wait([sending], deadline)
+        self._observed(job_type, 1, 0 if sending.error is None else 1, time.monotonic() - began)
+        return sending.receipt()
+
+    def publish_many(
+        self, job_type: JobType[Any, Any], rows: Iterable[Mapping[str, Any]], options: Options = NO_OPTIONS
+    ) -> list[Receipt]:
+        """Sends a job a row and waits once for all. Raises PayloadError before anything is sent, or PublishError."""
+        prepared = [self._prepared(job_type, arguments, options) for arguments in _numbered(rows)]
+        timeout = self._settings.publish_timeout
+        began = time.monotonic()
+        for sending, record in prepared:
+            self._send(record, sending, time.monotonic() + timeout)
+        sendings = [sending for sending, _ in prepared]
+        self._wait(sendings, time.monotonic() + timeout)
+        failed = [sending for sending in sendings if sending.error is not None]
+        self._observed(job_type, len(sendings), len(failed), time.monotonic() - began)
+        if failed:
+            stored = len(sendings) - len(failed)
+            raise PublishError(
+                f"{len(failed)} of {len(sendings)} jobs were not stored (the other {stored} were), the first because: "
+                f"{failed[0].error}"
+            ) from failed[0].error
+        return [sending.receipt() for sending in sendings]
+
+    async def publish_async(
+        self, job_type: JobType[Any, Any], arguments: Mapping[str, Any], options: Options = NO_OPTIONS
+    ) -> Receipt:
+        """Sends one job without blocking the event loop. Raises PublishError after `publish_timeout`."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Receipt] = loop.create_future()
+        sending, record = await loop.run_in_executor(None, self._prepared, job_type, arguments, options)
+        sending.then = lambda done: loop.call_soon_threadsafe(_resolve, future, done)
+        began = time.monotonic()
+        timeout = self._settings.publish_timeout
+        self._start_poller()
+        await loop.run_in_executor(None, self._send, record, sending, began + timeout)
+        try:
+            return await asyncio.wait_for(future, timeout)
+        except TimeoutError:
+            raise self._late(1) from None
+        finally:
+            ok = sending.done and sending.error is None
+            self._observed(job_type, 1, 0 if ok else 1, time.monotonic() - began)
+
+    # Making the record -----------------------------------------------------------------------------------------------
+
+    def _prepared(self, job_type: JobType[Any, Any], arguments: Mapping[str, Any], options: Options) -> tuple[Sending, Record]:
+        payload = job_type.payload
+        if payload.fingerprint not in self._registered:
+            self._register(payload)
+        value = payload.encode(arguments)
+        key = options.key if options.key is not None else job_type.key_of(arguments)
+        job_id = options.id or new_id()
+        now = time.time()
+        topic, headers = self._headers(job_type, options, job_id, now)
+        record = Record(topic, value, None if key is None else key.encode(), headers, self._partition(topic, key, job_id))
+        self._check_size(job_type, record)
+        return Sending(job_id), record
+
+    def _headers(
+        self, job_type: JobType[Any, Any], options: Options, job_id: str, now: float
+    ) -> tuple[str, list[tuple[str, bytes]]]:
+        headers = [
+            ("ce_type", job_type.name.encode()),
+            ("ce_id", job_id.encode()),
+            ("ce_specversion", b"1.0"),
+            ("ce_source", self._source),
+            ("ce_time", _timestamp(now)),
+            ("content-type", CONTENT_TYPE),
+        ]
+        topic = self._names.main(job_type.queue)
+        if options is NO_OPTIONS:
+            return topic, headers
+        topic, ours = self._route(job_type.queue, options, now)
+        ours["sj_tags"] = ",".join(options.tags) or None
+        headers += wire.encoded(ours.items())
+        headers += [(name, value if isinstance(value, bytes) else value.encode()) for name, value in options.headers.items()]
+        return topic, headers
+
+    def _route(self, queue: str, options: Options, now: float) -> tuple[str, dict[str, HeaderValue]]:
+        """Where the record goes first: the queue's topic, or the ladder for a delay that is longer than its smallest tier."""
+        main = self._names.main(queue)
+        due = now + options.delay_s if options.delay_s is not None else options.at
+        headers: dict[str, HeaderValue] = {}
+        if options.expires_s is not None:
+            headers["sj_expires"] = (due or now) + options.expires_s
+        if due is None or due <= now:
+            return main, headers
+        if due - now > self._settings.max_delay:
+            raise PayloadError(
+                f"a delay of {due - now:.0f} s is longer than max_delay ({self._settings.max_delay:.0f} s): "
+                "publish it later, or raise the setting"
+            )
+        headers["sj_due"] = due
+        tier = self._settings.ladder.tier_for(due - now)
+        if tier is None:
+            return main, headers
+        headers["sj_next"] = main
+        return self._names.delay(self._ladder_of(queue), tier), headers
+
+    def _ladder_of(self, queue: str) -> str:
+        """The app whose ladder carries this queue's delays: the one that registered it (PROTOCOLS §6)."""
+        found = self._ladders.get(queue)
+        if found is None:
+            from streamjobs.tables import read_desired
+
+            topic = self._names.main(queue)
+            found = read_desired(self._app.broker, self._names).ladder_of(topic)
+            if found is None:
+                raise PublishError(
+                    f"queue {queue!r} can't delay jobs yet: no app has registered it; run `streamjobs topic apply` for the app "
+                    "whose workers run it"
+                )
+            self._ladders[queue] = found
+        return found
+
+    def _partition(self, topic: str, key: str | None, job_id: str) -> int:
+        """-1: by its key. A keyless record goes by its job id, so that copies of it meet (PROTOCOLS §1)."""
+        if key is not None:
+            return -1
+        count = self._partitions.get(topic)
+        if count is None:
+            found = self._app.broker.admin().topics([topic])
+            if topic not in found:
+                raise PublishError(f"topic {topic} does not exist: run `streamjobs topic apply`, or check the queue's name")
+            count = self._partitions[topic] = found[topic].partitions
+        return partition_of(job_id.encode(), count)
+
+    def _check_size(self, job_type: JobType[Any, Any], record: Record) -> None:
+        size = len(record.value or b"") + len(record.key or b"") + sum(len(n) + len(v) + 8 for n, v in record.headers)
+        limit = self._settings.max_message_bytes - HEADROOM
+        if size > limit:
+            raise PayloadError(
+                f"a {job_type.name} job of {size:,} bytes is larger than {limit:,} (max_message_bytes less what retries add): "
+                "store the data elsewhere and publish a reference, or raise the setting and run `streamjobs topic apply`"
+            )
+
+    def _register(self, payload: Any) -> None:
+        """The schema is acknowledged before the first job that needs it (PROTOCOLS §14)."""
+        key, value = payload.fingerprint.hex().encode(), payload.canonical.encode()
+        deadline = time.monotonic() + self._settings.publish_timeout
+        sending = Sending("(schema)")
+        self._send(Record(self._names.schemas, value, key), sending, deadline)
+        self._wait([sending], deadline)
+        if sending.error is not None:
+            raise PublishError(f"the job's schema could not be stored in {self._names.schemas}: {sending.error}") from sending.error
+        self._registered.add(payload.fingerprint)
+
+    # Sending ---------------------------------------------------------------------------------------------------------
+
+    def producer(self) -> Producer:
+        """This process's producer: one that was used before a fork delivers nothing in the child (KAFKA.md V24)."""
+        with self._lock:
+            if self._producer is not None and self._producer.fatal() is not None:
+                self._producer.close(0)
+                self._producer = None
+            if self._producer is None:
+                self._producer = self._app.broker.producer()
+            return self._producer
+
+    def _send(self, record: Record, sending: Sending, deadline: float) -> None:
+        """Queues it; while the client's queue is full, serves acknowledgements until there is room."""
+        producer = self.producer()
+        while True:
+            try:
+                return producer.send(record, sending)
+            except BrokerError as error:
+                if error.code != "_QUEUE_FULL" or time.monotonic() > deadline:
+                    raise PublishError(f"job {sending.job_id} was not sent: {error}") from error
+            producer.poll(_SLICE_S)
+
+    def _wait(self, sendings: list[Sending], deadline: float) -> None:
+        """Serves acknowledgements until all have theirs: one thread polls for all, the others look again after a moment."""
+        producer = self.producer()
+        for sending in sendings:
+            while not sending.done:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise self._late(sum(not s.done for s in sendings))
+                if self._polling.acquire(timeout=min(left, 0.002)):
+                    try:
+                        if not sending.done:
+                            producer.poll(min(left, _SLICE_S))
+                    finally:
+                        self._polling.release()
+
+    def _late(self, count: int) -> PublishError:
+        return PublishError(
+            f"{count} job(s) were not acknowledged within {self._settings.publish_timeout:g} s (publish_timeout): is the broker at "
+            f"{self._settings.bootstrap} reachable? They may still have been stored: publish again with the same id=, and let "
+            "the handler be idempotent"
+        )
+
+    def _start_poller(self) -> None:
+        """Acknowledgements of `publish_async` are served by a thread of their own."""
+        with self._lock:
+            if self._poller is None or not self._poller.is_alive():
+                self._poller = threading.Thread(target=self._poll_forever, name="streamjobs-publish", daemon=True)
+                self._poller.start()
+
+    def _poll_forever(self) -> None:
+        pid = self._pid
+        while not self._closed and pid == os.getpid():
+            self.producer().poll(0.1)
+
+    def _observed(self, job_type: JobType[Any, Any], count: int, failed: int, took_s: float) -> None:
+        if self.observe is not None:
+            self.observe(job_type, count, failed, took_s)
+
+    def flush(self, timeout: float | None = None) -> int:
+        """Waits for all that was sent; returns how many records are still open."""
+        producer = self._producer
+        return 0 if producer is None else producer.flush(self._settings.publish_timeout if timeout is None else timeout)
+
+    def close(self) -> None:
+        self._closed = True
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.close(self._settings.publish_timeout)
+
+    def forget_producer(self) -> None:
+        """In a forked child: the parent's producer is not ours (never closed here: its threads are not in this process)."""
+        self._lock = threading.RLock()
+        self._polling = threading.Lock()
+        _inherited.append(self._producer)
+        self._producer = None
+        self._poller = None
+        self._pid = os.getpid()
+
+
+def new_id() -> str:
+    """A UUIDv7 as text (RFC 9562 §5.7): sortable by its millisecond."""
+    ms = time.time_ns() // 1_000_000
+    raw = ms.to_bytes(6, "big").hex() + os.urandom(10).hex()
+    variant = "89ab"[int(raw[16], 16) & 3]
+    return f"{raw[:8]}-{raw[8:12]}-7{raw[13:16]}-{variant}{raw[17:20]}-{raw[20:]}"
+
+
+def _timestamp(now: float) -> bytes:
+    return datetime.fromtimestamp(now, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z").encode()
+
+
+def _numbered(rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    """The rows; a PayloadError on the way says which row it was."""
+    number = 0
+    iterator = iter(rows)
+    while True:
+        try:
+            row = next(iterator)
+        except StopIteration:
+            return
+        except PayloadError as error:
+            raise PayloadError(f"row {number}: {error}", error.field) from error
+        yield row
+        number += 1
+
+
+def _resolve(future: Any, sending: Sending) -> None:
+    if future.done():
+        return
+    try:
+        future.set_result(sending.receipt())
+    except PublishError as error:
+        future.set_exception(error)
+
+
+_living: weakref.WeakSet[Publisher] = weakref.WeakSet()
+_inherited: list[Any] = []
+
+
+def _after_fork() -> None:
+    for publisher in list(_living):
+        publisher.forget_producer()
+
+
+def _flush_all() -> None:
+    for publisher in list(_living):
+        publisher.flush()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_flush_all)

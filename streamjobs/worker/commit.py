@@ -1,0 +1,191 @@
+"""Committing: at each tick the events are acknowledged first, then (base, map) of the same instant (PROTOCOLS §4).
+
+    idle ──tick──▶ events sent ──all acked, or 2 s──▶ commit asked for ──answered──▶ idle
+
+One commit is in flight per group, so an older one never lands after a newer one (edge 19).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+from streamjobs.broker import Commit, Message, Producer, TopicPartition
+from streamjobs.core.dispatch import Partition
+from streamjobs.core.record import Record
+from streamjobs.errors import BrokerError
+from streamjobs.worker.poll import Poller
+
+logger = logging.getLogger(__name__)
+
+#: How long a commit waits for its events before it goes without them.
+EVENTS_PATIENCE_S = 2.0
+#: A commit whose answer does not come is given up, so that the next can be tried (edge 36).
+COMMIT_PATIENCE_S = 30.0
+#: An unchanged base is committed again, or the broker forgets it (PROTOCOLS §3).
+REFRESH_S = 3600.0
+#: A map of more characters than this is committed every 2 s at most.
+LARGE_MAP = 512
+LARGE_MAP_S = 2.0
+
+
+class Snapshot:
+    """What one tick commits: offsets, and the tracker versions they were taken at."""
+
+    __slots__ = ("offsets", "homes", "began", "unacked", "failed_events", "records")
+
+    def __init__(self, began: float) -> None:
+        self.offsets: dict[TopicPartition, Commit] = {}
+        self.homes: dict[TopicPartition, tuple[Partition, int, int]] = {}
+        self.began = began
+        self.records = 0
+        self.unacked = 0
+        self.failed_events = 0
+
+
+class Committer:
+    """Commits what its loop's partitions finished. One owner: the loop's thread."""
+
+    def __init__(
+        self,
+        poller: Poller,
+        producer: Callable[[], Producer],
+        *,
+        tick_s: float,
+        now: Callable[[], float],
+        committed: Callable[[Partition], None],
+        dropped: Callable[[int], None],
+    ) -> None:
+        self._poller = poller
+        self._producer = producer
+        self._tick_s = tick_s
+        self._now = now
+        self._committed = committed
+        self._dropped = dropped
+        self._last = now()
+        self._waiting: Snapshot | None = None
+        self._in_flight: Snapshot | None = None
+        self.last_good = now()
+        self.errors: dict[TopicPartition, BrokerError] = {}
+
+    def due(self) -> bool:
+        """Whether a tick may begin now."""
+        return self._waiting is None and self._in_flight is None and self._now() - self._last >= self._tick_s
+
+    def tick(self, events: Sequence[Record]) -> None:
+        """Begins a tick: the events gathered since the last one, and the partitions as they are now."""
+        now = self._last = self._now()
+        snapshot = Snapshot(now)
+        for home in self._poller.partitions.values():
+            if self._wants_commit(home, now):
+                self._take(snapshot, home)
+        self._send_events(snapshot, events)
+        if snapshot.offsets or snapshot.unacked:
+            self._waiting = snapshot
+            self.advance()
+
+    def _wants_commit(self, home: Partition, now: float) -> bool:
+        if not home.fetching or home.epoch < 0:
+            return False
+        tracker = home.tracker
+        if tracker.unfinished == 0:
+            self._poller.past_gaps(home)
+        since = now - home.committed_at
+        if tracker.version == home.committed_version:
+            return since > REFRESH_S
+        return since >= LARGE_MAP_S or tracker.map_size <= LARGE_MAP
+
+    def _take(self, snapshot: Snapshot, home: Partition, *, clean: bool = False) -> None:
+        tp, commit, version = self._poller.snapshot(home, clean=clean)
+        snapshot.offsets[tp] = commit
+        snapshot.homes[tp] = home, home.epoch, version
+
+    def _send_events(self, snapshot: Snapshot, events: Iterable[Record]) -> None:
+        def acked(error: BrokerError | None, _: Message) -> None:
+            snapshot.unacked -= 1
+            snapshot.failed_events += error is not None
+
+        producer = self._producer()
+        for record in events:
+            snapshot.records += 1
+            snapshot.unacked += 1
+            try:
+                producer.send(record, acked)
+            except BrokerError:
+                snapshot.unacked -= 1
+                snapshot.failed_events += 1
+
+    def advance(self) -> None:
+        """Moves the tick on as far as it goes now."""
+        snapshot = self._waiting
+        if snapshot is not None:
+            if snapshot.unacked:
+                self._producer().poll(0)
+            if not snapshot.unacked or self._now() - snapshot.began > EVENTS_PATIENCE_S:
+                self._waiting = None
+                self._count_dropped(snapshot)
+                self._ask(snapshot)
+        in_flight = self._in_flight
+        if in_flight is not None and self._now() - in_flight.began > COMMIT_PATIENCE_S:
+            logger.warning("a commit of group %s was not answered for %g s; trying again", self._poller.group, COMMIT_PATIENCE_S)
+            self._in_flight = None
+
+    def _count_dropped(self, snapshot: Snapshot) -> None:
+        if snapshot.unacked or snapshot.failed_events:
+            self._dropped(snapshot.unacked + snapshot.failed_events)
+
+    def _ask(self, snapshot: Snapshot) -> None:
+        offsets = {tp: commit for tp, commit in snapshot.offsets.items() if self._current(snapshot, tp)}
+        if not offsets:
+            self.last_good = self._now()
+            return
+        self._in_flight = snapshot
+        try:
+            self._poller.consumer.commit_soon(offsets, lambda results: self._answered(snapshot, results))
+        except BrokerError as error:
+            self._answered(snapshot, dict.fromkeys(offsets, error))
+
+    def _current(self, snapshot: Snapshot, tp: TopicPartition) -> bool:
+        home, epoch, _ = snapshot.homes[tp]
+        return home.epoch == epoch
+
+    def _answered(self, snapshot: Snapshot, results: Mapping[TopicPartition, BrokerError | None]) -> None:
+        """A rejected commit leaves the tracker as it was: the next tick tries again (edge 8)."""
+        if self._in_flight is snapshot:
+            self._in_flight = None
+        for tp, error in results.items():
+            if tp not in snapshot.homes or not self._current(snapshot, tp):
+                continue
+            if error is not None:
+                self._refused(tp, error)
+                continue
+            home, _, version = snapshot.homes[tp]
+            home.committed_version = version
+            home.committed_at = self.last_good = self._now()
+            self.errors.pop(tp, None)
+            self._committed(home)
+
+    def _refused(self, tp: TopicPartition, error: BrokerError) -> None:
+        if tp not in self.errors:
+            logger.warning("commit of %s/%d for group %s refused: %s; it is tried again", *tp, self._poller.group, error)
+        self.errors[tp] = error
+
+    def commit_now(self, homes: Collection[Partition], events: Sequence[Record], timeout: float) -> None:
+        """Before partitions leave: their events, then a synchronous commit that marks a clean hand-over.
+
+        Called inside a rebalance callback: nothing here waits for a commit in flight, whose answer never arrives there; it
+        was sent on the same connection before this one.
+        """
+        deadline = self._now() + timeout
+        snapshot = Snapshot(self._now())
+        for home in homes:
+            if home.fetching and home.epoch >= 0:
+                self._take(snapshot, home, clean=home.tracker.unfinished == 0)
+        self._send_events(snapshot, events)
+        while snapshot.unacked and self._now() < deadline:
+            if self._producer().poll(min(0.05, timeout)) == 0 and timeout <= 0:
+                break
+        self._count_dropped(snapshot)
+        if snapshot.offsets:
+            failed = self._poller.consumer.commit_now(snapshot.offsets, max(1.0, deadline - self._now()))
+            self._answered(snapshot, {tp: failed.get(tp) for tp in snapshot.offsets})

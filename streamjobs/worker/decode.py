@@ -1,0 +1,103 @@
+"""Decoding: a record → a job, or what is wrong with it. Never raises: a bad record is a result like any other (edge 61)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from streamjobs.broker import Message
+from streamjobs.core.dispatch import Partition
+from streamjobs.core.record import Meta
+from streamjobs.errors import DecodeError, HeaderError, UnknownSchemaError
+from streamjobs.job import Job, JobType
+
+if TYPE_CHECKING:
+    from streamjobs.avro.store import SchemaStore
+
+#: The one lane of a partition whose jobs run in the order of the log.
+PARTITION_LANE = b"\x00partition"
+
+
+@dataclass(slots=True)
+class Undecodable:
+    """A record that is no job that this worker can run.
+
+    `tombstone`: it has neither value nor type and means nothing; `undecodable`: it never will be a job; `type_unknown`,
+    `schema_unknown`: another version of the code may know it.
+    """
+
+    kind: Literal["tombstone", "undecodable", "type_unknown", "schema_unknown"]
+    message: Message
+    home: Partition
+    meta: Meta
+    error: Exception | None = None
+
+
+class Decoder:
+    """Makes jobs of records, for the job types of one app."""
+
+    def __init__(self, job_types: Mapping[str, JobType[Any, Any]], store: SchemaStore) -> None:
+        self._types = {name.encode(): job_type for name, job_type in job_types.items()}
+        self._store = store
+
+    def decode(self, message: Message, home: Partition) -> Job | Undecodable:
+        """The job with its arguments, bound to its partition's epoch and lane."""
+        headers = message.headers()
+        meta: Meta | None = None
+        job_id = ""
+        try:
+            # A job as our publisher writes it, with nothing but the fixed headers: nothing more to read of it.
+            if headers and len(headers) == 6 and headers[0][0] == "ce_type" and headers[1][0] == "ce_id" and headers[5][0] == "content-type":
+                job_type = self._types.get(headers[0][1])
+                content_type = headers[5][1]
+                job_id = headers[1][1].decode("utf-8", "replace")
+            else:
+                meta = Meta.parse(headers)
+                job_type = self._types.get(meta.job_type.encode())
+                content_type = meta.content_type
+                job_id = meta.job_id
+        except HeaderError as error:
+            return Undecodable("undecodable", message, home, lenient(headers), error)
+        value = message.value()
+        if job_type is None or value is None:
+            return self._no_job(message, home, meta or Meta.parse(headers))
+        try:
+            args = job_type.payload.decode(value, self._store, content_type)
+        except UnknownSchemaError as error:
+            return Undecodable("schema_unknown", message, home, meta or Meta.parse(headers), error)
+        except DecodeError as error:
+            return Undecodable("undecodable", message, home, meta or lenient(headers), error)
+        job = Job(job_type, home, message, meta)
+        job.args = args
+        job.id = job_id or job.origin
+        job.lane = lane_of(job_type.order, message)
+        return job
+
+    def _no_job(self, message: Message, home: Partition, meta: Meta) -> Undecodable:
+        if message.value() is None:
+            return Undecodable("tombstone", message, home, meta)
+        if not meta.job_type:
+            error = DecodeError("the record has no ce_type header: nothing says which job it is")
+            return Undecodable("undecodable", message, home, meta, error)
+        error = DecodeError(f"no job type {meta.job_type!r} is known to this worker")
+        return Undecodable("type_unknown", message, home, meta, error)
+
+
+def lane_of(order: str, message: Message) -> bytes | None:
+    """The lane in which a job waits its turn; None: it has none."""
+    if order == "none":
+        return None
+    return PARTITION_LANE if order == "partition" else message.key()
+
+
+def lenient(headers: list[tuple[str, bytes]] | None) -> Meta:
+    """What can be read of headers of which some can't: enough for a dead letter."""
+    readable = []
+    for name, value in headers or ():
+        try:
+            Meta.parse([(name, value)])
+        except HeaderError:
+            continue
+        readable.append((name, value))
+    return Meta.parse(readable)

@@ -1,0 +1,152 @@
+"""The executor for `async def` handlers: one event loop in a thread of its own, with long-lived tasks fed chunks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+
+from streamjobs.job import CURRENT, Job, JobCancelled, Timeout
+from streamjobs.worker.executors import EPOCH_OFFSET, VISIT_JOBS, VISIT_S, Chunk, Gate
+
+logger = logging.getLogger(__name__)
+
+
+class Aio:
+    """Up to `slots` chunks run at once, each in one task; the others wait in the backlog.
+
+    The first start of the loop is lazy: a process without async handlers has no such thread.
+    """
+
+    kind = "aio"
+
+    def __init__(self, slots: int, gate: Gate) -> None:
+        self.slots = slots
+        self._gate = gate
+        self._backlog: deque[Chunk] = deque()
+        self._idle: list[asyncio.Future[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._running: dict[Job, asyncio.Task[None]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop on which all async handlers of this process run."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._loop.run_forever, name="streamjobs-aio", daemon=True)
+            self._thread.start()
+        return self._loop
+
+    def submit(self, chunk: Chunk) -> None:
+        self._backlog.append(chunk)
+        self.loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        if self._idle:
+            self._idle.pop().set_result(None)
+        elif len(self._tasks) < self.slots:
+            task = self.loop.create_task(self._work())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _work(self) -> None:
+        """Takes chunks for ever. It looks at the backlog and lists itself as idle without a step of the loop between."""
+        while not self._stopping:
+            while self._backlog:
+                await self._run_chunk(self._backlog.popleft())
+            future = self.loop.create_future()
+            self._idle.append(future)
+            await future
+
+    async def _run_chunk(self, chunk: Chunk) -> None:
+        try:
+            for job in chunk.jobs:
+                await self._visit(job, chunk)
+        except BaseException:
+            logger.exception("a task failed outside a handler; what it had not begun runs elsewhere")
+            chunk.returned.extend(chunk.take_back())
+        finally:
+            chunk.current = None
+            chunk.results.put(chunk)
+
+    async def _visit(self, job: Job, chunk: Chunk) -> None:
+        """Runs a job, then those behind it in its lane, until the lane or the visit ends."""
+        clock = time.perf_counter
+        gate = self._gate
+        until = clock() + VISIT_S
+        left = VISIT_JOBS
+        while True:
+            chunk.current = job
+            if gate.bars(job):
+                chunk.returned.append(job)
+                return
+            began = clock()
+            job.started_at = began + EPOCH_OFFSET
+            CURRENT.set(job)
+            await self._run(job)
+            ended = clock()
+            job.duration_s = ended - began
+            chunk.done.append(job)
+            left -= 1
+            behind = job.next
+            stops = behind is None or left == 0 or ended > until or (job.error is not None and job.job_type.strict)
+            if stops or behind.kind != job.kind:  # type: ignore[union-attr]
+                chunk.stops.append(job)
+                return
+            job = behind  # type: ignore[assignment]
+
+    async def _run(self, job: Job) -> None:
+        """Awaits the handler; a timeout or a cancellation of ours ends it, one of its own is its failure."""
+        timeout_s = job.job_type.timeout_s
+        task = asyncio.current_task()
+        assert task is not None
+        self._running[job] = task
+        try:
+            if timeout_s is None:
+                await job.job_type.run(job)
+            else:
+                job.deadline_at = job.started_at + timeout_s
+                async with asyncio.timeout(timeout_s) as scope:
+                    await job.job_type.run(job)
+        except asyncio.CancelledError as error:
+            task.uncancel()
+            job.error = JobCancelled("cancelled while it ran") if job.cancelled or self._stopping else error
+        except BaseException as error:
+            ours = isinstance(error, TimeoutError) and timeout_s is not None and scope.expired()
+            job.error = Timeout(f"it ran longer than {timeout_s:g} s") if ours else error
+        finally:
+            del self._running[job]
+
+    def cancel(self, job: Job) -> None:
+        """Interrupts the job's handler at its next await."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._cancel, job)
+
+    def _cancel(self, job: Job) -> None:
+        task = self._running.get(job)
+        if task is not None:
+            task.cancel()
+
+    def stop(self, timeout: float) -> None:
+        """Ends the event loop; what still runs on it is cancelled."""
+        if self._loop is None or self._thread is None:
+            return
+        done = asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop)
+        try:
+            done.result(timeout)
+        except Exception:
+            logger.warning("async handlers did not end within %g s; they end with the process", timeout)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout)
+
+    async def _cancel_all(self) -> None:
+        self._stopping = True
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

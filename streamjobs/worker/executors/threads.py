@@ -1,0 +1,132 @@
+"""The executor for `def` handlers: threads, each woken through a mailbox of its own, the last one idle first."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from queue import SimpleQueue
+
+from streamjobs.job import CURRENT, Job
+from streamjobs.worker.executors import EPOCH_OFFSET, VISIT_JOBS, VISIT_S, Chunk, Gate
+
+logger = logging.getLogger(__name__)
+
+
+class Threads:
+    """Up to `slots` chunks run at once; the others wait in the backlog.
+
+    A wake-up carries no work: whoever is awake takes from the backlog. So nothing is stranded in this sequence:
+    a thread finds the backlog empty; a chunk is submitted and sees nobody idle; the thread lists itself as idle: it looks at the
+    backlog once more after that.
+    """
+
+    kind = "threads"
+
+    def __init__(self, slots: int, gate: Gate) -> None:
+        self.slots = slots
+        self._gate = gate
+        self._backlog: deque[Chunk] = deque()
+        self._idle: list[SimpleQueue[bool]] = []
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()  # of the list of threads
+
+    def submit(self, chunk: Chunk) -> None:
+        self._backlog.append(chunk)
+        self._wake()
+
+    def _wake(self) -> None:
+        try:
+            mailbox = self._idle.pop()
+        except IndexError:
+            self._start_thread()
+        else:
+            mailbox.put(True)
+
+    def _start_thread(self) -> None:
+        with self._lock:
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
+            if len(self._threads) >= self.slots:
+                return
+            thread = threading.Thread(target=self._work, name=f"streamjobs-slot-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+        thread.start()
+
+    def _work(self) -> None:
+        mailbox: SimpleQueue[bool] = SimpleQueue()
+        go_on = True
+        while go_on:
+            self._empty_backlog()
+            self._idle.append(mailbox)
+            if self._backlog:
+                self._wake()
+            go_on = mailbox.get()
+
+    def _empty_backlog(self) -> None:
+        while True:
+            try:
+                chunk = self._backlog.popleft()
+            except IndexError:
+                return
+            run_chunk(chunk, self._gate)
+
+    def cancel(self, job: Job) -> None:
+        """Nothing to do: a thread can't be interrupted; the handler sees `job.cancelled`."""
+
+    def stop(self, timeout: float) -> None:
+        """Ends the idle threads; those that still run a handler are daemons and end with the process."""
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            threads, self._threads = self._threads, []
+            self.slots = 0
+        for thread in threads:
+            while thread.is_alive() and time.monotonic() < deadline:
+                while self._idle:
+                    self._idle.pop().put(False)
+                thread.join(0.01)
+
+
+def run_chunk(chunk: Chunk, gate: Gate) -> None:
+    """Runs a chunk's jobs and what becomes ready in their lanes, and reports it to its loop, whatever happens."""
+    cpu = time.thread_time()
+    try:
+        for job in chunk.jobs:
+            _visit(job, chunk, gate)
+    except BaseException:
+        logger.exception("a worker thread failed outside a handler; what it had not begun runs elsewhere")
+        chunk.returned.extend(chunk.take_back())
+    finally:
+        chunk.current = None
+        chunk.cpu_s = time.thread_time() - cpu
+        chunk.results.put(chunk)
+
+
+def _visit(job: Job, chunk: Chunk, gate: Gate) -> None:
+    """Runs a job, then those behind it in its lane, until the lane or the visit ends."""
+    clock = time.perf_counter
+    done = chunk.done
+    now = clock()
+    until = now + VISIT_S
+    left = VISIT_JOBS
+    while True:
+        chunk.current = job
+        if gate.bars(job):
+            chunk.returned.append(job)
+            return
+        job.started_at = now + EPOCH_OFFSET
+        CURRENT.set(job)
+        try:
+            job.job_type.run(job)
+        except BaseException as error:
+            job.error = error
+        ended = clock()
+        job.duration_s = ended - now
+        done.append(job)
+        left -= 1
+        behind = job.next
+        stops = behind is None or left == 0 or ended > until or (job.error is not None and job.job_type.strict)
+        if stops or behind.kind != job.kind:  # type: ignore[union-attr]
+            chunk.stops.append(job)
+            return
+        job, now = behind, ended  # type: ignore[assignment]

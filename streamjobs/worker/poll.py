@@ -1,0 +1,243 @@
+"""Polling: the consumer of one loop, its assigned partitions, and how much is admitted (PROTOCOLS §3, §4).
+
+The loop's thread is the only one that ever calls the consumer (KAFKA.md V1).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Protocol
+
+from streamjobs.broker import Admin, Commit, Consumer, Message, Start, TopicPartition
+from streamjobs.core.assignment import LOOKUP_FAILED, Admission, AlarmKind, Beginning, Lookup, Why, where_to_start
+from streamjobs.core.control import Desired
+from streamjobs.core.dispatch import Partition
+from streamjobs.core.offsets import Mark, Tracker, encode
+from streamjobs.core.topics import Names
+from streamjobs.errors import BrokerError
+
+logger = logging.getLogger(__name__)
+
+#: How often a partition whose start could not be found out is looked up again.
+LOOKUP_AGAIN_S = 1.0
+
+
+class Owner(Protocol):
+    """What a poller tells the loop that owns it."""
+
+    def arrived(self, partition: Partition, beginning: Beginning) -> None:
+        """A partition is ours; nothing of it was fetched yet."""
+
+    def leaving(self, partitions: Sequence[Partition]) -> None:
+        """Partitions are about to leave: settle and commit what can be, within the budget of a revoke."""
+
+    def gone(self, partitions: Sequence[Partition], *, lost: bool) -> None:
+        """Partitions are not ours any more; their epoch is over."""
+
+
+class Poller:
+    """One member of a group. `partitions` holds what is assigned now; an epoch is never used twice."""
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        group: str,
+        *,
+        admin: Admin,
+        names: Names,
+        desired: Callable[[], Desired],
+        limits: Admission,
+        owner: Owner,
+        now: Callable[[], float],
+    ) -> None:
+        self.consumer = consumer
+        self.group = group
+        self.partitions: dict[tuple[str, int], Partition] = {}
+        self.faults: list[tuple[TopicPartition | None, BrokerError]] = []
+        self.assigned_once = False
+        self._admin = admin
+        self._names = names
+        self._desired = desired
+        self._limits = limits
+        self._owner = owner
+        self._now = now
+        self._epochs = 0
+        self._lookups: dict[TopicPartition, float] = {}
+
+    def subscribe(self, topics: Collection[str]) -> None:
+        self.consumer.subscribe(sorted(topics), self)
+
+    # Fetching ---------------------------------------------------------------------------------------------------------
+
+    def fetch(self, limit: int, timeout: float) -> list[Message]:
+        """What arrived, up to `limit`; serves heartbeats and rebalances in any case."""
+        messages = self.consumer.fetch(limit, timeout)
+        self.faults += self.consumer.faults()
+        if self._lookups:
+            self._look_up_again()
+        return messages
+
+    def admit(self, touched: Iterable[Partition]) -> None:
+        """Stops reading a partition that holds as much as it may, and reads it again once it is just below."""
+        stop, go = [], []
+        for home in touched:
+            tracker = home.tracker
+            used = self._limits.used(
+                unfinished=tracker.unfinished, held_bytes=home.bytes, map_chars=tracker.map_size, span=tracker.span
+            )
+            full = not self._limits.admits(used, admitting=not home.full)
+            if full != home.full:
+                home.full = full
+                (stop if full else go).append(TopicPartition(home.topic, home.number))
+        self._pause(stop, go)
+
+    def _pause(self, stop: Sequence[TopicPartition], go: Sequence[TopicPartition]) -> None:
+        go = [tp for tp in go if self.partitions[tp].fetching]
+        if stop:
+            self.consumer.pause(stop)
+        if go:
+            self.consumer.resume(go)
+
+    # Rebalances: called inside `fetch`, on the loop's thread ----------------------------------------------------------
+
+    def assigned(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Start]:
+        """Where each begins; the ones that can't be found out now stay assigned and are looked up again."""
+        self.assigned_once = True
+        starts = {}
+        for tp, (beginning, topic_id) in self._beginnings(partitions).items():
+            self._begin(tp, beginning, topic_id)
+            starts[tp] = Start(beginning.offset, beginning.fetch)
+        return starts
+
+    def _begin(self, tp: TopicPartition, beginning: Beginning, topic_id: bytes) -> None:
+        self._epochs += 1
+        role = self._names.role(tp.topic)
+        tracker = Tracker(beginning.offset, beginning.finished)
+        home = Partition(
+            tp.topic,
+            tp.partition,
+            role.queue if role else "",
+            retry=role is not None and role.kind == "retry",
+            topic_id=topic_id,
+            epoch=self._epochs,
+            tracker=tracker,
+        )
+        home.beginning = beginning
+        home.fetching = beginning.fetch
+        home.committed_version = -1 if beginning.takeovers or beginning.why is not Why.COMMITTED else tracker.version
+        home.committed_at = self._now()
+        home.started = self._desired().started(self.group, tp.topic, topic_id, tp.partition)
+        before = self.partitions.get(tp)
+        if before is not None:
+            before.epoch = before.serving = -1
+        self.partitions[tp] = home
+        for alarm in beginning.alarms:
+            log = logger.error if alarm.kind in (AlarmKind.LOST_COMMIT, AlarmKind.UNREGISTERED) else logger.warning
+            log("%s/%d of group %s: %s (%d); %s", *tp, self.group, alarm.kind.value, alarm.count, _ADVICE[alarm.kind])
+        if beginning.why is Why.LOOKUP_FAILED:
+            self._lookups[tp] = self._now() + LOOKUP_AGAIN_S
+        self._owner.arrived(home, beginning)
+
+    def _beginnings(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, tuple[Beginning, bytes]]:
+        commits: Mapping[TopicPartition, Commit | None] | Lookup
+        try:
+            topics = self._admin.topics({tp.topic for tp in partitions})
+            commits = self.consumer.committed(list(partitions))
+            starts = self._admin.offsets(list(partitions), "earliest")
+            ends = self._admin.offsets(list(partitions), "latest", "read_uncommitted")
+        except BrokerError as error:
+            logger.warning("can't find out where %d partitions of group %s begin (%s); trying again", len(partitions), self.group, error)
+            topics, commits, starts, ends = {}, LOOKUP_FAILED, {}, {}
+        desired = self._desired()
+        found = {}
+        for tp in partitions:
+            topic = topics.get(tp.topic)
+            topic_id = topic.id if topic else b""
+            registration = desired.registration(self.group, tp.topic)
+            beginning = where_to_start(
+                commit=commits if isinstance(commits, Lookup) else commits.get(tp),
+                topic_id=topic_id,
+                started=desired.started(self.group, tp.topic, topic_id, tp.partition),
+                seek=desired.seek_for(self.group, tp.topic, tp.partition),
+                registered=registration.starts if registration else None,
+                partition=tp.partition,
+                log_start=starts.get(tp, 0),
+                log_end=ends.get(tp, 0),
+            )
+            found[tp] = beginning, topic_id
+        return found
+
+    def _look_up_again(self) -> None:
+        now = self._now()
+        due = [tp for tp, at in self._lookups.items() if at <= now]
+        if not due:
+            return
+        for tp, (beginning, topic_id) in self._beginnings(due).items():
+            del self._lookups[tp]
+            self._begin(tp, beginning, topic_id)
+            if beginning.fetch:
+                self.consumer.seek(tp, beginning.offset)
+                self.consumer.resume([tp])
+
+    def begin_again(self, tps: Iterable[TopicPartition]) -> None:
+        """Partitions whose start is another now (a seek order came, a commit was repaired): a new epoch begins there."""
+        for tp in tps:
+            home = self.partitions.get(tp)
+            if home is None:
+                continue
+            self._end([home], lost=True)
+            self.consumer.pause([tp])
+            self._lookups[tp] = 0.0
+
+    def revoked(self, partitions: Sequence[TopicPartition]) -> None:
+        """on_revoke may list partitions that we no longer hold (edge 3), or none (edge 4)."""
+        homes = [self.partitions[tp] for tp in partitions if tp in self.partitions]
+        if homes:
+            self._owner.leaving(homes)
+        self._end(homes, lost=False)
+
+    def lost(self, partitions: Sequence[TopicPartition]) -> None:
+        self._end([self.partitions[tp] for tp in partitions if tp in self.partitions], lost=True)
+
+    def _end(self, homes: Sequence[Partition], *, lost: bool) -> None:
+        for home in homes:
+            tp = TopicPartition(home.topic, home.number)
+            self.partitions.pop(tp, None)
+            self._lookups.pop(tp, None)
+            home.epoch = home.serving = -1
+        if homes:
+            self._owner.gone(homes, lost=lost)
+
+    # Committing --------------------------------------------------------------------------------------------------------
+
+    def snapshot(self, home: Partition, *, clean: bool = False) -> tuple[TopicPartition, Commit, int]:
+        """Base and map of one instant, as they are committed, and the tracker's version at that instant (edges 13, 14)."""
+        tracker = home.tracker
+        version = tracker.version
+        base, finished = tracker.snapshot()
+        beginning = home.beginning
+        mark = Mark(
+            home.topic_id[:4],
+            finished,
+            takeovers=beginning.takeovers_at(base),
+            clean=clean,
+            parked=tuple(home.parked.values()),
+            sought=beginning.sought,
+        )
+        return TopicPartition(home.topic, home.number), Commit(base, encode(base, mark)), version
+
+    def past_gaps(self, home: Partition) -> None:
+        """An idle partition's base moves past trailing gaps, so that its lag can reach 0 (edge 16)."""
+        position = self.consumer.position(TopicPartition(home.topic, home.number))
+        if position > home.tracker.position:
+            home.tracker.position_to(position)
+
+
+_ADVICE = {
+    AlarmKind.JOBS_DELETED: "jobs were deleted before they ran; check the topic's retention (`streamjobs topic plan`)",
+    AlarmKind.LOG_TRUNCATED: "the log lost its end; what was appended since runs, some jobs may run again",
+    AlarmKind.TOPIC_RECREATED: "the topic is a new one of the same name; it is read from its start",
+    AlarmKind.LOST_COMMIT: "its commits are gone and nothing is read from it; set them with `streamjobs group seek`",
+    AlarmKind.UNREGISTERED: "the group is not registered there and nothing is read; run `streamjobs topic apply`",
+}
