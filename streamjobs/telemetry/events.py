@@ -151,6 +151,7 @@ FINGERPRINT = bytes.fromhex("008d3bfdedb91233")
 SCHEMA_VERSION = 1
 
 _MAX_ID = 1024  # bytes; what a header may hold
+_ROW_BYTES = 4 + 8 + 8 + 4 + 4 + 2  # of the packed columns alone; an id and more come to it
 
 
 class _Index(dict[Any, int]):
@@ -203,10 +204,13 @@ class _Columns:
         self.details: dict[int, _Detail] = {}
 
     def part(self, start: int, end: int) -> _Columns:
-        """Some of the rows, with only the shapes that they have."""
+        """Some of the rows; of more shapes than rows only those that they have."""
         part = _Columns()
-        known = list(self.shapes)
-        part.shape.fromlist([part.shapes[known[number]] for number in self.shape[start:end]])
+        part.shapes, part.shape = self.shapes, self.shape[start:end]
+        if len(part.shapes) > len(part.shape):
+            known = list(self.shapes)
+            part.shapes = _Index()
+            part.shape = array("I", [part.shapes[known[number]] for number in self.shape[start:end]])
         for name in ("offset", "started", "duration", "wait", "ids", "origins"):
             getattr(part, name).extend(getattr(self, name)[start:end])
         part.details = {row - start: detail for row, detail in self.details.items() if start <= row < end}
@@ -278,23 +282,27 @@ class EventBatch:
 
     def _packets(self, columns: _Columns, now: float, max_bytes: int) -> list[Packet]:
         rows = len(columns.ids)
-        body = _encoded(columns)
-        if len(body) > max_bytes and rows > 1:
-            halves = columns.part(0, rows // 2), columns.part(rows // 2, rows)
-            return [packet for half in halves for packet in self._packets(half, now, max_bytes)]
+        if rows * _ROW_BYTES > max_bytes and rows > 1:
+            return self._halves(columns, now, max_bytes)
+        value = wire.framed(FINGERPRINT, b"".join((*self._head(now), *_encoded(columns))))
+        if len(value) > max_bytes and rows > 1:
+            return self._halves(columns, now, max_bytes)
         self._sequence += 1
-        return [Packet(wire.framed(FINGERPRINT, self._head(now) + body), rows)]
+        return [Packet(value, rows)]
 
-    def _head(self, now: float) -> bytes:
-        return b"".join(
-            (
-                wire.long(SCHEMA_VERSION),
-                wire.text(self.worker),
-                wire.text(self.group),
-                wire.long(round(now * 1000)),
-                wire.long(self._sequence),
-                wire.long(self._dropped),
-            )
+    def _halves(self, columns: _Columns, now: float, max_bytes: int) -> list[Packet]:
+        rows = len(columns.ids)
+        halves = columns.part(0, rows // 2), columns.part(rows // 2, rows)
+        return [packet for half in halves for packet in self._packets(half, now, max_bytes)]
+
+    def _head(self, now: float) -> tuple[bytes, ...]:
+        return (
+            wire.long(SCHEMA_VERSION),
+            wire.text(self.worker),
+            wire.text(self.group),
+            wire.long(round(now * 1000)),
+            wire.long(self._sequence + 1),
+            wire.long(self._dropped),
         )
 
     def _append(self, jobs: Sequence[FinishedJob], shape: list[int]) -> None:
@@ -316,19 +324,17 @@ class EventBatch:
                 self._columns.details[row] = _Detail(job.error_type, job.error_message, job.reason, job.due_again)
 
 
-def _encoded(columns: _Columns) -> bytes:
+def _encoded(columns: _Columns) -> list[bytes]:
     """All fields from `shapes` on."""
     packed = (columns.shape, columns.offset, columns.started, columns.duration, columns.wait)
-    return b"".join(
-        (
-            wire.array([_encoded_shape(shape) for shape in columns.shapes]),
-            wire.long(len(columns.ids)),
-            *[wire.blob(_little_endian(column)) for column in packed],
-            *_encoded_texts(columns.ids),
-            *(_encoded_texts(columns.origins) if any(columns.origins) else (b"\0", b"\0")),
-            wire.array([_encoded_detail(row, detail) for row, detail in columns.details.items()]),
-        )
-    )
+    return [
+        wire.array([_encoded_shape(shape) for shape in columns.shapes]),
+        wire.long(len(columns.ids)),
+        *[part for column in packed for part in _blob(_little_endian(column))],
+        *_encoded_texts(columns.ids),
+        *(_encoded_texts(columns.origins) if any(columns.origins) else (b"\0", b"\0")),
+        wire.array([_encoded_detail(row, detail) for row, detail in columns.details.items()]),
+    ]
 
 
 def _encoded_shape(shape: Any) -> bytes:
@@ -349,13 +355,19 @@ def _encoded_shape(shape: Any) -> bytes:
     )
 
 
-def _encoded_texts(texts: list[str]) -> tuple[bytes, bytes]:
+def _encoded_texts(texts: list[str]) -> tuple[bytes, ...]:
     """Lengths in bytes and the texts; in characters they are the same as long as all are ASCII, as ids and origins are."""
     joined = "".join(texts)
-    if joined.isascii() and max(map(len, texts)) <= _MAX_ID:
-        return wire.blob(_little_endian(array("H", map(len, texts)))), wire.blob(joined.encode())
+    lengths = list(map(len, texts))
+    if joined.isascii() and max(lengths) <= _MAX_ID:
+        return *_blob(_little_endian(array("H", lengths))), *_blob(joined.encode())
     encoded = [clipped(text, _MAX_ID).encode("utf-8", "replace") for text in texts]
-    return wire.blob(_little_endian(array("H", map(len, encoded)))), wire.blob(b"".join(encoded))
+    return *_blob(_little_endian(array("H", map(len, encoded)))), *_blob(b"".join(encoded))
+
+
+def _blob(data: bytes) -> tuple[bytes, bytes]:
+    """As `wire.blob`, without a copy of a whole column."""
+    return wire.long(len(data)), data
 
 
 def _encoded_detail(row: int, detail: _Detail) -> bytes:
