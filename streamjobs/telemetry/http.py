@@ -110,7 +110,7 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that went away, mostly; never a traceback on stderr."""
-        logger.debug("request from %s failed", client_address, exc_info=True)
+        logger.debug("request from %s failed", client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
