@@ -100,14 +100,19 @@ def where_to_start(
     partition: int,
     log_start: int,
     log_end: int,
+    started_before: bool = False,
     registered_topic_id: bytes = b"",
 ) -> Beginning:
     """The first offset of a partition for its new owner, for every combination of what the cluster says.
 
     `commit`: offset and metadata; None: the group has none; LOOKUP_FAILED: unknown. `topic_id`: the topic's now (empty:
-    unknown). `started`: the group has committed in this very topic before. `registered`: start offsets by partition;
-    those beyond it start at 0; None: the group is not registered. `registered_topic_id`: the topic that these numbers
-    were taken from, where it is known.
+    unknown). `started`: the group has committed in this very topic before; `started_before`: in an earlier one of this
+    name. `registered`: start offsets by partition; those beyond it start at 0; None: the group is not registered.
+    `registered_topic_id`: the topic that these numbers were taken from, where it is known.
+
+    The owner commits what it gets (if it may fetch) at once, before its first job. *Bites*: a log lost its tail, its owner
+    begins at the shorter end and dies before its first commit; meanwhile jobs were appended up to the old base, and the
+    next owner believes them finished. Takeovers, too, are counted only by owners that committed.
     """
     log = _Log(log_start, log_end)
     if isinstance(commit, Lookup) or not topic_id:
@@ -116,7 +121,9 @@ def where_to_start(
     if seek and (mark is None or mark.sought != seek.order):
         return Beginning(_place(seek, log), why=Why.SOUGHT, sought=seek.order)
     if commit:
-        return _from_commit(commit[0], mark, topic_id, started, log)
+        if _of_another_topic(commit[0], mark, topic_id, started, started_before, log):
+            return _recreated(log, mark.sought if mark else -1)
+        return _from_commit(commit[0], mark or Mark(topic_id[:4], clean=True), log)
     if started:
         return Beginning(log_start, fetch=False, alarms=(Alarm(AlarmKind.LOST_COMMIT),), why=Why.LOST)
     if registered is None:
@@ -148,24 +155,22 @@ def _place(seek: Seek, log: _Log) -> int:
     return log.end if seek.to == "latest" else log.clamp(seek.to)
 
 
-def _from_commit(base: int, mark: Mark | None, topic_id: bytes, started: bool, log: _Log) -> Beginning:
-    if _of_another_topic(base, mark, topic_id, started, log):
-        return _recreated(log, mark.sought if mark else -1)
-    mark = mark or Mark(topic_id[:4])
+def _of_another_topic(
+    base: int, mark: Mark | None, topic_id: bytes, started: bool, started_before: bool, log: _Log
+) -> bool:
+    """Metadata that is not ours names no topic; then the marks of first commits tell. In doubt nothing is skipped."""
+    if mark:
+        return mark.topic_id4 != topic_id[:4]
+    return not started and (started_before or base > log.end)
+
+
+def _from_commit(base: int, mark: Mark, log: _Log) -> Beginning:
     known = max(base, mark.finished.end, *(head.offset + 1 for head in mark.parked))
     if known > log.end:
         # A power cut shortens the log; new jobs are appended at offsets that the map calls finished: so no map.
         alarms = (Alarm(AlarmKind.LOG_TRUNCATED, known - log.end), *_deleted(base, NONE, log))
         return Beginning(log.clamp(base), alarms=alarms, sought=mark.sought)
     return _continued(base, mark, log)
-
-
-def _of_another_topic(base: int, mark: Mark | None, topic_id: bytes, started: bool, log: _Log) -> bool:
-    """Metadata that is not ours names no topic. Then a base beyond the log's end is either a truncation, or an offset of
-    an earlier topic: the mark of a first commit in *this* topic tells them apart. In doubt nothing is skipped."""
-    if mark:
-        return mark.topic_id4 != topic_id[:4]
-    return base > log.end and not started
 
 
 def _continued(base: int, mark: Mark, log: _Log) -> Beginning:
