@@ -1,0 +1,327 @@
+"""Questions and orders to a cluster over confluent_kafka's AdminClient. Every call is bounded in time."""
+
+from __future__ import annotations
+
+import base64
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, TopicCollection
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it has them, but does not say so in __all__
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ConfigSource,
+    ConsumerGroupDescription,
+    OffsetSpec,
+    ResourceType,
+    TopicDescription,
+)
+from confluent_kafka.cimpl import NewPartitions, NewTopic
+from confluent_kafka.cimpl import TopicPartition as ClientPartition
+
+from streamjobs.broker import At, Cluster, Commit, Group, Isolation, Member, Topic, TopicPartition
+from streamjobs.errors import BrokerError
+from streamjobs.kafka.errors import as_broker_error, translated
+from streamjobs.kafka.log import QuietLog
+
+REQUEST_TIMEOUT = 15.0
+#: A new topic is known to all brokers within so long; a caller that reads what it made must not be told that it is missing.
+VISIBLE_TIMEOUT = 5.0
+#: The broker's word for what group protocols it speaks.
+PROTOCOLS = "group.coordinator.rebalance.protocols"
+
+_ISOLATION = {
+    "read_committed": IsolationLevel.READ_COMMITTED,
+    "read_uncommitted": IsolationLevel.READ_UNCOMMITTED,
+}
+_STATES = {"preparing_rebalancing": "preparing_rebalance", "completing_rebalancing": "completing_rebalance"}
+_ABSENT = frozenset({"UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "_UNKNOWN_PARTITION"})
+
+Answer = TypeVar("Answer")
+
+
+class KafkaAdmin:
+    """Implements `streamjobs.broker.Admin`. May be called by any thread."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = dict(config)
+        self._lock = threading.Lock()
+        self._built: AdminClient | None = None
+
+    @property
+    def _client(self) -> AdminClient:
+        with self._lock:
+            if self._built is None:
+                with as_broker_error("start an admin client"):
+                    self._built = AdminClient(self._config, logger=QuietLog())
+            return self._built
+
+    # -- the cluster ------------------------------------------------------------------------------------------------
+
+    def cluster(self) -> Cluster:
+        found = _result(
+            self._client.describe_cluster(request_timeout=REQUEST_TIMEOUT), "describe the cluster"
+        )
+        brokers = tuple(f"{node.host}:{node.port}" for node in found.nodes)
+        return Cluster(found.cluster_id or "", brokers, self._protocols(found.nodes[0].id))
+
+    def _protocols(self, broker: int) -> frozenset[str]:
+        """Whoever may not ask for a broker's configuration is told of the protocol that all brokers speak."""
+        try:
+            config = self._describe(ConfigResource(ResourceType.BROKER, str(broker)))
+        except BrokerError:
+            return frozenset({"classic"})
+        names = str(config[PROTOCOLS].value).split(",") if PROTOCOLS in config else []
+        return frozenset({"classic"} | ({"consumer"} & {name.strip() for name in names}))
+
+    def _describe(self, resource: ConfigResource) -> dict[str, ConfigEntry]:
+        asked = self._client.describe_configs([resource], request_timeout=REQUEST_TIMEOUT)
+        return _result(asked[resource], f"read the configuration of {resource.name}")
+
+    def _alter(self, kind: ResourceType, name: str, config: Mapping[str, str]) -> None:
+        entries = [
+            ConfigEntry(key, str(value), incremental_operation=AlterConfigOpType.SET)
+            for key, value in config.items()
+        ]
+        resource = ConfigResource(kind, name, incremental_configs=entries)
+        asked = self._client.incremental_alter_configs([resource], request_timeout=REQUEST_TIMEOUT)
+        _result(asked[resource], f"change the configuration of {name}")
+
+    # -- topics -----------------------------------------------------------------------------------------------------
+
+    def topics(self, names: Iterable[str] | None = None, *, config: bool = False) -> dict[str, Topic]:
+        wanted = self._all_topics() if names is None else sorted(set(names))
+        if not wanted:
+            return {}
+        asked = self._client.describe_topics(TopicCollection(wanted), request_timeout=REQUEST_TIMEOUT)
+        described = {name: _unless_absent(future, f"describe topic {name}") for name, future in asked.items()}
+        found = {name: topic for name, topic in described.items() if topic is not None}
+        configs = self._topic_configs(found) if config else {}
+        return {name: _topic(topic, configs.get(name, {})) for name, topic in found.items()}
+
+    def _all_topics(self) -> list[str]:
+        with as_broker_error("list topics"):
+            return sorted(self._client.list_topics(timeout=REQUEST_TIMEOUT).topics)
+
+    def _topic_configs(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
+        resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
+        if not resources:
+            return {}
+        asked = self._client.describe_configs(resources, request_timeout=REQUEST_TIMEOUT)
+        doing = "read the configuration of topics"
+        return {resource.name: _explicit(_result(future, doing)) for resource, future in asked.items()}
+
+    def create_topics(self, topics: Sequence[Topic]) -> dict[str, BrokerError | None]:
+        if not topics:
+            return {}
+        new = [NewTopic(t.name, t.partitions, t.replication, config=dict(t.config)) for t in topics]
+        asked = self._client.create_topics(
+            new, request_timeout=REQUEST_TIMEOUT, operation_timeout=REQUEST_TIMEOUT
+        )
+        results = {name: _error(future, f"create topic {name}") for name, future in asked.items()}
+        self._await_topics({t.name: t.partitions for t in topics if results[t.name] is None})
+        return results
+
+    def add_partitions(self, topic: str, total: int) -> None:
+        asked = self._client.create_partitions(
+            [NewPartitions(topic, total)], request_timeout=REQUEST_TIMEOUT, operation_timeout=REQUEST_TIMEOUT
+        )
+        _result(asked[topic], f"add partitions to {topic}")
+        self._await_topics({topic: total})
+
+    def alter_topic_config(self, topic: str, config: Mapping[str, str]) -> None:
+        self._alter(ResourceType.TOPIC, topic, config)
+
+    def delete_topics(self, names: Sequence[str]) -> None:
+        if not names:
+            return
+        asked = self._client.delete_topics(
+            list(names), request_timeout=REQUEST_TIMEOUT, operation_timeout=REQUEST_TIMEOUT
+        )
+        for name, future in asked.items():
+            _result(future, f"delete topic {name}")
+        _await(lambda: not self.topics(names))
+
+    def _await_topics(self, partitions: Mapping[str, int]) -> None:
+        def visible() -> bool:
+            found = self.topics(partitions)
+            return all(
+                name in found and found[name].partitions >= count for name, count in partitions.items()
+            )
+
+        _await(visible)
+
+    def delete_records(
+        self, before: Mapping[TopicPartition, int]
+    ) -> dict[TopicPartition, BrokerError | None]:
+        if not before:
+            return {}
+        asked = self._client.delete_records(
+            [ClientPartition(t, p, offset) for (t, p), offset in before.items()],
+            request_timeout=REQUEST_TIMEOUT,
+            operation_timeout=REQUEST_TIMEOUT,
+        )
+        return {
+            TopicPartition(p.topic, p.partition): _error(future, "delete records")
+            for p, future in asked.items()
+        }
+
+    def offsets(
+        self, partitions: Sequence[TopicPartition], at: At, isolation: Isolation = "read_committed"
+    ) -> dict[TopicPartition, int]:
+        if not partitions:
+            return {}
+        found = self._list_offsets(partitions, _spec(at), isolation)
+        after_the_end = [where for where, offset in found.items() if offset < 0]
+        return {**found, **(self.offsets(after_the_end, "latest", isolation) if after_the_end else {})}
+
+    def _list_offsets(
+        self, partitions: Sequence[TopicPartition], spec: OffsetSpec, isolation: Isolation
+    ) -> dict[TopicPartition, int]:
+        asked = self._client.list_offsets(
+            {ClientPartition(*where): spec for where in partitions},
+            isolation_level=_ISOLATION[isolation],
+            request_timeout=REQUEST_TIMEOUT,
+        )
+        return {
+            TopicPartition(p.topic, p.partition): _result(
+                future, f"list offsets of {p.topic}/{p.partition}"
+            ).offset
+            for p, future in asked.items()
+        }
+
+    # -- groups -----------------------------------------------------------------------------------------------------
+
+    def committed(
+        self, group: str, partitions: Sequence[TopicPartition] | None = None
+    ) -> dict[TopicPartition, Commit]:
+        if partitions is not None and not partitions:
+            return {}
+        wanted = None if partitions is None else [ClientPartition(*where) for where in partitions]
+        asked = self._client.list_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(group, wanted)], request_timeout=REQUEST_TIMEOUT
+        )
+        try:
+            found = _result(asked[group], f"read the commits of group {group}").topic_partitions or []
+        except BrokerError as error:
+            if error.code == "GROUP_ID_NOT_FOUND":
+                return {}
+            raise
+        return _commits(group, found)
+
+    def alter_committed(self, group: str, offsets: Mapping[TopicPartition, Commit]) -> None:
+        if not offsets:
+            return
+        wanted = [ClientPartition(t, p, commit.offset, commit.metadata) for (t, p), commit in offsets.items()]
+        asked = self._client.alter_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(group, wanted)], request_timeout=REQUEST_TIMEOUT
+        )
+        doing = f"change the commits of group {group}"
+        for found in _result(asked[group], doing).topic_partitions or []:
+            if found.error is not None:
+                raise translated(found.error, doing)
+
+    def group_names(self) -> list[str]:
+        listed = _result(self._client.list_consumer_groups(request_timeout=REQUEST_TIMEOUT), "list groups")
+        return sorted(group.group_id for group in listed.valid or [])
+
+    def groups(self, names: Sequence[str]) -> dict[str, Group]:
+        if not names:
+            return {}
+        asked = self._client.describe_consumer_groups(list(names), request_timeout=REQUEST_TIMEOUT)
+        return {name: _described(name, future) for name, future in asked.items()}
+
+    def set_group_config(self, group: str, config: Mapping[str, str]) -> None:
+        self._alter(ResourceType.GROUP, group, config)
+
+
+def _result(future: Future[Answer], doing: str) -> Answer:
+    with as_broker_error(doing):
+        return future.result(REQUEST_TIMEOUT * 2)
+
+
+def _error(future: Future[Any], doing: str) -> BrokerError | None:
+    try:
+        _result(future, doing)
+    except BrokerError as error:
+        return error
+    return None
+
+
+def _unless_absent(future: Future[Answer], doing: str) -> Answer | None:
+    try:
+        return _result(future, doing)
+    except BrokerError as error:
+        if error.code in _ABSENT:
+            return None
+        raise
+
+
+def _await(condition: Callable[[], bool]) -> None:
+    """Best effort: brokers learn of a change one after the other, and a question may reach any of them."""
+    deadline = time.monotonic() + VISIBLE_TIMEOUT
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _topic(described: TopicDescription, config: Mapping[str, str]) -> Topic:
+    replication = min((len(p.replicas) for p in described.partitions), default=0)
+    return Topic(
+        described.name, len(described.partitions), replication, config, _id_bytes(str(described.topic_id))
+    )
+
+
+def _id_bytes(text: str) -> bytes:
+    """Kafka writes a topic id as 22 characters of URL-safe base64 without padding."""
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def _explicit(config: Mapping[str, ConfigEntry]) -> dict[str, str]:
+    own: Any = ConfigSource.DYNAMIC_TOPIC_CONFIG.value
+    return {name: str(entry.value) for name, entry in config.items() if entry.source == own}
+
+
+def _spec(at: At) -> Any:
+    if at == "earliest":
+        return OffsetSpec.earliest()  # type: ignore[no-untyped-call]
+    if at == "latest":
+        return OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    return OffsetSpec.for_timestamp(math.ceil(round(float(at) * 1000, 3)))
+
+
+def _commits(group: str, found: Iterable[ClientPartition]) -> dict[TopicPartition, Commit]:
+    commits = {}
+    for partition in found:
+        if partition.error is not None:
+            raise translated(partition.error, f"read the commits of group {group}")
+        if partition.offset >= 0:
+            commits[TopicPartition(partition.topic, partition.partition)] = Commit(
+                partition.offset, partition.metadata or ""
+            )
+    return commits
+
+
+def _described(name: str, future: Future[ConsumerGroupDescription]) -> Group:
+    try:
+        found = _result(future, f"describe group {name}")
+    except BrokerError as error:
+        if error.code == "GROUP_ID_NOT_FOUND":
+            return Group(name, "dead", "", ())
+        raise
+    state = found.state.name.lower()
+    protocol = "" if state == "dead" else found.type.name.lower()
+    members = tuple(_member(member) for member in found.members)
+    return Group(name, _STATES.get(state, state), protocol if protocol != "unknown" else "", members)
+
+
+def _member(found: Any) -> Member:
+    assignment = tuple(
+        sorted(TopicPartition(p.topic, p.partition) for p in found.assignment.topic_partitions)
+    )
+    return Member(found.member_id, found.client_id, found.host, found.group_instance_id or None, assignment)

@@ -1,0 +1,119 @@
+"""Our settings as librdkafka's, and what `[kafka]` passes through (all but the keys of `core/client_keys.py`).
+
+Names and meaning of the keys: https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md. This module imports no
+client, so that settings can be checked without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from streamjobs.core import client_keys
+from streamjobs.errors import SettingsError
+
+Protocol = Literal["consumer", "classic"]
+Config = dict[str, Any]
+
+#: Below `publish_timeout` (10 s): a publish that raised is not delivered later. Below `transaction.timeout.ms`.
+MESSAGE_TIMEOUT_MS = 9_000
+#: A client that was killed in a transaction hides the records behind it for so long.
+TRANSACTION_TIMEOUT_MS = 10_000
+#: What retry and dead-letter headers may add to a job of the largest size.
+HEADROOM = 65_536
+#: librdkafka's own limit of a batch; never more than one record of the largest size, or the topic refuses all of it.
+BATCH_BYTES = 1_000_000
+
+_CONNECTION: Mapping[str, Any] = {
+    "socket.keepalive.enable": True,
+    # After an outage all is well again within a second, not within ten: a producer's records live for only nine.
+    "reconnect.backoff.max.ms": 1_000,
+    # New partitions are seen after so long (the classic protocol would need five minutes).
+    "topic.metadata.refresh.interval.ms": 10_000,
+    "allow.auto.create.topics": False,
+}
+
+_READING: Mapping[str, Any] = {
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    "auto.offset.reset": "error",
+    "enable.partition.eof": True,
+    # A head that is due must not wait for the broker to gather more.
+    "fetch.wait.max.ms": 50,
+    # A backlog of a million costs 57 MiB instead of 127; the short back-off keeps such a small buffer filled.
+    "queued.min.messages": 2_000,
+    "fetch.message.max.bytes": 262_144,
+    "fetch.queue.backoff.ms": 20,
+}
+
+_WRITING: Mapping[str, Any] = {
+    "acks": "all",
+    "enable.idempotence": True,
+    "partitioner": "murmur2_random",
+    "message.timeout.ms": MESSAGE_TIMEOUT_MS,
+    # Then a topic that is missing is said to be missing, instead of the record's time being up.
+    "topic.metadata.propagation.max.ms": 5_000,
+}
+
+
+def passed_through(kafka: Mapping[str, Any]) -> Config:
+    """`[kafka]` as librdkafka takes it. Raises SettingsError for a key that we own."""
+    for key in kafka:
+        reason = client_keys.refused(key)
+        if reason:
+            raise SettingsError(f"kafka.{key} can't be set: {reason}")
+    return {key: _text(value) for key, value in kafka.items()}
+
+
+def admin(bootstrap: str, client_id: str, kafka: Mapping[str, Any]) -> Config:
+    return {**_CONNECTION, **passed_through(kafka), "bootstrap.servers": bootstrap, "client.id": client_id}
+
+
+def reader(bootstrap: str, client_id: str, kafka: Mapping[str, Any], isolation: str) -> Config:
+    """Explicit partitions, no group: the group id is only there because the client insists on one; it never joins."""
+    config = {**_READING, **admin(bootstrap, client_id, kafka)}
+    return {**config, "group.id": client_id, "isolation.level": isolation}
+
+
+def member(
+    bootstrap: str,
+    client_id: str,
+    kafka: Mapping[str, Any],
+    isolation: str,
+    *,
+    group: str,
+    protocol: Protocol,
+    instance: str | None,
+    session_timeout_s: float,
+    max_poll_interval_s: float,
+) -> Config:
+    """A group's member. Under `consumer` (KIP-848) the session timeout is the group's, on the broker, and can't be set here."""
+    config = {**reader(bootstrap, client_id, kafka, isolation), "group.id": group, "group.protocol": protocol}
+    config["max.poll.interval.ms"] = round(max_poll_interval_s * 1000)
+    if instance:
+        config["group.instance.id"] = instance
+    if protocol == "classic":
+        session_ms = round(min(session_timeout_s, max_poll_interval_s) * 1000)
+        config["partition.assignment.strategy"] = "cooperative-sticky"
+        config["session.timeout.ms"] = session_ms
+        config["heartbeat.interval.ms"] = min(3_000, max(1, session_ms // 3))
+    return config
+
+
+def producer(bootstrap: str, client_id: str, kafka: Mapping[str, Any], max_message_bytes: int) -> Config:
+    config = {
+        "batch.size": min(BATCH_BYTES, max_message_bytes),
+        **_WRITING,
+        **admin(bootstrap, client_id, kafka),
+    }
+    return {**config, "message.max.bytes": max_message_bytes + HEADROOM}
+
+
+def transactional(config: Config, transactional_id: str) -> Config:
+    """A producer's configuration with a transactional id. With the default back-off a small transaction takes 77 ms, so 5."""
+    own = {"transactional.id": transactional_id, "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS}
+    return {"retry.backoff.ms": 1, "retry.backoff.max.ms": 50, **config, **own}
+
+
+def _text(value: Any) -> Any:
+    return str(value).lower() if isinstance(value, bool) else value

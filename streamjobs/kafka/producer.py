@@ -1,0 +1,117 @@
+"""Producers over confluent_kafka: an idempotent one for any thread, and a transactional one for one owner."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from confluent_kafka.cimpl import KafkaError, KafkaException
+from confluent_kafka.cimpl import Message as ClientMessage
+from confluent_kafka.cimpl import Producer as Client
+from confluent_kafka.cimpl import TopicPartition as ClientPartition
+
+from streamjobs.broker import Ack, Commit, TopicPartition
+from streamjobs.core.record import Record
+from streamjobs.errors import BrokerError
+from streamjobs.kafka.errors import as_broker_error, from_exception, translated
+from streamjobs.kafka.log import QuietLog
+
+log = logging.getLogger(__name__)
+
+Delivered = Callable[[KafkaError | None, ClientMessage], None]
+
+
+class KafkaProducer:
+    """Implements `streamjobs.broker.Producer`. Belongs to the process that built it: after a fork, build another one."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._fatal: BrokerError | None = None
+        with as_broker_error("start a producer"):
+            self._client = Client({**config, "error_cb": self._on_error, "logger": QuietLog()})
+
+    def send(self, record: Record, ack: Ack | None = None) -> None:
+        try:
+            self._client.produce(
+                record.topic,
+                record.value,
+                record.key,
+                record.partition,
+                None if ack is None else _delivery(ack),
+                headers=list(record.headers),
+            )
+        except BufferError:
+            raise BrokerError(
+                "_QUEUE_FULL", "send a record: the producer's buffer is full", retriable=True
+            ) from None
+        except KafkaException as error:
+            raise self._noted(from_exception(error, f"send a record to {record.topic}")) from error
+
+    def poll(self, timeout: float = 0.0) -> int:
+        return self._client.poll(timeout)
+
+    def flush(self, timeout: float) -> int:
+        return self._client.flush(timeout)
+
+    def fatal(self) -> BrokerError | None:
+        return self._fatal
+
+    def close(self, timeout: float = 10.0) -> None:
+        left = self._client.flush(timeout)
+        if left:
+            log.warning("closing a producer with %d records that were not acknowledged", left)
+        # Without this, destroying the client would wait for what is on its way.
+        self._client.purge()
+        self._client.poll(0)
+
+    def _on_error(self, error: KafkaError) -> None:
+        self._noted(translated(error))
+
+    def _noted(self, error: BrokerError) -> BrokerError:
+        if error.fatal and self._fatal is None:
+            self._fatal = error
+        return error
+
+
+class KafkaTransactionalProducer(KafkaProducer):
+    """Implements `streamjobs.broker.TransactionalProducer`."""
+
+    def init(self, timeout: float = 30.0) -> None:
+        self._call("start transactions", self._client.init_transactions, timeout)
+
+    def begin(self) -> None:
+        self._call("begin a transaction", self._client.begin_transaction)
+
+    def send_offsets(
+        self, offsets: Mapping[TopicPartition, Commit], group_metadata: Any, timeout: float = 10.0
+    ) -> None:
+        positions = [
+            ClientPartition(t, p, commit.offset, commit.metadata) for (t, p), commit in offsets.items()
+        ]
+        self._call(
+            "send offsets", self._client.send_offsets_to_transaction, positions, group_metadata, timeout
+        )
+
+    def commit(self, timeout: float = 10.0) -> None:
+        self._call("commit a transaction", self._client.commit_transaction, timeout)
+
+    def abort(self, timeout: float = 10.0) -> None:
+        self._call("abort a transaction", self._client.abort_transaction, timeout)
+
+    def _call(self, doing: str, call: Callable[..., object], *arguments: Any) -> None:
+        try:
+            call(*arguments)
+        except KafkaException as error:
+            raise self._noted(from_exception(error, doing)) from error
+
+
+def _delivery(ack: Ack) -> Delivered:
+    """An exception out of a delivery callback would surface in whoever polls: it is logged instead."""
+
+    def delivered(error: KafkaError | None, message: ClientMessage) -> None:
+        try:
+            ack(None if error is None else translated(error, "deliver a record"), message)  # type: ignore[arg-type]
+        except Exception:
+            log.exception("an acknowledgement callback failed")
+
+    return delivered
