@@ -1,0 +1,223 @@
+"""`streamjobs doctor`: what is well, what is not, and what to do about it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from streamjobs.broker import Cluster, Message
+from streamjobs.cli import render
+from streamjobs.cli.command import Command, Exit, counted, pass_session
+from streamjobs.cli.render import Column
+from streamjobs.cli.session import Session
+from streamjobs.core.record import Record
+from streamjobs.errors import BrokerError, SettingsError, StreamjobsError, UsageError
+
+if TYPE_CHECKING:
+    from streamjobs.app import App
+    from streamjobs.provision import Plan
+
+Status = Literal["ok", "warn", "fail"]
+
+_COLUMNS = (Column("status", "STATUS"), Column("check", "CHECK"), Column("found", "FOUND"), Column("advice", "WHAT TO DO"))
+#: A round trip that is longer than this makes every publish slow.
+_SLOW_S = 0.5
+#: Publishers and workers compare due times with clocks of their own: a delay is off by as much as they differ.
+_SKEW_WARNS_S, _SKEW_FAILS_S = 1.0, 60.0
+#: KIP-848 takes over so late unless the group's own timeout was set (group.consumer.session.timeout.ms of a broker).
+_DEFAULT_TAKEOVER_S = 45.0
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    check: str
+    status: Status
+    found: str
+    advice: str = ""
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        "streamjobs doctor -A billing:app",
+        "streamjobs doctor -A billing:app -o json | jq '.[] | select(.status != \"ok\")'",
+    ],
+)
+@pass_session
+def doctor(session: Session, /) -> int:
+    """Check settings, job types, cluster, group protocol, topics and clocks. The exit code is 1 if something fails.
+
+    It writes one tombstone of its own to the workers topic, to see the broker's clock.
+    """
+    found = list(examine(session))
+    session.show([asdict(check) for check in found], _COLUMNS)
+    failed = [check for check in found if check.status == "fail"]
+    if failed:
+        session.say(f"{counted(len(failed), 'check')} failed")
+    return Exit.FAILED if failed else Exit.DONE
+
+
+def examine(session: Session) -> Iterator[Check]:
+    """Every check that can be made: what rests on one that failed is left out."""
+    settings = _settings(session)
+    yield settings
+    if settings.status == "fail":
+        return
+    app = session.app
+    yield _job_types(app)
+    began = time.perf_counter()
+    try:
+        cluster = app.broker.admin().cluster()
+    except BrokerError as error:
+        yield _unreachable(app, error)
+        return
+    yield _reached(app, cluster, time.perf_counter() - began)
+    yield _version(app, cluster)
+    yield from _deployment(app, cluster)
+
+
+def _deployment(app: App, cluster: Cluster) -> Iterator[Check]:
+    from streamjobs import provision
+
+    try:
+        plan = provision.plan(app)
+    except BrokerError as error:
+        yield Check("topics", "fail", f"they can't be read: {error}", "check the broker's log, and what this user may see")
+        return
+    yield from _topics(plan)
+    yield _protocol(app, cluster, plan)
+    yield _clock(app)
+
+
+# --- this side --------------------------------------------------------------------------------------------------------
+
+
+def _settings(session: Session) -> Check:
+    try:
+        settings = session.app.settings
+    except (SettingsError, UsageError) as error:
+        return Check("settings", "fail", str(error), "correct it; `streamjobs config show` shows what was set where")
+    changed = sum(value.source not in ("default", "code") for value in settings.values())
+    return Check("settings", "ok", f"{session.app_ref}, {counted(changed, 'setting')} from outside the code")
+
+
+def _job_types(app: App) -> Check:
+    if not app.job_types:
+        return Check("job types", "fail", "none", "name the modules that declare them: App(…, imports=[…])")
+    for job_type in app.job_types.values():
+        try:
+            _ = job_type.payload.fingerprint
+        except StreamjobsError as error:
+            return Check("job types", "fail", str(error), f"correct {job_type.name}: its jobs can't be published")
+    types, queues = counted(len(app.job_types), "job type"), counted(len(app.queues()), "queue")
+    return Check("job types", "ok", f"{types} in {queues}, each with a schema")
+
+
+# --- the cluster ------------------------------------------------------------------------------------------------------
+
+
+def _unreachable(app: App, error: BrokerError) -> Check:
+    advice = "is it running, and reachable from here under that name? Check `bootstrap` and [kafka] (security.protocol, sasl.*)"
+    return Check("broker", "fail", f"{app.settings.bootstrap} does not answer: {error}", advice)
+
+
+def _reached(app: App, cluster: Cluster, took_s: float) -> Check:
+    found = f"{counted(len(cluster.brokers), 'broker')} at {', '.join(cluster.brokers)}, answered in {took_s * 1000:.0f} ms"
+    if took_s > _SLOW_S:
+        return Check("broker", "warn", found, "every publish waits for at least one round trip: run closer to the cluster")
+    return Check("broker", "ok", found)
+
+
+def _version(app: App, cluster: Cluster) -> Check:
+    if app.broker.lacks:
+        lacks = ", ".join(sorted(app.broker.lacks))
+        return Check("version", "warn", f"the embedded broker, which lacks {lacks}", "use it to try things: it ends with its process")
+    return Check("version", "ok", f"Kafka {cluster.version or 'of unknown version'}, cluster {cluster.id or 'without an id'}")
+
+
+def _topics(plan: Plan) -> Iterator[Check]:
+    if plan.changes:
+        targets = [f"{change.action} {change.target}" for change in plan.changes]
+        shown = ", ".join(targets[:3]) + (f" and {len(targets) - 3} more" if len(targets) > 3 else "")
+        yield Check("topics", "fail", f"{counted(len(targets), 'change')} pending: {shown}", "run `streamjobs topic apply`")
+    for finding in plan.findings:
+        yield Check("topics", "fail" if finding.blocks else "warn", finding.message, "see `streamjobs topic plan`")
+    if not plan.changes and not plan.findings:
+        yield Check("topics", "ok", "all are there, as they should be")
+
+
+def _protocol(app: App, cluster: Cluster, plan: Plan) -> Check:
+    """Fast join (KIP-848) or fast takeover (classic), which one, and why (DESIGN.md §4)."""
+    setting = app.settings.worker.protocol
+    speaks = "consumer" in cluster.protocols
+    if setting == "consumer" and not speaks:
+        advice = 'set worker.protocol = "auto", or use Kafka 4.0 or later'
+        return Check("group protocol", "fail", "worker.protocol is consumer, but the cluster does not speak it", advice)
+    if setting == "classic" or not speaks:
+        why = "as worker.protocol says" if setting == "classic" else "as the cluster speaks no other"
+        takeover = render.duration(app.settings.worker.session_timeout)
+        return Check("group protocol", "ok", f"classic, {why}: a worker joins in about 3s, a dead one is replaced after {takeover}")
+    return _consumer_protocol(app, plan)
+
+
+def _consumer_protocol(app: App, plan: Plan) -> Check:
+    wanted = app.settings.worker.session_timeout
+    found = "consumer (KIP-848), as the cluster speaks it: a worker joins in about 0.2s, a dead one is replaced after "
+    if plan.changes:
+        return Check("group protocol", "warn", f"{found}{_DEFAULT_TAKEOVER_S:.0f}s", "run `streamjobs topic apply`: it sets the timeout")
+    try:  # what `topic apply` has set, set again: whether the cluster allows it can't be read
+        for group, config in plan.group_settings.items():
+            app.broker.admin().set_group_config(group, config)
+    except BrokerError as error:
+        advice = (
+            f"choose: a fast join (as it is), a fast takeover (worker.protocol = \"classic\": {render.duration(wanted)}), or both "
+            "with group.consumer.min.session.timeout.ms=6000 on the brokers"
+        )
+        return Check("group protocol", "warn", f"{found}{_DEFAULT_TAKEOVER_S:.0f}s, since the cluster refuses less: {error}", advice)
+    return Check("group protocol", "ok", found + render.duration(wanted))
+
+
+# --- clocks -----------------------------------------------------------------------------------------------------------
+
+
+def _clock(app: App) -> Check:
+    """One tombstone to the workers topic, for a worker that does not exist: its append time is the broker's clock."""
+    answers: list[tuple[BrokerError | None, Message]] = []
+    producer = app.broker.producer()
+    try:
+        sent = time.time()
+        producer.send(Record(app.names.workers, None, b"doctor"), lambda error, message: answers.append((error, message)))
+        deadline = time.monotonic() + app.settings.publish_timeout
+        while not answers and time.monotonic() < deadline:
+            producer.poll(0.05)
+        acked = time.time()
+    except BrokerError as error:
+        return Check("clock", "warn", f"not compared: {error}", f"see whether {app.names.workers} can be written")
+    finally:
+        with suppress(BrokerError):
+            producer.close(0)
+    return _compared(app, answers, sent, acked)
+
+
+def _compared(app: App, answers: list[tuple[BrokerError | None, Message]], sent: float, acked: float) -> Check:
+    if not answers or answers[0][0] is not None:
+        reason = answers[0][0] if answers else "no acknowledgement came"
+        return Check("clock", "warn", f"not compared: {reason}", f"see whether {app.names.workers} can be written")
+    kind, appended_ms = answers[0][1].timestamp()
+    if kind != 2:
+        return Check("clock", "ok", "not compared: this broker stamps records with the client's clock")
+    return _judged(appended_ms / 1000, sent, acked)
+
+
+def _judged(appended: float, sent: float, acked: float) -> Check:
+    """The broker's clock read between `sent` and `acked`: what lies inside of that is no difference."""
+    skew = appended - acked if appended > acked else min(0.0, appended - sent + 0.001)
+    ahead = "behind" if skew > 0 else "ahead of"
+    found = f"this machine is {render.duration(abs(skew))} {ahead} the broker" if skew else "the same as the broker's"
+    status: Status = "fail" if abs(skew) >= _SKEW_FAILS_S else "warn" if abs(skew) >= _SKEW_WARNS_S else "ok"
+    return Check("clock", status, found, "" if status == "ok" else "delays are off by as much: keep time with NTP on all machines")

@@ -1,0 +1,90 @@
+"""`streamjobs worker`: what it refuses, and what it hands to the supervisor."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Mapping[str, Any], list[str]]]:
+    """What the supervisor was asked to run; it answers with exit code 4."""
+    import streamjobs.worker
+
+    calls: list[tuple[str, Mapping[str, Any], list[str]]] = []
+    supervise = types.ModuleType("streamjobs.worker.supervise")
+
+    def run(app_ref: str, flags: Mapping[str, Any], queues: list[str]) -> int:
+        calls.append((app_ref, flags, queues))
+        return 4
+
+    supervise.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "streamjobs.worker.supervise", supervise)
+    monkeypatch.setattr(streamjobs.worker, "supervise", supervise, raising=False)
+    return calls
+
+
+Started = list[tuple[str, Mapping[str, Any], list[str]]]
+
+
+def test_flags_go_to_the_supervisor_as_settings(run: Run, shop: str, started: Started) -> None:
+    options = "--slots 2 --processes 3 --group g --instance i --drain 5s --listen off --provision auto"
+
+    result = run("worker", "-A", f"{shop}:app", "invoices", *options.split())
+
+    assert result.exit_code == 4
+    assert started == [
+        (
+            f"{shop}:app",
+            {
+                "worker.slots": 2,
+                "worker.processes": 3,
+                "worker.group": "g",
+                "worker.instance": "i",
+                "worker.drain": "5s",
+                "worker.listen": "off",
+                "provision": "auto",
+            },
+            ["invoices"],
+        )
+    ]
+
+
+def test_what_was_not_given_is_left_to_the_settings(run: Run, shop: str, started: Started) -> None:
+    run("worker", "-A", f"{shop}:app")
+
+    assert started == [(f"{shop}:app", {}, [])]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["invoice"], "has no job type in a queue 'invoice': did you mean 'invoices'?"),
+        (["--slots", "0"], "worker.slots (flag) is 0"),
+        (["--drain", "soon"], "worker.drain (flag) is 'soon'"),
+        (["--group", "a.b"], "worker.group (flag) is 'a.b'"),
+    ],
+)
+def test_a_mistake_is_told_before_any_process_is_started(
+    args: list[str], says: str, run: Run, shop: str, started: Started
+) -> None:
+    result = run("worker", "-A", f"{shop}:app", *args)
+
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert started == []
+
+
+def test_an_app_without_job_types_is_a_mistake(run: Run, shop: str, started: Started) -> None:
+    result = run("worker", "-A", f"{shop}:spare")
+
+    assert result.exit_code == 2
+    assert "declares no job types" in result.stderr
+    assert started == []
