@@ -1,7 +1,7 @@
 """Metrics of one process: gathered from lists of jobs, added up over loops and processes, exposed to Prometheus.
 
-A process has one `Metrics`; `Totals` adds up the snapshots of all processes of a worker. A scrape reads a snapshot and never asks a
-broker. Nothing is global: families are made fresh at each scrape, so that what vanished is not exposed.
+Every loop has a `Metrics` of its own. `merge` adds up the snapshots of loops, `Totals` those of processes; a scrape reads a snapshot
+and never asks a broker. Nothing is global: families are made fresh at each scrape, so that what vanished is not exposed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from operator import add
 from typing import TYPE_CHECKING, NamedTuple
 
 from streamjobs.telemetry.catalogue import METRICS, OTHER, REASONS, UNKNOWN_TYPE, Metric
-from streamjobs.telemetry.events import FinishedJob, Home
+from streamjobs.telemetry.events import FinishedJob
 
 if TYPE_CHECKING:
     from prometheus_client import Metric as Family
@@ -90,25 +90,26 @@ class _Group(NamedTuple):
 
 
 class Metrics:
-    """What a process counts. Any thread may call it: there is a lock a call, and a call takes a list.
+    """What one loop, or one publisher, counts. Any thread may call it: there is a lock a call, and a call takes a list.
 
-    `job_types`: the registry; other types share one label.
+    `tier`: main or retry. `job_types`: the registry; other types share one label.
     """
 
-    def __init__(self, group: str = "", job_types: Collection[str] = ()) -> None:
+    def __init__(self, group: str = "", tier: str = "main", job_types: Collection[str] = ()) -> None:
         self.group = group
+        self.tier = tier
         self._job_types = job_types
         self._lock = threading.Lock()
         self._counters: defaultdict[Series, float] = defaultdict(float)
         self._histograms: dict[Series, Histogram] = {}
         self._gauges: dict[Series, float] = {}
-        self._groups: dict[tuple[_Key, bool], _Group] = {}
+        self._groups: dict[_Key, _Group] = {}
         self._error_types: defaultdict[str, _Recent] = defaultdict(_Recent)
 
     # Jobs ---------------------------------------------------------------------------------------------------------------
 
     def observe(self, jobs: Sequence[FinishedJob]) -> None:
-        """Runs that reached an outcome: one call for each list of results, which one loop has."""
+        """Runs that reached an outcome: one call for each list of results."""
         if not jobs:
             return
         keys = [(job.home.queue, job.job_type.name, job.outcome) for job in jobs]
@@ -120,8 +121,7 @@ class Metrics:
                     self._observe(key, some)
 
     def _observe(self, key: _Key, jobs: Sequence[FinishedJob]) -> None:
-        retry = jobs[0].home.retry
-        group = self._groups.get((key, retry)) or self._new_group(key, retry)
+        group = self._groups.get(key) or self._new_group(key)
         self._counters[group.attempts] += len(jobs)
         if group.completed is not None:
             self._counters[group.completed] += len(jobs)
@@ -137,15 +137,15 @@ class Metrics:
         group.runs.observe(durations)
         group.waits.observe(waits)
 
-    def _new_group(self, key: _Key, retry: bool) -> _Group:
+    def _new_group(self, key: _Key) -> _Group:
         queue, given_type, outcome = key
-        job_type = self._job_type(given_type)
+        job_type = given_type if given_type in self._job_types else UNKNOWN_TYPE
         over = outcome in COMPLETED
-        group = self._groups[key, retry] = _Group(
+        group = self._groups[key] = _Group(
             attempts=_series("attempts_total", queue, job_type, outcome),
             completed=_series("jobs_completed_total", queue, job_type, outcome) if over else None,
             runs=self._histogram("execution_duration_seconds", queue, job_type, "error" if outcome in _ACTIONS else "ok"),
-            waits=self._histogram("queue_wait_seconds", queue, self.group, job_type, _tier(retry)),
+            waits=self._histogram("queue_wait_seconds", queue, self.group, job_type, self.tier),
             end_to_end=self._histogram("end_to_end_seconds", queue, job_type) if over else None,
             attempts_per_job=self._histogram("attempts_per_job", queue) if over else None,
         )
@@ -159,9 +159,9 @@ class Metrics:
         for job in jobs:
             error_type = self._bounded(queue, job.error_type or _SIGNALS.get(outcome, OTHER))
             self._counters["failures_total", (queue, job_type, error_type, action)] += 1
-
-    def _job_type(self, name: str) -> str:
-        return name if name in self._job_types else UNKNOWN_TYPE
+            if action == "dead_letter":
+                reason = job.reason if job.reason in REASONS else OTHER
+                self._counters["dead_letters_total", (queue, job_type, reason)] += 1
 
     def _bounded(self, queue: str, error_type: str) -> str:
         """The label of an error type. The one seen longest ago makes room, and what it counted moves to `_OTHER`."""
@@ -169,38 +169,6 @@ class Metrics:
         if forgotten is not None:
             _move_to_other(self._counters, queue, {forgotten})
         return error_type
-
-    # What else a loop tells ---------------------------------------------------------------------------------------------
-
-    def received(self, records: Mapping[Home, int]) -> None:
-        """Records that were received, by partition."""
-        with self._lock:
-            for home, count in records.items():
-                self._counters["jobs_received_total", (home.queue, _tier(home.retry))] += count
-
-    def dead_letter(self, queue: str, job_type: str, reason: str) -> None:
-        """A letter was written; a reason outside PROTOCOLS §10 has no label of its own."""
-        self.count("dead_letters_total", queue, self._job_type(job_type), reason if reason in REASONS else OTHER)
-
-    def decode_error(self, queue: str, reason: str) -> None:
-        """A record that can't be run; `reason` as `worker.decode.Undecodable.kind`."""
-        self.count("decode_errors_total", queue, reason)
-
-    def zombie(self, job: FinishedJob) -> None:
-        """A thread runs on after its job's timeout."""
-        self.count("zombies_total", job.home.queue, self._job_type(job.job_type.name))
-
-    def events_dropped(self, events: int, reason: str = "timeout") -> None:
-        """Lifecycle events that could not be sent."""
-        self.count("lifecycle_events_dropped_total", self.group, reason, by=events)
-
-    def assigned(self, group: str, partitions: int, *, lost: bool = False) -> None:
-        """A consumer group's member got partitions, or (below zero) gave them up or lost them."""
-        event = "assigned" if partitions > 0 else "lost" if lost else "revoked"
-        series = _series("partitions_assigned", group)
-        with self._lock:
-            self._counters[_series("rebalances_total", group, event)] += 1
-            self._gauges[series] = self._gauges.get(series, 0) + partitions
 
     # Everything else ----------------------------------------------------------------------------------------------------
 
@@ -246,10 +214,6 @@ class Metrics:
         if found is None:
             found = self._histograms[series] = Histogram(METRICS[name].buckets)
         return found
-
-
-def _tier(retry: bool) -> str:
-    return "retry" if retry else "main"
 
 
 class _Recent(OrderedDict[str, None]):
