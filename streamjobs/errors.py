@@ -58,11 +58,15 @@ class HeaderError(DecodeError):
 
 
 class UnknownSchemaError(DecodeError):
-    """A value whose writer's schema nobody knows (yet)."""
+    """A value whose writer's schema nobody knows (yet).
 
-    def __init__(self, message: str, fingerprint: bytes) -> None:
+    `transient`: a registry could not be asked; otherwise it was asked and does not know it.
+    """
+
+    def __init__(self, message: str, fingerprint: bytes, *, transient: bool = False) -> None:
         super().__init__(message)
         self.fingerprint = fingerprint
+        self.transient = transient
 
 
 class ProvisionError(StreamjobsError):

@@ -8,6 +8,7 @@ current schema, then validated.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from typing import Any
@@ -15,19 +16,16 @@ from typing import Any
 from fastavro import schemaless_writer
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from streamjobs.avro.declared import load, unwritten
 from streamjobs.avro.derive import REQUIRED, Parameter, derive
+from streamjobs.avro.people import from_json
 from streamjobs.avro.reader import reader, writer
 from streamjobs.avro.resolution import Resolution
 from streamjobs.avro.schema import Schema
 from streamjobs.avro.shapes import Convert, spelled
-from streamjobs.avro.store import SchemaStore
+from streamjobs.avro.store import SINGLE_OBJECT, SINGLE_OBJECT_HEAD, SchemaStore, frame_of, framed_with
 from streamjobs.core.record import CONTENT_TYPE_UNFRAMED
 from streamjobs.errors import DecodeError, PayloadError
-
-SINGLE_OBJECT = b"\xc3\x01"
-#: Bytes before the payload: `C3 01` and a fingerprint; `00` and a registry's id.
-SINGLE_OBJECT_HEAD = 10
-REGISTRY_HEAD = 5
 
 Read = Callable[[bytes, int], tuple[Any, ...]]
 
@@ -36,27 +34,35 @@ class Payload:
     """What a job type's jobs carry. Raises JobTypeError for a signature that can't travel.
 
     `schema`: the Avro record. `canonical`: its JSON text, whole, for the schema topic. `fingerprint`: 8 bytes, the topic's key.
-    `names`: the handler's parameters that travel. `run_parameter`: the one annotated `Job`, or "".
+    `avro`: the three in one, for a SchemaStore. `names`: the handler's parameters that travel. `run_parameter`: the one
+    annotated `Job`, or "". `fields`: those of the record, which are the model's where `model` is the whole payload.
     """
 
     def __init__(self, fn: Callable[..., Any], name: str | None = None, schema: str | None = None) -> None:
         self.name = name or fn.__name__
-        self._signature = signature = derive(fn, self.name)
-        self._schema = Schema.of(signature.record)
-        self.schema: dict[str, Any] = signature.record
-        self.canonical = self._schema.text
-        self.fingerprint = self._schema.fingerprint
+        declared = None if schema is None else load(fn, self.name, schema)
+        self._signature = signature = derive(fn, self.name, declared)
+        self.avro = declared or Schema.of(signature.record)
+        self.schema: dict[str, Any] = json.loads(self.avro.text)
+        self.canonical = self.avro.text
+        self.fingerprint = self.avro.fingerprint
         self.names = signature.names
         self.run_parameter = signature.run_parameter
         self.model = signature.model
         self.fields = tuple(field["name"] for field in self.schema["fields"])
+        self._converts = {each.name: each.shape.read for each in signature.parameters if each.shape.read}
         self._head = SINGLE_OBJECT + self.fingerprint
         self._validate = signature.validator().validate_python
         self._defaults = {each.name: each.default for each in signature.parameters if each.default is not REQUIRED}
         self._positional = tuple(each.name for each in signature.parameters if not each.keyword_only)
+        self._declared = declared is not None
+        self._extras = unwritten(self.avro, self._record_names())
         self._write = self._writer()
         self._current = self._current_reader()
         self._readers: dict[bytes, tuple[Read, int]] = {self._head: (self._current, SINGLE_OBJECT_HEAD)}
+
+    def _record_names(self) -> tuple[str, ...]:
+        return self.names if self.model is None else tuple(self.model.model_fields)
 
     # Arguments in -----------------------------------------------------------------------------------------------------
 
@@ -82,9 +88,21 @@ class Payload:
 
     def validate(self, mapping: Mapping[str, Any]) -> dict[str, Any]:
         """As `bind`, from data such as JSON gives: the parameters, or the fields of the model that is the payload."""
-        if self.model is not None and (set(mapping) != set(self.names) or self.names[0] in self.fields):
-            return self.bind((), {self.names[0]: dict(mapping)})
-        return self.bind((), mapping)
+        try:
+            given = from_json(mapping)
+        except ValueError as problem:
+            raise PayloadError(f"{self.name}: {problem}") from None
+        if self.model is not None and (set(given) != set(self.names) or self.names[0] in self.fields):
+            given = {self.names[0]: given}
+        return self.bind((), {name: self._from_people(name, value) for name, value in given.items()})
+
+    def _from_people(self, name: str, value: Any) -> Any:
+        """Enum symbols made members where they are; pydantic says what is wrong with the rest."""
+        convert = self._converts.get(name)
+        try:
+            return convert(value) if convert else value
+        except Exception:  # noqa: BLE001  (it is validated next, with a better message)
+            return value
 
     def encode(self, arguments: Mapping[str, Any]) -> bytes:
         """The framed value of arguments as `bind` gave them. Raises PayloadError for what Avro can't hold."""
@@ -135,43 +153,47 @@ class Payload:
                 raise
 
     def _writer(self) -> Callable[[Mapping[str, Any]], bytes]:
-        parameters = self._signature.parameters
         if self.model is not None:
-            only, write = parameters[0].name, parameters[0].shape.write
-            whole = writer(self._schema, self._head, {}) or self._write_any
-            return lambda arguments: whole(write(arguments[only]))  # type: ignore[misc]
-        convert = {each.name: each.shape.write for each in parameters if each.shape.write}
-        return writer(self._schema, self._head, convert) or (lambda arguments: self._write_any(_converted(arguments, convert)))
+            only, as_record = self.names[0], self._signature.parameters[0].shape.write
+            write = self._record_writer({})
+            return lambda arguments: write(as_record(arguments[only]))  # type: ignore[misc]
+        return self._record_writer({each.name: each.shape.write for each in self._signature.parameters if each.shape.write})
+
+    def _record_writer(self, convert: Mapping[str, Convert]) -> Callable[[Mapping[str, Any]], bytes]:
+        """A generated writer for flat records, fastavro for the rest."""
+        generated = None if self._extras else writer(self.avro, self._head, convert)
+        return generated or (lambda record: self._write_any(_converted(record, convert)))
 
     def _write_any(self, record: Mapping[str, Any]) -> bytes:
         buffer = BytesIO()
         buffer.write(self._head)
-        schemaless_writer(buffer, self._schema.parsed, record)
+        schemaless_writer(buffer, self.avro.parsed, {**self._extras, **record})
         return buffer.getvalue()
 
     # Arguments out ----------------------------------------------------------------------------------------------------
 
     def decode(self, value: bytes, store: SchemaStore, content_type: bytes = b"") -> tuple[Any, ...]:
         """The positional arguments for `caller`. Raises DecodeError, or UnknownSchemaError; never anything else."""
-        if content_type == CONTENT_TYPE_UNFRAMED:
-            read, at = self._current, 0
-        else:
+        try:
+            if content_type == CONTENT_TYPE_UNFRAMED:
+                return self._current(value, 0)
             found = self._readers.get(value[:SINGLE_OBJECT_HEAD])
             read, at = found or self._reader_for(value, store)
-        try:
             return read(value, at)
+        except DecodeError:
+            raise
         except Exception as problem:
             raise self._undecodable(problem) from problem
 
     def _reader_for(self, value: bytes, store: SchemaStore) -> tuple[Read, int]:
-        key, at = _frame(value)
-        found = self._readers.get(key)
+        frame = frame_of(value)
+        found = self._readers.get(frame)
         if found is None:
-            found = self._readers[key] = self._read_with(written_by(value, store), at)
+            found = self._readers[frame] = self._read_with(*framed_with(value, store))
         return found
 
     def _read_with(self, written: Schema, at: int) -> tuple[Read, int]:
-        if written.meaning == self._schema.meaning:
+        if written.meaning == self.avro.meaning:
             return self._current, at
         try:
             return self._resolving_reader(written), at
@@ -182,22 +204,24 @@ class Payload:
         """For values of the current schema: nothing is validated again but what the schema does not say."""
         parameters = self._signature.parameters
         if self.model is not None:
-            build, whole = parameters[0].shape.read, reader(self._schema, as_dict=True)
+            build, whole = parameters[0].shape.read, reader(self.avro, as_dict=True)
             return lambda value, at: (build(whole(value, at)),)  # type: ignore[misc]
         convert = {each.name: made for each in parameters if (made := _on_run(each))}
-        read: Read = reader(self._schema, convert)
-        return read
+        if self.fields == self.names:
+            read: Read = reader(self.avro, convert)
+            return read
+        whole, names = reader(self.avro, convert, as_dict=True), self.names
+        return lambda value, at: tuple(map(whole(value, at).__getitem__, names))
 
     def _resolving_reader(self, written: Schema) -> Read:
         """For values of another schema: resolved, then validated as when they are published; Python's defaults."""
-        read, resolution = reader(written, as_dict=True, branches=True), Resolution(written, self._schema)
-        converts = [(each.name, each.shape.read) for each in self._signature.parameters]
-        names, only = self.names, self.names[0] if self.model is not None else ""
+        read, resolution = reader(written, as_dict=True, branches=True), Resolution(written, self.avro, fill=self._declared)
+        names, only, converts = self.names, self.names[0] if self.model is not None else "", self._converts
 
         def resolved(value: bytes, at: int) -> tuple[Any, ...]:
             record = resolution.convert(read(value, at))
             given = {only: record} if only else record
-            given = {name: convert(given[name]) if convert else given[name] for name, convert in converts if name in given}
+            given = {name: converts[name](value) if name in converts else value for name, value in given.items() if name in names}
             arguments = {**self._defaults, **self._validate(given)}
             return tuple([arguments[name] for name in names])
 
@@ -205,7 +229,8 @@ class Payload:
 
     def _undecodable(self, problem: Exception) -> DecodeError:
         if isinstance(problem, ValidationError):
-            return DecodeError(f"{self.name}: the payload no longer fits: {self._refused(problem)}")
+            first = problem.errors(include_url=False, include_input=False)[0]
+            return DecodeError(f"{self.name}: the payload does not fit: {'.'.join(map(str, first['loc']))}: {first['msg']}")
         return DecodeError(f"{self.name}: the payload can't be read: {_said(problem)}")
 
     def caller(self, fn: Callable[..., Any]) -> Callable[[Any], Any]:
@@ -221,28 +246,6 @@ class Payload:
         body = "fn(*job.args)" if plain else f"(lambda a: fn({', '.join(arguments)}))(job.args)"
         call: Callable[[Any], Any] = eval(f"lambda job: {body}", {"fn": fn})
         return call
-
-
-def written_by(value: bytes, store: SchemaStore) -> Schema:
-    """The schema that wrote a framed value. Raises UnknownSchemaError, or DecodeError for an unframed or empty one."""
-    key, at = _frame(value)
-    if at == REGISTRY_HEAD:
-        return store.by_id(int.from_bytes(key[1:], "big"))
-    return store.by_fingerprint(key[2:])
-
-
-def _frame(value: bytes) -> tuple[bytes, int]:
-    """A value's frame and its length."""
-    if value[:2] == SINGLE_OBJECT and len(value) >= SINGLE_OBJECT_HEAD:
-        return value[:SINGLE_OBJECT_HEAD], SINGLE_OBJECT_HEAD
-    if value[:1] == b"\0" and len(value) >= REGISTRY_HEAD:
-        return value[:REGISTRY_HEAD], REGISTRY_HEAD
-    if not value:
-        raise DecodeError("the value is empty: a payload begins with C3 01 and its schema's fingerprint")
-    raise DecodeError(
-        f"the value begins with {value[:2].hex(' ').upper()}, not with C3 01 and a fingerprint (single-object encoding) or 00 and a "
-        "registry's schema id; an unframed value needs the header `content-type: application/avro; framing=none`"
-    )
 
 
 def _on_run(parameter: Parameter) -> Convert | None:

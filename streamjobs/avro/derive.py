@@ -11,13 +11,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NotRequired, get_args, get_origin, get_type_hints
+from typing import Any, NotRequired, get_type_hints
 from zlib import crc32
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from typing_extensions import TypedDict
 
+from streamjobs.avro.declared import adopt, model_shape
 from streamjobs.avro.schema import NAME, Schema
 from streamjobs.avro.shapes import ALLOWED, Shape, Shapes, Unfit, clean_name, record_field, spelled
 from streamjobs.errors import JobTypeError
@@ -61,20 +62,23 @@ class Signature:
     def validator(self) -> TypeAdapter[Any]:
         """Takes a dict of arguments, says which one is at fault; defaults are not filled in."""
         fields = {
-            each.name: each.annotation if each.default is REQUIRED else NotRequired[each.annotation]  # type: ignore[valid-type]
+            each.name: each.annotation if each.default is REQUIRED else NotRequired[each.annotation]
             for each in self.parameters
         }
-        typed: Any = TypedDict(self.job_type, fields)  # type: ignore[operator]
+        typed = _typed_dict(self.job_type, fields)
         typed.__pydantic_config__ = ConfigDict(extra="forbid")
         return TypeAdapter(typed)
+
+
+_typed_dict: Any = TypedDict
 
 
 class RunMarker:
     """Stands for `Job` where a handler's module imports it for type checkers only."""
 
 
-def derive(fn: Callable[..., Any], job_type: str) -> Signature:
-    """Raises JobTypeError naming the parameter, its type and what is allowed."""
+def derive(fn: Callable[..., Any], job_type: str, declared: Schema | None = None) -> Signature:
+    """Raises JobTypeError naming the parameter, its type and what is allowed. `declared`: the schema is given, not derived."""
     hints = _hints(fn, job_type)
     own, run = [], ("", False, 0)
     for place, parameter in enumerate(inspect.signature(fn).parameters.values()):
@@ -83,7 +87,7 @@ def derive(fn: Callable[..., Any], job_type: str) -> Signature:
             run = (parameter.name, parameter.kind is parameter.KEYWORD_ONLY, place)
         else:
             own.append(_checked(parameter, annotation, job_type))
-    return _signature(job_type, own, hints, run)
+    return _adopting(job_type, own, hints, run, declared) if declared else _signature(job_type, own, hints, run)
 
 
 def _signature(
@@ -96,12 +100,45 @@ def _signature(
     return Signature(job_type, made, *run, model, record)
 
 
+def _adopting(
+    job_type: str,
+    own: list[inspect.Parameter],
+    hints: Mapping[str, Any],
+    run: tuple[str, bool, int],
+    declared: Schema,
+) -> Signature:
+    """The signature with the shapes that a given schema asks for; there an annotation need not be derivable."""
+    model = _only_model(own, hints)
+    if model:
+        adopt(dict.fromkeys(model.model_fields), declared, job_type)
+        shapes = {own[0].name: model_shape(model, declared)}
+    else:
+        shapes = adopt({each.name: _derivable(hints[each.name]) for each in own}, declared, job_type)
+    for each in own:
+        _check_default(each, hints[each.name], job_type)
+    made = tuple(
+        Parameter(each.name, hints[each.name], shapes[each.name], each.default, each.kind is each.KEYWORD_ONLY) for each in own
+    )
+    return Signature(job_type, made, *run, model, declared.parsed)
+
+
+def _derivable(annotation: Any) -> Shape | None:
+    try:
+        return Shapes(NAMESPACE).of(annotation)
+    except Unfit:
+        return None
+
+
+def _only_model(own: list[inspect.Parameter], hints: Mapping[str, Any]) -> type[BaseModel] | None:
+    only = hints[own[0].name] if len(own) == 1 else None
+    return only if isinstance(only, type) and issubclass(only, BaseModel) else None
+
+
 def _record(
     job_type: str, own: list[inspect.Parameter], hints: Mapping[str, Any], space: str, short: str
 ) -> tuple[tuple[Parameter, ...], type[BaseModel] | None, dict[str, Any]]:
     shapes = Shapes(space, taken=(short,))
-    only = hints[own[0].name] if len(own) == 1 else None
-    model = only if isinstance(only, type) and issubclass(only, BaseModel) else None
+    model = _only_model(own, hints)
     whole = f"{space}.{short}" if model else None
     made = tuple(_parameter(each, hints[each.name], shapes, job_type, whole) for each in own)
     if model:
@@ -179,8 +216,3 @@ def _mark(record: dict[str, Any]) -> str:
     """A digest of the record's logical types; "": it has none."""
     whole = Schema.of(record)
     return "" if whole.meaning == whole.canonical else f"t_{crc32(whole.meaning.encode()):08x}"
-
-
-def takes(annotation: Any) -> str:
-    """An annotation as an error message names it."""
-    return spelled(get_args(annotation)[0] if get_origin(annotation) is not None and hasattr(annotation, "__metadata__") else annotation)

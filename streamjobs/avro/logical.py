@@ -1,6 +1,7 @@
 """Logical types: between Python's values and the primitive that Avro writes for them (specification, "Logical Types").
 
-The functions give what fastavro gives, so that a generated reader and fastavro agree; a value that does not fit raises
+The functions give what fastavro gives, so that a generated reader and fastavro agree (except for the two types that are ours,
+which fastavro gives as their primitive); a value that does not fit raises
 ValueError, OverflowError or TypeError.
 """
 
@@ -54,6 +55,16 @@ def read_uuid(text: str) -> UUID:
     return UUID(text)
 
 
+def read_duration_micros(micros: int) -> timedelta:
+    """Ours: Avro's own `duration` is a `fixed` that counts months."""
+    return timedelta(0, 0, micros)
+
+
+def read_decimal_text(text: str) -> Decimal:
+    """Ours: a decimal of any size and scale, exactly as it was."""
+    return Decimal(text)
+
+
 def decimal_reader(schema: Mapping[str, Any]) -> Callable[[bytes], Decimal]:
     context, scale = Context(prec=schema["precision"]), -schema.get("scale", 0)
 
@@ -87,9 +98,11 @@ READ: dict[tuple[str, str], Callable[[Any], Any]] = {
     ("long", "local-timestamp-millis"): read_local_timestamp_millis,
     ("long", "local-timestamp-micros"): read_local_timestamp_micros,
     ("string", "uuid"): read_uuid,
+    ("long", "duration-micros"): read_duration_micros,
+    ("string", "decimal-text"): read_decimal_text,
 }
 
-#: (primitive, logical type) → from a value to what is written.
+#: (primitive, logical type) → from a value to what is written. Ours are written as primitives: `shapes` converts them.
 RAW: dict[tuple[str, str], Callable[[Any], Any]] = {
     ("int", "date"): lambda value: value.toordinal() - _DAYS,
     ("int", "time-millis"): lambda value: time_micros(value) // 1000,

@@ -102,7 +102,7 @@ class Resolution:
             return self._wrong(path, f"was {_said(w)} and is now {_said(r)}")
         if not _alike(*logical):
             return self._wrong(path, f"was {_said(w)} and is now {_said(r)}, which gives its number another meaning")
-        if logical == ("uuid", ""):
+        if logical[0] in ("uuid", "decimal-text") and logical[0] != logical[1]:
             return str
         return None if pair[0] == pair[1] or any(logical) else _PROMOTED[pair]
 
@@ -163,7 +163,7 @@ class Resolution:
             if known is not None:
                 pairs.append((known, name, self._of(theirs[known]["type"], field["type"], inner)))
             elif "default" in field and self._fill:
-                filled[name] = self._default(field["type"], field["default"])
+                filled[name] = default_of(self._reader, field["type"], field["default"])
             elif "default" not in field and COMPUTED not in field:
                 self._wrong(inner, "is new and has no default")
 
@@ -203,27 +203,6 @@ class Resolution:
         name = branch["name"]
         return lambda value: (name, convert(value) if convert else value)
 
-    def _default(self, schema: Any, given: Any) -> Any:
-        """A default's JSON as the value that a reader would give."""
-        schema = self._named(schema)
-        if isinstance(schema, list):
-            value = self._default(schema[0], given)
-            first = self._named(schema[0])
-            return (first["name"], value) if kind_of(first) in NAMED else value
-        kind = kind_of(schema)
-        if kind in ("record", "error"):
-            return {
-                field["name"]: self._default(field["type"], given.get(field["name"], field.get("default")))
-                for field in schema["fields"]
-            }
-        if kind == "array":
-            return [self._default(schema["items"], each) for each in given]
-        if kind == "map":
-            return {key: self._default(schema["values"], each) for key, each in given.items()}
-        raw = given.encode("latin-1") if kind in ("bytes", "fixed") else given
-        logical = reader_of(schema)
-        return logical(raw) if logical else raw
-
 
 _COMPLEX: dict[tuple[str, str], Callable[[Resolution, Any, Any, str], Convert | None]] = {
     ("enum", "enum"): Resolution._enum,
@@ -234,6 +213,28 @@ _COMPLEX: dict[tuple[str, str], Callable[[Resolution, Any, Any, str], Convert | 
     ("map", "map"): Resolution._map,
     ("record", "record"): Resolution._record,
 }
+
+
+def default_of(schema: Schema, kind: Any, given: Any) -> Any:
+    """A default's JSON as the value that a reader of its type gives (and a writer takes)."""
+    kind = schema.named.get(kind, kind) if isinstance(kind, str) else kind
+    if isinstance(kind, list):
+        first = schema.named.get(kind[0], kind[0]) if isinstance(kind[0], str) else kind[0]
+        value = default_of(schema, first, given)
+        return (first["name"], value) if kind_of(first) in NAMED else value
+    if kind_of(kind) in ("record", "error"):
+        fields = {field["name"]: field for field in kind["fields"]}
+        return {
+            name: default_of(schema, field["type"], given[name] if name in given else field["default"])
+            for name, field in fields.items()
+        }
+    if kind_of(kind) == "array":
+        return [default_of(schema, kind["items"], each) for each in given]
+    if kind_of(kind) == "map":
+        return {key: default_of(schema, kind["values"], each) for key, each in given.items()}
+    raw = given.encode("latin-1") if kind_of(kind) in ("bytes", "fixed") else given
+    logical = reader_of(kind)
+    return logical(raw) if logical else raw
 
 
 def _member_of(symbols: frozenset[str], path: str) -> Convert:

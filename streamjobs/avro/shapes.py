@@ -66,7 +66,7 @@ class Shape(NamedTuple):
 
     @property
     def tag(self) -> str:
-        return _tag(self.schema)
+        return tag_of(self.schema)
 
 
 class Unfit(Exception):
@@ -97,14 +97,6 @@ def _micros(value: timedelta) -> int:
     return value // _MICROSECOND
 
 
-def _from_micros(value: Any) -> Any:
-    return timedelta(microseconds=value) if type(value) is int else value
-
-
-def _uuid(value: Any) -> Any:
-    return value if isinstance(value, UUID) else UUID(value)
-
-
 _DATETIME = Shape(_logical("long", "timestamp-micros"), (datetime,), _zoned)
 
 _SIMPLE: dict[Any, Shape] = {
@@ -119,9 +111,9 @@ _SIMPLE: dict[Any, Shape] = {
     datetime: _DATETIME,
     AwareDatetime: _DATETIME,
     NaiveDatetime: Shape(_logical("long", "local-timestamp-micros"), (datetime,), _zoneless),
-    timedelta: Shape(_logical("long", "duration-micros"), (timedelta,), _micros, _from_micros),
-    UUID: Shape(_logical("string", "uuid"), (UUID,), str, _uuid),
-    Decimal: Shape(_logical("string", "decimal-text"), (Decimal,), str, Decimal),
+    timedelta: Shape(_logical("long", "duration-micros"), (timedelta,), _micros),
+    UUID: Shape(_logical("string", "uuid"), (UUID,), str),
+    Decimal: Shape(_logical("string", "decimal-text"), (Decimal,), str),
 }
 
 _ARRAYS: dict[Any, Convert] = {
@@ -220,7 +212,8 @@ class Shapes:
         return Shape(schema, (dict,), _each_value(inner.write), _each_value(inner.read), inner.checked)
 
     def _union(self, members: list[Shape]) -> Shape:
-        members = _flattened(members)
+        if any(isinstance(member.schema, list) for member in members):
+            raise Unfit("a union inside a union can't travel: write it as one union")
         tags = [member.tag for member in members]
         if len(set(tags)) < len(tags):
             twice = next(tag for tag in tags if tags.count(tag) > 1)
@@ -379,12 +372,12 @@ _JSON: dict[str, tuple[type, ...]] = {
 def _member(branch: Any, value: Any) -> Any:
     if not isinstance(value, tuple):
         return value
-    if value[0] != _tag(branch):
+    if value[0] != tag_of(branch):
         raise ValueError("another member's value")
     return value[1]
 
 
-def _tag(schema: Any) -> str:
+def tag_of(schema: Any) -> str:
     return str(schema if isinstance(schema, str) else schema.get("name", schema["type"]))
 
 
@@ -497,14 +490,6 @@ def clean_name(name: str) -> str:
     """A name made to fit Avro's rule for names."""
     clean = re.sub(r"[^A-Za-z0-9_]", "_", name)
     return clean if NAME.match(clean) else f"_{clean}"
-
-
-def _flattened(members: list[Shape]) -> list[Shape]:
-    """Optional members inside a union: their null becomes the union's own."""
-    nested = [member for member in members if isinstance(member.schema, list)]
-    if nested:
-        raise Unfit("a union inside a union can't travel: write it as one union")
-    return members
 
 
 def _key(name: str, field: FieldInfo) -> str:

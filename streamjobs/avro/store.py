@@ -7,6 +7,11 @@ from typing import Protocol
 from streamjobs.avro.schema import Schema
 from streamjobs.errors import DecodeError, UnknownSchemaError
 
+SINGLE_OBJECT = b"\xc3\x01"
+#: Bytes before the payload: `C3 01` and a fingerprint; `00` and a registry's id.
+SINGLE_OBJECT_HEAD = 10
+REGISTRY_HEAD = 5
+
 
 class Registry(Protocol):
     """A Confluent-compatible schema registry, as far as a reader needs it."""
@@ -87,3 +92,28 @@ class SchemaStore:
         except ValueError as problem:
             raise DecodeError(f"the registry's schema {id} can't be used: {problem}") from problem
         return self._by_id.setdefault(id, schema)
+
+
+def framed_with(value: bytes, store: SchemaStore) -> tuple[Schema, int]:
+    """The schema that wrote a framed value, and where its payload begins.
+
+    Raises UnknownSchemaError, or DecodeError for a value without a frame.
+    """
+    frame = frame_of(value)
+    if len(frame) == REGISTRY_HEAD:
+        return store.by_id(int.from_bytes(frame[1:], "big")), REGISTRY_HEAD
+    return store.by_fingerprint(frame[2:]), SINGLE_OBJECT_HEAD
+
+
+def frame_of(value: bytes) -> bytes:
+    """A value's first bytes, which say what schema wrote it. Raises DecodeError."""
+    if value[:2] == SINGLE_OBJECT and len(value) >= SINGLE_OBJECT_HEAD:
+        return value[:SINGLE_OBJECT_HEAD]
+    if value[:1] == b"\0" and len(value) >= REGISTRY_HEAD:
+        return value[:REGISTRY_HEAD]
+    if not value:
+        raise DecodeError("the value is empty: a payload begins with C3 01 and its schema's fingerprint")
+    raise DecodeError(
+        f"the value begins with {value[:2].hex(' ').upper()}, not with C3 01 and a fingerprint (single-object encoding) or 00 and a "
+        "registry's schema id; an unframed value needs the header `content-type: application/avro; framing=none`"
+    )
