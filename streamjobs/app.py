@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
@@ -16,8 +18,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamjobs.broker import Broker
+    from streamjobs.core.clock import Clock
     from streamjobs.publish import Publisher
+    from streamjobs.kafka import EmbeddedBroker
     from streamjobs.settings import Settings
+    from streamjobs.worker.executors import Executor, Gate
+    from streamjobs.worker.process import Process
+
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -65,6 +73,7 @@ class App:
     @overload
     def job(
         self,
+        /,
         *,
         name: str | None = None,
         queue: str = "default",
@@ -78,7 +87,7 @@ class App:
         on_timeout: Literal["wait", "retry"] = "wait",
         schema: str | None = None,
     ) -> Decorator: ...
-    def job(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    def job(self, fn: Any = None, /, **options: Any) -> Any:
         """Makes a typed function a job type: its calls can be published, and workers run them.
 
         `queue`: its topic. `key`: the parameter (or a function of the arguments) whose jobs keep their order. `order`: `key`
@@ -96,7 +105,7 @@ class App:
         for several in ("retry_on", "discard_on"):
             if isinstance(options.get(several), type):
                 options[several] = (options[several],)
-        job_type = JobType(fn, name=name, queue=queue, publisher=lambda: self.publisher, **options)
+        job_type: JobType[Any, Any] = JobType(fn, name=name, queue=queue, publisher=lambda: self.publisher, **options)
         known = self.job_types.get(name)
         if known is not None and (known.fn.__module__, known.fn.__qualname__) != (fn.__module__, fn.__qualname__):
             raise JobTypeError(
@@ -171,9 +180,8 @@ class App:
         from streamjobs.kafka import EmbeddedBroker, KafkaBroker
 
         settings = self.settings
-        if settings.bootstrap == "embedded":
-            return EmbeddedBroker()
-        return KafkaBroker(
+        kind = EmbeddedBroker if settings.bootstrap.partition(":")[0] == "embedded" else KafkaBroker
+        broker = kind(
             settings.bootstrap,
             settings.kafka,
             protocol=settings.worker.protocol,
@@ -181,6 +189,14 @@ class App:
             max_poll_interval_s=settings.worker.max_poll_interval,
             client_id=self.name,
         )
+        if settings.bootstrap == "embedded" and isinstance(broker, EmbeddedBroker):
+            self._lend(broker)
+        return broker
+
+    def _lend(self, broker: EmbeddedBroker) -> None:
+        """The process that started the embedded broker owns it; the processes that it starts use it, too."""
+        os.environ["STREAMJOBS_BOOTSTRAP"] = broker.url
+        logger.warning("embedded broker at %s: everything in it is gone when this process ends", broker.bootstrap)
 
     @property
     def publisher(self) -> Publisher:
@@ -190,6 +206,45 @@ class App:
 
                 self._publisher = Publisher(self)
             return self._publisher
+
+    def process(
+        self,
+        queues: Iterable[str] = (),
+        *,
+        slot: int = 0,
+        clock: Clock | None = None,
+        executors: Callable[[Gate], Iterable[Executor]] | None = None,
+        errors: list[BaseException] | None = None,
+    ) -> Process:
+        """One worker process for these queues (none named: all), after what it needs on the cluster was checked.
+
+        Raises ProvisionError with the command to run, BrokerError, or JobTypeError for a payload that can't be derived.
+        """
+        from streamjobs import provision, tables
+        from streamjobs.avro.store import SchemaStore
+        from streamjobs.telemetry.metrics import Metrics
+        from streamjobs.worker.process import Process
+
+        provision.require(self)
+        store = SchemaStore()
+        for job_type in self.job_types.values():
+            store.add(job_type.payload.avro)
+
+        def learn() -> None:
+            for key, row in tables.read_table(self.broker, self.names.schemas, patience=5.0).items():
+                store.learn(bytes.fromhex(key.decode()), row.value.decode())
+
+        return Process(
+            self,
+            store=store,
+            learn=learn,
+            new_metrics=lambda group, tier: Metrics(group, tier, self.job_types),
+            queues=list(queues) or self.queues(),
+            slot=slot,
+            clock=clock,
+            executors=executors,
+            errors=errors,
+        )
 
     def close(self) -> None:
         """Flushes what was published and closes every connection; the app can be used again afterwards."""

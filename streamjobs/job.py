@@ -85,7 +85,7 @@ class Job(Entry):
 
     __slots__ = (
         "job_type", "args", "message", "run", "attempt", "due", "started_at", "duration_s", "error", "outcome", "failure",
-        "meta", "deadline_at", "id", "due_again", "_cancelled", "_progress", "_origin",
+        "meta", "deadline_at", "id", "due_again", "letter", "_cancelled", "_progress", "_origin",
     )  # fmt: skip
 
     id: str
@@ -115,6 +115,7 @@ class Job(Entry):
         self.failure: Failure | None = None
         self.deadline_at = 0.0
         self.due_again = 0.0
+        self.letter = ""
         self._cancelled = False
         self._progress: Any = None
         self._origin = ""
@@ -220,8 +221,8 @@ class Job(Entry):
 
     @property
     def reason(self) -> str:
-        """Why it did not succeed."""
-        return "" if self.failure is None else self.failure.reason
+        """Why it did not succeed; of a dead letter, the reason's name (PROTOCOLS §10)."""
+        return self.letter or ("" if self.failure is None else self.failure.reason)
 
     # What a running handler may ask and say ----------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from streamjobs.core import record as wire
+from streamjobs.core.delay import Ladder
 from streamjobs.core.partitioner import partition_of
 from streamjobs.core.record import CONTENT_TYPE, HeaderValue, Record
 from streamjobs.errors import BrokerError, PayloadError, PublishError
@@ -32,7 +33,7 @@ class Sending:
 
     __slots__ = ("job_id", "message", "error", "done", "then")
 
-    def __init__(self, job_id: str, then: Callable[[Sending], None] | None = None) -> None:
+    def __init__(self, job_id: str, then: Callable[[Sending], object] | None = None) -> None:
         self.job_id = job_id
         self.message: Message | None = None
         self.error: BrokerError | None = None
@@ -68,6 +69,7 @@ class Publisher:
         self._ladders: dict[str, str] = {}
         self._poller: threading.Thread | None = None
         self._closed = False
+        self._ladder = Ladder(tuple(self._settings.delay.tiers))
         self._source = app.name.encode()
         self.observe = observe
         _living.add(self)
@@ -177,7 +179,7 @@ class Publisher:
                 "publish it later, or raise the setting"
             )
         headers["sj_due"] = due
-        tier = self._settings.ladder.tier_for(due - now)
+        tier = self._ladder.tier_for(due - now)
         if tier is None:
             return main, headers
         headers["sj_next"] = main
@@ -187,10 +189,9 @@ class Publisher:
         """The app whose ladder carries this queue's delays: the one that registered it (PROTOCOLS §6)."""
         found = self._ladders.get(queue)
         if found is None:
-            from streamjobs.tables import read_desired
+            from streamjobs import orders
 
-            topic = self._names.main(queue)
-            found = read_desired(self._app.broker, self._names).ladder_of(topic)
+            found = orders.read(self._app.broker, self._names).ladder_of(self._names.main(queue))
             if found is None:
                 raise PublishError(
                     f"queue {queue!r} can't delay jobs yet: no app has registered it; run `streamjobs topic apply` for the app "

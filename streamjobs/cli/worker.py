@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+import sys
+import traceback
+from collections.abc import Iterable, Mapping
+from multiprocessing.connection import Connection
 from typing import Any
 
 import click
 
 from streamjobs.cli import completion
 from streamjobs.cli.command import Command, did_you_mean, pass_session
-from streamjobs.cli.session import Session
-from streamjobs.errors import UsageError
+from streamjobs.cli.session import Session, load_app
+from streamjobs.errors import StreamjobsError, UsageError
 
 
 @click.command(
@@ -40,10 +44,59 @@ def worker(session: Session, /, queues: tuple[str, ...], provision: str | None, 
     given = {path: value for path, value in flags.items() if value is not None}
     session.app.configure(given)
     _check(session, queues)
+    return _supervise(session, given, queues)
 
-    from streamjobs.worker import supervise
 
-    return int(supervise.run(session.app_ref, given, list(queues)))
+def _supervise(session: Session, given: Mapping[str, Any], queues: Iterable[str]) -> int:
+    """The supervisor and its endpoint; what its processes need is made in each of them."""
+    from streamjobs.telemetry.http import Endpoint
+    from streamjobs.telemetry.metrics import Metrics, Totals, exposition, merge
+    from streamjobs.worker.supervise import Supervisor
+
+    app, settings = session.app, session.app.settings
+    if settings.bootstrap == "embedded":
+        _ = app.broker  # started by this process, so that it lives as long as the worker does
+    own, totals = Metrics(app.group), Totals()
+    entry = functools.partial(run_process, session.app_ref, dict(given), list(queues), session.verbose)
+    supervisor = Supervisor(
+        entry,
+        settings.worker.processes,
+        settings.worker.drain,
+        totals,
+        died=lambda: own.count("worker_process_deaths_total", app.group),
+    )
+    endpoint = None
+    if settings.worker.address() is not None:
+        source = lambda: merge([totals.snapshot(), own.snapshot()])  # noqa: E731
+        endpoint = Endpoint(settings.worker.listen, lambda accept: exposition(source, accept), supervisor.healthy, supervisor.ready)
+        endpoint.start()
+        session.say(f"metrics and health at {endpoint.url}/metrics")
+    try:
+        return supervisor.run()
+    finally:
+        if endpoint is not None:
+            endpoint.close()
+
+
+def run_process(app_ref: str, given: Mapping[str, Any], queues: list[str], verbose: bool, slot: int, connection: Connection) -> None:
+    """What a worker process runs, from its start to its exit code; called in the process itself."""
+    from streamjobs.telemetry import log
+    from streamjobs.telemetry.metrics import merge
+    from streamjobs.worker.supervise import Report, Reporting
+
+    try:
+        app = load_app(app_ref).configure(given)
+        log.configure(app.settings.log.format, app.settings.log.level)
+        process = app.process(queues, slot=slot)
+        reporting = Reporting(connection, lambda: Report(merge(process.snapshots()), process.sick(), process.unready()), process.stop)
+        process.start()
+    except StreamjobsError as error:
+        if verbose:
+            traceback.print_exc()
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    reporting.run(lambda: process.alive)
+    sys.exit(process.join(timeout=10.0))
 
 
 def _check(session: Session, queues: Iterable[str]) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 from streamjobs.broker import Admin, Broker, Message, Producer, TopicPartition
 from streamjobs.core.assignment import Admission, Beginning
@@ -48,8 +49,23 @@ STRICT_BACKOFF_S = 60.0
 STRICT_BLOCK_S = 600.0
 
 
+_DECODE_LABELS = {
+    "undecodable": "payload", "type_unknown": "header", "schema_unknown": "schema",
+}  # fmt: skip
+
+
 class Stopped(Exception):
     """The loop can't go on; its process must be replaced."""
+
+
+class Gatherer(Protocol):
+    """What a loop counts; see `telemetry/catalogue.py` for names and labels."""
+
+    def observe(self, jobs: Sequence[Job]) -> None: ...
+    def count(self, name: str, *labels: str, by: float = 1) -> None: ...
+    def set(self, name: str, value: float, *labels: str) -> None: ...
+    def replace(self, name: str, values: Mapping[tuple[str, ...], float]) -> None: ...
+    def snapshot(self) -> Any: ...
 
 
 @dataclass
@@ -68,11 +84,14 @@ class Shared:
     job_types: Mapping[str, JobType[Any, Any]]
     decoder: Decoder
     producer: Callable[[], Producer]
-    desired: Callable[[], Desired]
-    metrics: Any
+    view: Callable[[], Callable[[], Desired]]
+    """Makes a loop's own view of the desired state."""
+    new_metrics: Callable[[str, str], Gatherer]
     admission: Admission
     learn_schemas: Callable[[Callable[[], None]], None]
     """Reads the schema topic up to its end in the background, then calls back."""
+    mark_started: Callable[[str, Partition], None]
+    """Writes that a group has committed in a partition (PROTOCOLS §3)."""
     events_mode: Any = "all"
     credit: int = 1000
     tick_s: float = 0.5
@@ -84,7 +103,6 @@ class Shared:
     errors: list[BaseException] | None = None
     """Where handlers' exceptions are kept for a test; None: nowhere."""
     idle_poll_s: float = IDLE_POLL_S
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 class Loop:
@@ -97,7 +115,10 @@ class Loop:
         self.turned_at = shared.clock.monotonic()
         self.draining = False
         self.finished = 0
+        self.tier = "main" if name == "main" else "retry"
+        self.metrics = shared.new_metrics(group, self.tier)
         self._shared = shared
+        self._desired = shared.view()
         self._now = shared.clock.now
         self._mono = shared.clock.monotonic
         self._results: SimpleQueue[Chunk] = SimpleQueue()
@@ -119,7 +140,7 @@ class Loop:
             group,
             admin=shared.admin,
             names=shared.routes.names,
-            desired=shared.desired,
+            desired=self._desired,
             limits=shared.admission,
             owner=self,
             now=self._now,
@@ -255,7 +276,7 @@ class Loop:
         """Events and metrics of jobs that reached their outcome."""
         self.finished += len(jobs)
         self.events.add(jobs)
-        self._shared.metrics.completed(jobs)
+        self.metrics.observe(jobs)
 
     # Settling ---------------------------------------------------------------------------------------------------------
 
@@ -278,7 +299,7 @@ class Loop:
             self._bury(job, settlement.letter)
         elif settlement.due is not None:
             record = retry_record(self._shared.routes, job, settlement, failure, now)
-            self.settler.settle(Open(job.home, job.offset, record, lambda: self._settled(job), lambda error: self._too_large(job)))
+            self.settler.settle(Open(job.home, job.offset, record, lambda: self._settled(job), lambda: self._too_large(job)))
         else:
             self._settled(job)
 
@@ -293,13 +314,13 @@ class Loop:
 
     def _bury(self, job: Job, reason: Reason) -> None:
         text = job.failure.reason if job.failure else ""
+        job.letter = reason.value
         cause = Cause(reason, job.error, text, job.run, job.attempt)
         record = letter_record(self._shared.routes, job.message, job.home, job.full_meta, cause)
         self.settler.settle(Open(job.home, job.offset, record, lambda: self._buried(job, reason)))
 
     def _buried(self, job: Job, reason: Reason) -> None:
         self._settled(job)
-        self._shared.metrics.dead_letter(job.queue, job.type, reason.value)
         for hook in self._shared.dead_hooks:
             try:
                 hook(job, reason.value)
@@ -308,7 +329,7 @@ class Loop:
 
     def _too_large(self, job: Job) -> Record:
         """A retry that the topic refuses for its size becomes a letter (PROTOCOLS §2)."""
-        job.outcome = Outcome.DEAD.value
+        job.outcome, job.letter = Outcome.DEAD.value, Reason.TOO_LARGE.value
         cause = Cause(Reason.TOO_LARGE, job.error, run=job.run, attempt=job.attempt)
         return letter_record(self._shared.routes, job.message, job.home, job.full_meta, cause)
 
@@ -359,12 +380,12 @@ class Loop:
         add = self._dispatcher.add
         touched: dict[Partition, int] = {}
         for message in messages:
-            home = partitions.get((message.topic(), message.partition()))  # type: ignore[call-overload]
+            home = partitions.get((message.topic(), message.partition()))
             if home is None or not home.tracker.receive(message.offset()):
                 continue  # not ours any more (edge 6), or finished before
             touched[home] = touched.get(home, 0) + 1
             job = decode(message, home)
-            if job.__class__ is Job:
+            if isinstance(job, Job):
                 if job.meta is None and not home.parked:
                     add(job)
                 else:
@@ -373,7 +394,8 @@ class Loop:
                 self._refuse(job)
         self._count_bytes(messages, touched)
         self.poller.admit(touched)
-        self._shared.metrics.received(touched)
+        for home, count in touched.items():
+            self.metrics.count("jobs_received_total", home.queue, self.tier, by=count)
 
     def _count_bytes(self, messages: Sequence[Message], touched: Mapping[Partition, int]) -> None:
         """Bytes held by a partition: unfinished jobs times the mean size of what came last."""
@@ -421,7 +443,7 @@ class Loop:
 
     def _is_over(self, job: Job, now: float) -> bool:
         """Expired, cancelled or skipped by an order: settled without a run."""
-        meta, desired = job.full_meta, self._shared.desired()
+        meta, desired = job.full_meta, self._desired()
         if meta.expires and now > meta.expires:
             self._settle(job, Failure("expired", "it did not start in time"))
         elif desired.anything_cancelled and desired.cancelled(self._shared.app, job.id, job.first_appended_at, now):
@@ -456,7 +478,7 @@ class Loop:
     def _refuse(self, bad: Undecodable) -> None:
         if bad.kind == "tombstone":
             logger.warning("%s/%d@%d has no value: skipped", bad.home.topic, bad.home.number, bad.message.offset())
-            self._shared.metrics.decode_error(bad.home.queue, "tombstone")
+            self.metrics.count("decode_errors_total", bad.home.queue, "payload")
             bad.home.tracker.finish(bad.message.offset())
         elif bad.kind == "schema_unknown" and bad not in self._unknown:
             self._learn(bad)
@@ -485,7 +507,7 @@ class Loop:
 
     def _put_aside(self, bad: Undecodable) -> None:
         """What another version of the code may know waits in the ladder for an hour; the rest is a letter at once."""
-        self._shared.metrics.decode_error(bad.home.queue, bad.kind)
+        self.metrics.count("decode_errors_total", bad.home.queue, _DECODE_LABELS[bad.kind])
         holds = bad.meta.holds if bad.meta.reason == bad.kind else 0
         if bad.kind in ("type_unknown", "schema_unknown") and holds < len(HOLD_MINUTES):
             logger.warning(
@@ -502,7 +524,7 @@ class Loop:
 
     def _letter_of(self, bad: Undecodable) -> None:
         bad.home.tracker.finish(bad.message.offset())
-        self._shared.metrics.dead_letter(bad.home.queue, "_unknown", bad.kind)
+        self.metrics.count("dead_letters_total", bad.home.queue, "_unknown", bad.kind)
 
     def _hold(self, message: Message, home: Partition, meta: Meta, due: float, reason: str) -> None:
         """Moves a record to the ladder without a new run."""
@@ -530,7 +552,7 @@ class Loop:
 
     def _running(self) -> list[Job]:
         """The jobs that executors are running for this loop at this moment."""
-        return [job for chunk in self._out if (job := chunk.current) is not None]
+        return [job for chunk in list(self._out) if (job := chunk.current) is not None]
 
     def _watch(self) -> None:
         """Looks after chunks that are out for long: takes what they finished, and back what they have not begun."""
@@ -557,7 +579,6 @@ class Loop:
             return
         if chunk.zombie is not job:
             chunk.zombie = job
-            self._shared.metrics.zombie(job)
             logger.warning("%r runs longer than its timeout of %g s; a thread can't be ended", job, timeout_s)
             if job.job_type.on_timeout == "retry":
                 job.error = Timeout(f"it ran longer than {timeout_s:g} s")
@@ -593,20 +614,29 @@ class Loop:
 
     def _events_dropped(self, records: int) -> None:
         self.events.drop(records)
-        self._shared.metrics.events_dropped(records)
+        self.metrics.count("lifecycle_events_dropped_total", self._shared.group, "timeout", by=records)
 
     def _committed(self, home: Partition) -> None:
         """After the first acknowledged commit, a mark says that the group has worked here (PROTOCOLS §3)."""
         if not home.started:
             home.started = True
-            self._shared.extra["mark_started"](self.group, home)
+            self._shared.mark_started(self.group, home)
+
+    def gauge(self) -> None:
+        """Sets the gauges of this moment; called where metrics are read."""
+        homes = list(self.poller.partitions.values())
+        self.metrics.replace("jobs_running", _counted((job.queue, job.type) for job in self._running()))
+        self.metrics.replace("partitions_assigned", _counted((home.queue, self.tier) for home in homes))
+        self.metrics.replace("partitions_paused", _counted((home.queue, "backpressure") for home in homes if home.full))
+        age_s = self._mono() - self.turned_at
+        self.metrics.set("worker_last_progress_timestamp_seconds", self._now() - age_s, self.group, self.tier)
 
     # Rebalances: called inside `poller.fetch` -------------------------------------------------------------------------
 
     def arrived(self, partition: Partition, beginning: Beginning) -> None:
         for head in beginning.parked:
             partition.parked[head.offset] = head
-        self._shared.metrics.assigned(self.group, 1)
+        self.metrics.count("rebalances_total", self.group, "assigned")
 
     def leaving(self, partitions: Sequence[Partition]) -> None:
         """Starts nothing more of them, waits for what runs, settles, and commits; the partitions that stay go on."""
@@ -641,7 +671,7 @@ class Loop:
         self._due = [entry for entry in self._due if entry[2].epoch == entry[2].home.epoch]
         heapq.heapify(self._due)
         self._unknown = [bad for bad in self._unknown if bad.home.epoch >= 0]
-        self._shared.metrics.assigned(self.group, -len(partitions), lost=lost)
+        self.metrics.count("rebalances_total", self.group, "lost" if lost else "revoked", by=len(partitions))
 
     def _take_faults(self) -> None:
         faults, self.poller.faults = self.poller.faults, []
@@ -657,3 +687,6 @@ class Loop:
             return
         logger.warning("group %s%s: %s", self.group, f" on {tp.topic}/{tp.partition}" if tp else "", error)
 
+
+def _counted(labels: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], float]:
+    return {of: float(count) for of, count in Counter(labels).items()}

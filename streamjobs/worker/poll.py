@@ -80,7 +80,8 @@ class Poller:
 
     def admit(self, touched: Iterable[Partition]) -> None:
         """Stops reading a partition that holds as much as it may, and reads it again once it is just below."""
-        stop, go = [], []
+        stop: list[TopicPartition] = []
+        go: list[TopicPartition] = []
         for home in touched:
             tracker = home.tracker
             used = self._limits.used(

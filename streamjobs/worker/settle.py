@@ -184,9 +184,13 @@ def _stack(error: BaseException) -> str:
 
 
 class Open:
-    """A settlement under way: a record that must be acknowledged before an offset may be finished."""
+    """A settlement under way: a record that must be acknowledged before an offset may be finished.
 
-    __slots__ = ("home", "epoch", "offset", "record", "then", "tries", "giving_up")
+    `too_large`: the record to send instead of one that its topic refuses for its size (else it is slimmed). `retreat`: the record
+    to send instead of one that keeps failing since an instant, or None to try again.
+    """
+
+    __slots__ = ("home", "epoch", "offset", "record", "then", "tries", "too_large", "retreat", "failing_since")
 
     def __init__(
         self,
@@ -194,7 +198,7 @@ class Open:
         offset: int,
         record: Record,
         then: Callable[[], object],
-        giving_up: Callable[[BrokerError], Record | None] | None = None,
+        too_large: Callable[[], Record] | None = None,
     ) -> None:
         self.home = home
         self.epoch = home.epoch
@@ -202,7 +206,13 @@ class Open:
         self.record = record
         self.then = then
         self.tries = 0
-        self.giving_up = giving_up
+        self.too_large = too_large
+        self.retreat: Callable[[float, BrokerError], Record | None] | None = None
+        self.failing_since = 0.0
+
+    @property
+    def tp(self) -> TopicPartition:
+        return TopicPartition(self.home.topic, self.home.number)
 
 
 class Settler:
@@ -283,7 +293,8 @@ class Settler:
         if item.epoch != item.home.epoch:
             return
         if error.code in ("MSG_SIZE_TOO_LARGE", "RECORD_LIST_TOO_LARGE"):
-            smaller = item.giving_up(error) if item.giving_up else slimmed(item.record)
+            smaller = item.too_large() if item.too_large else slimmed(item.record)
+            item.too_large = None
             if smaller is not None:
                 item.record = smaller
                 self._schedule(item, 0.0)
@@ -292,7 +303,13 @@ class Settler:
             if item.record.topic not in self.blocked:
                 logger.error("can't write to %s: %s; the jobs keep their place and are tried again", item.record.topic, error)
             self.blocked[item.record.topic] = error
+            self._retreat(item, error)
         self._schedule(item, min(LONGEST_BACKOFF_S, 0.1 * 2 ** min(item.tries, 10)))
+
+    def _retreat(self, item: Open, error: BrokerError) -> None:
+        item.failing_since = item.failing_since or self._now()
+        if item.retreat is not None:
+            item.record = item.retreat(item.failing_since, error) or item.record
 
     def _schedule(self, item: Open, delay_s: float) -> None:
         item.tries += 1
@@ -300,7 +317,6 @@ class Settler:
 
     def forget(self, partitions: set[TopicPartition]) -> None:
         """Partitions that left: what is still open of them is the next owner's to do again."""
-        gone = lambda item: TopicPartition(item.home.topic, item.home.number) in partitions  # noqa: E731
-        self._later = [entry for entry in self._later if not gone(entry[2])]
+        self._later = [entry for entry in self._later if entry[2].tp not in partitions]
         heapq.heapify(self._later)
-        self._unacked = {item for item in self._unacked if not gone(item)}
+        self._unacked = {item for item in self._unacked if item.tp not in partitions}

@@ -1,0 +1,317 @@
+"""A worker process: loops for main and retry topics, the timer, executors, one producer and the control reader."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from streamjobs.broker import Broker, Message, Producer
+from streamjobs.core.assignment import Admission
+from streamjobs.core.clock import Clock
+from streamjobs.core.control import started_key, started_value
+from streamjobs.core.delay import Ladder
+from streamjobs.core.dispatch import Partition
+from streamjobs.core.record import Record
+from streamjobs.core.topics import Names, retry_group
+from streamjobs.errors import BrokerError
+from streamjobs.job import Job, JobType
+from streamjobs.worker.control import ControlReader
+from streamjobs.worker.decode import Decoder
+from streamjobs.worker.executors import Executor, Gate
+from streamjobs.worker.executors.aio import Aio
+from streamjobs.worker.executors.threads import Threads
+from streamjobs.worker.loop import IDLE_POLL_S, Gatherer, Loop, Shared, Stopped
+from streamjobs.worker.settle import Routes
+from streamjobs.worker.timer import Timer
+
+if TYPE_CHECKING:
+    from streamjobs.avro.store import SchemaStore
+    from streamjobs.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+#: A loop that has not turned for so long is stuck: the process is not healthy and is replaced.
+STUCK_LOOP_S = 30.0
+#: So many producers lost to fatal errors in five minutes end the process.
+PRODUCERS, PRODUCERS_S = 3, 300.0
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    now = staticmethod(time.time)
+    monotonic = staticmethod(time.monotonic)
+
+
+class Application(Protocol):
+    """What a worker process needs to know of an app."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def group(self) -> str: ...
+    @property
+    def settings(self) -> Settings: ...
+    @property
+    def names(self) -> Names: ...
+    @property
+    def broker(self) -> Broker: ...
+    @property
+    def job_types(self) -> Mapping[str, JobType[Any, Any]]: ...
+    @property
+    def start_hooks(self) -> Sequence[Callable[[], Any]]: ...
+    @property
+    def stop_hooks(self) -> Sequence[Callable[[], Any]]: ...
+    @property
+    def dead_hooks(self) -> Sequence[Callable[[Job, str], Any]]: ...
+
+
+class Producers:
+    """The producer of one process; another one is built when a fatal error has made it unusable (PROTOCOLS §5)."""
+
+    def __init__(self, broker: Broker, now: Callable[[], float]) -> None:
+        self._broker = broker
+        self._now = now
+        self._lock = threading.Lock()
+        self._lost: list[float] = []
+        self._current = broker.producer()
+
+    def __call__(self) -> Producer:
+        """Raises Stopped when producers are lost again and again."""
+        if self._current.fatal() is None:
+            return self._current
+        with self._lock:
+            error = self._current.fatal()
+            if error is not None:
+                self._replace(error)
+            return self._current
+
+    def _replace(self, error: BrokerError) -> None:
+        now = self._now()
+        self._lost = [at for at in self._lost if now - at < PRODUCERS_S] + [now]
+        if len(self._lost) >= PRODUCERS:
+            raise Stopped(f"{PRODUCERS} producers were lost within {PRODUCERS_S:g} s, the last one to: {error}") from error
+        logger.error("the producer can't go on (%s): building another one and sending again what is open", error)
+        self._current = self._broker.producer()
+
+    def close(self, timeout: float) -> None:
+        self._current.close(timeout)
+
+
+class Process:
+    """Everything that one worker process runs. `start`, then `stop` and `join`; or, for tests, `turn` by hand."""
+
+    def __init__(
+        self,
+        app: Application,
+        *,
+        store: SchemaStore,
+        learn: Callable[[], None],
+        new_metrics: Callable[[str, str], Gatherer],
+        queues: Collection[str],
+        slot: int = 0,
+        clock: Clock | None = None,
+        executors: Callable[[Gate], Iterable[Executor]] | None = None,
+        errors: list[BaseException] | None = None,
+    ) -> None:
+        settings = app.settings
+        self.app = app
+        self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{slot}"
+        self.clock = clock or SystemClock()
+        self.gate = Gate()
+        self.failure: BaseException | None = None
+        self.abandoned = False
+        self._learn = learn
+        self._learners: list[threading.Thread] = []
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._broker = app.broker
+        self._names = app.names
+        self.control = ControlReader(self._broker, app.names)
+        self.producers = Producers(self._broker, self.clock.monotonic)
+        made = executors(self.gate) if executors else (Threads(settings.worker.slots, self.gate), Aio(settings.worker.slots, self.gate))
+        self.executors = {executor.kind: executor for executor in made}
+        admin = self._broker.admin()
+        routes = Routes.read(admin, app.names, app.name, app.group, Ladder(tuple(settings.delay.tiers)))
+        shared = Shared(
+            app=app.name,
+            group=app.group,
+            worker_id=self.worker_id,
+            broker=self._broker,
+            admin=admin,
+            routes=routes,
+            clock=self.clock,
+            gate=self.gate,
+            executors=self.executors,
+            job_types=app.job_types,
+            decoder=Decoder(app.job_types, store),
+            producer=self.producers,
+            view=self.control.view,
+            new_metrics=new_metrics,
+            admission=Admission(
+                window=settings.worker.window, window_bytes=settings.worker.window_bytes, span=settings.worker.window_span
+            ),
+            learn_schemas=self._learn_schemas if executors is None else self._learn_now,
+            mark_started=self._mark_started,
+            events_mode=settings.events.mode,
+            credit=settings.worker.credit,
+            tick_s=settings.worker.tick,
+            drain_s=settings.worker.drain,
+            max_poll_interval_s=settings.worker.max_poll_interval,
+            session_timeout_s=settings.worker.session_timeout,
+            instance=f"{settings.worker.instance}-{slot}" if settings.worker.instance else None,
+            dead_hooks=app.dead_hooks,
+            errors=errors,
+            idle_poll_s=IDLE_POLL_S if executors is None else 0.0,
+        )
+        main = [app.names.main(queue) for queue in queues]
+        retry = [app.names.retry(queue, app.group) for queue in queues]
+        self.loops = [Loop("main", app.group, main, shared), Loop("retry", retry_group(app.group), retry, shared)]
+        self.timer = Timer(shared) if slot == 0 else None
+
+    # Life -------------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Reads the control topic to its end, runs the start hooks, then the loops. Raises BrokerError."""
+        self.control.start()
+        self._call_hooks(self.app.start_hooks)
+        for loop in self.loops:
+            self._spawn(loop.name, lambda loop=loop: self._run_loop(loop))  # type: ignore[misc]
+        if self.timer is not None:
+            self._spawn("timer", self._run_timer)
+
+    def _spawn(self, name: str, run: Callable[[], None]) -> None:
+        thread = threading.Thread(target=self._guarded, args=(run,), name=f"streamjobs-{name}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _guarded(self, run: Callable[[], None]) -> None:
+        """A loop that can't go on ends the whole process: its siblings drain, and the supervisor starts another one."""
+        try:
+            run()
+        except BaseException as error:
+            logger.exception("%s ended", threading.current_thread().name)
+            self.failure = self.failure or error
+            self.stop()
+
+    def _run_loop(self, loop: Loop) -> None:
+        if not loop.run(self._stopping.is_set):
+            self.abandoned = True
+
+    def _run_timer(self) -> None:
+        assert self.timer is not None
+        self.timer.subscribe()
+        while not self._stopping.is_set():
+            self.timer.turn()
+        self.timer.drain()
+
+    def stop(self) -> None:
+        """Begins to drain: nothing more is admitted, what runs may end."""
+        self.gate.closed = True
+        self._stopping.set()
+
+    @property
+    def alive(self) -> bool:
+        return any(thread.is_alive() for thread in self._threads)
+
+    def join(self, timeout: float | None = None) -> int:
+        """Waits for the end; the exit code (DESIGN.md §10): 0, 4 work was abandoned, 75 start me again."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        if self.alive:
+            return 4
+        self._call_hooks(self.app.stop_hooks)
+        self.close()
+        return 75 if self.failure is not None else 4 if self.abandoned else 0
+
+    def close(self) -> None:
+        for executor in self.executors.values():
+            executor.stop(1.0)
+        self.control.close()
+        self.producers.close(5.0)
+
+    def _call_hooks(self, hooks: Iterable[Callable[[], Any]]) -> None:
+        """In order, on this thread; async ones on the event loop of the async handlers."""
+        for hook in hooks:
+            result = hook()
+            if inspect.isawaitable(result):
+                aio = self.executors.get("aio")
+                assert isinstance(aio, Aio)
+                asyncio.run_coroutine_threadsafe(_awaited(result), aio.loop).result()
+
+    # What its loops ask for -------------------------------------------------------------------------------------------
+
+    def _learn_schemas(self, then: Callable[[], None]) -> None:
+        def learn() -> None:
+            self._learn_now(then)
+
+        threading.Thread(target=learn, name="streamjobs-schemas", daemon=True).start()
+
+    def _learn_now(self, then: Callable[[], None]) -> None:
+        try:
+            self._learn()
+        except BrokerError as error:
+            logger.warning("can't read the schema topic: %s", error)
+        finally:
+            then()
+
+    def _mark_started(self, group: str, home: Partition) -> None:
+        """Unacknowledged marks are no loss: the next commit of the next owner writes another one."""
+        key = started_key(group, home.topic, home.topic_id, home.number)
+        value = started_value(actor=self.worker_id, at=self.clock.now())
+
+        def acked(error: BrokerError | None, _: Message) -> None:
+            home.started = error is None
+
+        try:
+            self.producers().send(Record(self._names.control, value, key.encode(), partition=0), acked)
+        except BrokerError:
+            home.started = False
+
+    # What others ask of it --------------------------------------------------------------------------------------------
+
+    def snapshots(self) -> list[Any]:
+        """Each loop's metrics of this moment."""
+        for loop in self.loops:
+            loop.gauge()
+        return [loop.metrics.snapshot() for loop in self.loops]
+
+    def sick(self) -> dict[str, str]:
+        """What makes the process unhealthy: a loop that does not turn."""
+        now = self.clock.monotonic()
+        turning = [(loop.name, loop.turned_at) for loop in self.loops]
+        if self.timer is not None:
+            turning.append(("timer", self.timer.turned_at))
+        return {name: f"has not turned for {now - at:.0f} s" for name, at in turning if now - at > STUCK_LOOP_S}
+
+    def unready(self) -> dict[str, str]:
+        """Why it does no work, or not all of it."""
+        found = self.sick()
+        if self._stopping.is_set():
+            found["process"] = "draining"
+        if self.control.stale:
+            found["control"] = "the control topic was not heard of for 30 s"
+        for loop in self.loops:
+            if not loop.poller.assigned_once:
+                found[loop.name] = "has not joined its group yet"
+            for topic, error in list(loop.settler.blocked.items()):
+                found[topic] = f"can't be written to: {error}"
+            for home in list(loop.poller.partitions.values()):
+                if not home.fetching:
+                    found[f"{home.topic}/{home.number}"] = f"is not read: {home.beginning.why.value}"
+        if self.timer is not None:
+            for topic, error in list(self.timer.undeliverable.items()):
+                found[topic] = f"delayed jobs can't reach it: {error}"
+        return found
+
+
+async def _awaited(result: Any) -> Any:
+    return await result

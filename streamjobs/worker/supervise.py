@@ -1,0 +1,258 @@
+"""The supervisor: keeps worker processes alive, adds up what they report, and passes signals on. No Kafka, no user code."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from types import FrameType
+from typing import Any, Protocol
+
+logger = logging.getLogger(__name__)
+
+RESTART_ME = 75
+#: A process that dies young is started again after a growing pause.
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+#: A process that has not reported for so long is stuck and is replaced.
+SILENT_S = 45.0
+REPORT_S = 0.5
+
+Entry = Callable[[int, Connection], None]
+"""What a worker process runs: (slot, connection to the supervisor) → its exit code by `sys.exit`."""
+
+
+class Totals(Protocol):
+    """Adds up the metrics of processes; `telemetry.metrics.Totals`."""
+
+    def report(self, process: tuple[int, int], snapshot: Any) -> None: ...
+    def ended(self, process: tuple[int, int]) -> None: ...
+
+
+@dataclass
+class Report:
+    """What a process tells every half second."""
+
+    metrics: Any
+    sick: Mapping[str, str]
+    unready: Mapping[str, str]
+
+
+@dataclass
+class Slot:
+    """One place for a worker process, and whoever has it now."""
+
+    number: int
+    process: SpawnProcess | None = None
+    connection: Connection | None = None
+    report: Report | None = None
+    heard: float = 0.0
+    started: float = 0.0
+    deaths: int = 0
+    start_at: float = 0.0
+    exit_code: int | None = None
+    told: bool = field(default=False)
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        return self.number, (self.process.pid or 0) if self.process else 0
+
+
+class Supervisor:
+    """`run` returns the exit code of the whole: 0, 4 if any process abandoned work, or that of one that could not start."""
+
+    def __init__(self, entry: Entry, processes: int, drain_s: float, totals: Totals, died: Callable[[], None]) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._entry = entry
+        self._slots = [Slot(number) for number in range(processes)]
+        self._drain_s = drain_s
+        self._totals = totals
+        self._died = died
+        self._signals = 0
+        self._stopping_since: float | None = None
+
+    # What it answers ---------------------------------------------------------------------------------------------------
+
+    def healthy(self) -> tuple[bool, Mapping[str, str]]:
+        """False: kill this worker and start it again."""
+        reasons: dict[str, str] = {}
+        for slot in self._slots:
+            report = slot.report
+            if report is None:
+                continue
+            silent_s = time.monotonic() - slot.heard
+            if silent_s > SILENT_S:
+                reasons[f"process {slot.number}"] = f"has not reported for {silent_s:.0f} s"
+            reasons |= {f"process {slot.number}: {name}": why for name, why in report.sick.items()}
+        return not reasons, reasons
+
+    def ready(self) -> tuple[bool, Mapping[str, str]]:
+        """False: it does no work now, or not all of it."""
+        _, reasons = self.healthy()
+        found = dict(reasons)
+        for slot in self._slots:
+            if slot.report is None:
+                found[f"process {slot.number}"] = "is starting"
+            else:
+                found |= {f"process {slot.number}: {name}": why for name, why in slot.report.unready.items()}
+        return not found, found
+
+    # Its life ----------------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        self._take_signals()
+        while True:
+            self._start_missing()
+            self._listen()
+            self._reap()
+            if self._stopping_since is not None and not any(slot.process for slot in self._slots):
+                return self._exit_code()
+
+    def stop(self) -> None:
+        """Tells every process to drain."""
+        if self._stopping_since is None:
+            self._stopping_since = time.monotonic()
+
+    def _take_signals(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_signal)
+            signal.signal(signal.SIGINT, self._on_signal)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        """The first one drains, a second one ends at once."""
+        self._signals += 1
+        self.stop()
+        if self._signals > 1:
+            for slot in self._slots:
+                if slot.process is not None and slot.process.pid:
+                    slot.process.kill()
+            os._exit(130 if number == signal.SIGINT else 128 + number)
+
+    def _start_missing(self) -> None:
+        for slot in self._slots:
+            if self._stopping_since is None and slot.process is None and time.monotonic() >= slot.start_at:
+                self._start(slot)
+
+    def _start(self, slot: Slot) -> None:
+        ours, theirs = self._context.Pipe()
+        slot.process = self._context.Process(
+            target=self._entry, args=(slot.number, theirs), name=f"streamjobs-worker-{slot.number}", daemon=False
+        )
+        slot.process.start()
+        theirs.close()
+        slot.connection = ours
+        slot.report = None
+        slot.told = False
+        slot.started = slot.heard = time.monotonic()
+
+    def _listen(self) -> None:
+        """Takes reports, and tells processes to stop, until something happens or half a second has passed."""
+        if self._stopping_since is not None:
+            for slot in self._slots:
+                self._tell_to_stop(slot)
+        waiting = [slot.connection for slot in self._slots if slot.connection is not None]
+        sentinels = [slot.process.sentinel for slot in self._slots if slot.process is not None]
+        ready = wait([*waiting, *sentinels], 0.2)
+        for slot in self._slots:
+            if slot.connection in ready:
+                self._receive(slot)
+
+    def _receive(self, slot: Slot) -> None:
+        assert slot.connection is not None
+        try:
+            slot.report = slot.connection.recv()
+        except (EOFError, OSError):
+            slot.connection = None
+            return
+        slot.heard = time.monotonic()
+        self._totals.report(slot.identity, slot.report.metrics if slot.report else None)
+
+    def _tell_to_stop(self, slot: Slot) -> None:
+        if slot.connection is not None and not slot.told:
+            slot.told = True
+            try:
+                slot.connection.send("stop")
+            except OSError:
+                slot.connection = None
+
+    def _reap(self) -> None:
+        now = time.monotonic()
+        for slot in self._slots:
+            process = slot.process
+            if process is None:
+                continue
+            if process.exitcode is None:
+                self._end_stuck(slot, now)
+                continue
+            while slot.connection is not None and slot.connection.poll():
+                self._receive(slot)
+            self._totals.ended(slot.identity)
+            self._ended(slot, process.exitcode)
+            slot.process = slot.connection = None
+
+    def _end_stuck(self, slot: Slot, now: float) -> None:
+        """A process that went silent, or does not end its drain, is killed: its jobs run elsewhere."""
+        assert slot.process is not None
+        late = self._stopping_since is not None and now - self._stopping_since > self._drain_s + 15.0
+        if now - slot.heard > SILENT_S or late:
+            logger.error("worker process %d (pid %s) does not answer: killed", slot.number, slot.process.pid)
+            slot.process.kill()
+            slot.heard = now
+
+    def _ended(self, slot: Slot, code: int) -> None:
+        slot.exit_code = code
+        if self._stopping_since is not None:
+            return
+        if slot.report is None and code in (1, 2):
+            self.stop()  # it could not even start, and said why: another try would say the same
+            return
+        self._died()
+        young = time.monotonic() - slot.started < 60
+        slot.deaths = slot.deaths + 1 if young else 1
+        pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (slot.deaths - 1))
+        logger.error("worker process %d ended with %s; another one starts in %g s", slot.number, _how(code), pause)
+        slot.start_at = time.monotonic() + pause
+
+    def _exit_code(self) -> int:
+        codes = [slot.exit_code or 0 for slot in self._slots]
+        for code in (1, 2, 4):
+            if code in codes:
+                return code
+        return next((1 for code in codes if code not in (0, RESTART_ME, -signal.SIGTERM)), 0)
+
+
+def _how(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+
+
+class Reporting:
+    """The child's side of the connection: reports, and hears when to stop; the supervisor's death is a stop, too."""
+
+    def __init__(self, connection: Connection, report: Callable[[], Report], stop: Callable[[], None]) -> None:
+        self._connection = connection
+        self._report = report
+        self._stop = stop
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: stop())
+
+    def run(self, alive: Callable[[], bool]) -> None:
+        """Until the process's threads have ended."""
+        while alive():
+            try:
+                self._connection.send(self._report())
+                if self._connection.poll(REPORT_S):
+                    self._connection.recv()
+                    self._stop()
+            except (EOFError, OSError):
+                self._stop()
+                time.sleep(0.05)
+        try:
+            self._connection.send(self._report())
+        except OSError:
+            pass

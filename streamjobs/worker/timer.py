@@ -1,0 +1,242 @@
+"""The timer: moves what waits in the delay ladder down its tiers and out of it (PROTOCOLS §6). It runs no handler.
+
+It reads every existing ladder topic of its app, keeps heads in memory until they are released, and finishes an offset only when
+the record is acknowledged where it goes. One record that can't leave pins only its own offset.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+from collections.abc import Sequence
+
+from streamjobs.broker import Message, TopicPartition
+from streamjobs.core.assignment import Beginning
+from streamjobs.core.delay import NextTier, on_release, on_undeliverable, release_at
+from streamjobs.core.dispatch import Partition
+from streamjobs.core.record import Meta, Record, replaced
+from streamjobs.core.topics import timer_group
+from streamjobs.errors import BrokerError, HeaderError
+from streamjobs.worker.commit import Committer
+from streamjobs.worker.decode import lenient
+from streamjobs.worker.loop import Shared, Stopped
+from streamjobs.worker.poll import Poller
+from streamjobs.worker.settle import Open, Settler
+
+logger = logging.getLogger(__name__)
+
+BATCH = 500
+#: How often it looks for ladder topics that it does not read yet.
+TOPICS_S = 30.0
+
+
+class Waiting:
+    """A record in a tier, and when it was first seen."""
+
+    __slots__ = ("home", "epoch", "message", "meta", "seen")
+
+    def __init__(self, home: Partition, message: Message, meta: Meta, seen: float) -> None:
+        self.home = home
+        self.epoch = home.epoch
+        self.message = message
+        self.meta = meta
+        self.seen = seen
+
+
+class Timer:
+    """One member of the app's timer group; `turn` does one round."""
+
+    name = "timer"
+
+    def __init__(self, shared: Shared) -> None:
+        self.group = timer_group(shared.app)
+        self.turned_at = shared.clock.monotonic()
+        self.moved = 0
+        self.undeliverable: dict[str, BrokerError] = {}
+        self._shared = shared
+        self._desired = shared.view()
+        self._now = shared.clock.now
+        self._mono = shared.clock.monotonic
+        self._heap: list[tuple[float, int, Waiting]] = []
+        self._number = itertools.count()
+        self._tiers: dict[str, float] = {}
+        self._looked = 0.0
+        self._idle_s = 0.001
+        self.settler = Settler(shared.producer, self._mono)
+        self.poller = Poller(
+            shared.broker.consumer(self.group),
+            self.group,
+            admin=shared.admin,
+            names=shared.routes.names,
+            desired=self._desired,
+            limits=shared.admission,
+            owner=self,
+            now=self._now,
+        )
+        self.committer = Committer(
+            self.poller,
+            shared.producer,
+            tick_s=shared.tick_s,
+            now=self._mono,
+            committed=self._committed,
+            dropped=lambda _: None,
+        )
+
+    def subscribe(self) -> None:
+        """Reads every ladder topic that its app has now, those of tiers that left the settings too."""
+        self._looked = self._mono()
+        names = self._shared.routes.names
+        roles = {topic: names.role(topic) for topic in self._shared.admin.topics()}
+        ours = {topic: role for topic, role in roles.items() if role and role.kind == "delay" and role.app == self._shared.app}
+        found = {topic: self._shared.routes.ladder.seconds(role.tier) for topic, role in ours.items()}
+        if found and found.keys() != self._tiers.keys():
+            self._tiers = found
+            self.poller.subscribe(found)
+
+    def turn(self) -> bool:
+        """One round; True: something happened."""
+        self.turned_at = self._mono()
+        happened = self.settler.serve() + self._release() + self._fetch()
+        if self.committer.due():
+            self.poller.admit([home for home in self.poller.partitions.values() if home.full])
+            self.committer.tick([])
+        else:
+            self.committer.advance()
+        if self._mono() - self._looked > TOPICS_S:
+            self._look_for_topics()
+        self._idle_s = 0.001 if happened else min(self._shared.idle_poll_s, self._idle_s * 2)
+        return bool(happened)
+
+    def _look_for_topics(self) -> None:
+        try:
+            self.subscribe()
+        except BrokerError as error:
+            logger.warning("can't look for ladder topics: %s", error)
+
+    @property
+    def idle(self) -> bool:
+        return not self.settler.open
+
+    def next_due(self) -> float | None:
+        """When the next record is released, epoch seconds."""
+        return self._heap[0][0] if self._heap else None
+
+    def drain(self) -> None:
+        """Commits what was moved and leaves; what waits, waits for the next owner."""
+        deadline = self._mono() + 2.0
+        while self.settler.open and self._mono() < deadline:
+            self.settler.serve()
+        self.committer.commit_now(list(self.poller.partitions.values()), [], timeout=2.0)
+        self.poller.consumer.close()
+
+    # Receiving --------------------------------------------------------------------------------------------------------
+
+    def _fetch(self) -> int:
+        wait = 0.001 if self.settler.unacknowledged else self._idle_s
+        if self._heap:
+            wait = min(wait, max(0.0, self._heap[0][0] - self._now()))
+        messages = self.poller.fetch(BATCH, wait)
+        for tp, error in self.poller.faults:
+            self._take_fault(tp, error)
+        self.poller.faults = []
+        now = self._now()
+        touched: set[Partition] = set()
+        for message in messages:
+            home = self.poller.partitions.get((message.topic(), message.partition()))
+            if home is not None and home.tracker.receive(message.offset()):
+                touched.add(home)
+                self._wait(home, message, now)
+        self.poller.admit(touched)
+        return len(messages)
+
+    def _wait(self, home: Partition, message: Message, now: float) -> None:
+        try:
+            meta = Meta.parse(message.headers())
+        except HeaderError as error:
+            logger.error("%s/%d@%d: %s; it is moved on at once", home.topic, home.number, message.offset(), error)
+            meta = lenient(message.headers())
+        at = release_at(meta.due, message.timestamp()[1] / 1000, self._tiers.get(home.topic, 60.0), now)
+        heapq.heappush(self._heap, (at, next(self._number), Waiting(home, message, meta, now)))
+
+    def _take_fault(self, tp: TopicPartition | None, error: BrokerError) -> None:
+        if error.fatal:
+            raise Stopped(f"the timer of {self._shared.app} can't go on: {error}") from error
+        if error.code == "_AUTO_OFFSET_RESET" and tp is not None:
+            self.poller.begin_again([tp])
+        else:
+            logger.warning("timer of %s%s: %s", self._shared.app, f" on {tp.topic}/{tp.partition}" if tp else "", error)
+
+    # Releasing --------------------------------------------------------------------------------------------------------
+
+    def _release(self) -> int:
+        now, released = self._now(), 0
+        while self._heap and self._heap[0][0] <= now:
+            _, _, waiting = heapq.heappop(self._heap)
+            if waiting.epoch == waiting.home.epoch:
+                released += 1
+                self._move(waiting, now)
+        return released
+
+    def _move(self, waiting: Waiting, now: float) -> None:
+        message, meta, home = waiting.message, waiting.meta, waiting.home
+        step = on_release(now, meta.due, self._shared.routes.ladder)
+        topic = self._shared.routes.names.delay(self._shared.app, step.tier) if isinstance(step, NextTier) else meta.next
+        item = Open(home, message.offset(), self._record(waiting, topic), lambda: self._moved(waiting, topic))
+        if not isinstance(step, NextTier):
+            item.retreat = lambda since, error: self._retreat(waiting, since, error)
+            refused = self._refused(meta.next)
+            if refused is not None:
+                item.record = self._retreat(waiting, 0.0, refused) or item.record
+        self.settler.settle(item)
+
+    def _record(self, waiting: Waiting, topic: str) -> Record:
+        message = waiting.message
+        partition = self._shared.routes.partition(topic, message.key(), waiting.meta.job_id.encode())
+        return Record(topic, message.value(), message.key(), message.headers() or (), partition)
+
+    def _refused(self, destination: str) -> BrokerError | None:
+        """A destination is checked against the registrations, never against code: a rolling deploy's old timer does not know
+        the new queue."""
+        if destination in self._desired().registered_topics():
+            return None
+        return BrokerError("UNKNOWN_TOPIC_OR_PART", f"{destination or 'an empty sj_next'} is no registered topic")
+
+    def _moved(self, waiting: Waiting, topic: str) -> None:
+        waiting.home.tracker.finish(waiting.message.offset())
+        self.moved += 1
+        self.undeliverable.pop(topic, None)
+
+    def _retreat(self, waiting: Waiting, since: float, error: BrokerError) -> Record | None:
+        """Back into a tier with a new due time, so that the next record can pass; None: it is tried again where it is."""
+        now = self._now()
+        step = on_undeliverable(now, since, self._shared.routes.ladder)
+        if step is None:
+            return None
+        destination = waiting.meta.next
+        if destination not in self.undeliverable:
+            logger.error("undeliverable: delayed jobs can't reach %s: %s; each is tried again every minute", destination, error)
+        self.undeliverable[destination] = error
+        record = self._record(waiting, self._shared.routes.names.delay(self._shared.app, step.tier))
+        return Record(record.topic, record.value, record.key, replaced(record.headers, {"sj_due": step.due}), record.partition)
+
+    # Rebalances -------------------------------------------------------------------------------------------------------
+
+    def arrived(self, partition: Partition, beginning: Beginning) -> None:
+        """Nothing to prepare."""
+
+    def leaving(self, partitions: Sequence[Partition]) -> None:
+        deadline = self._mono() + 2.0
+        while any(home.open for home in partitions) and self._mono() < deadline:
+            self.settler.serve()
+        self.committer.commit_now(partitions, [], timeout=2.0)
+
+    def gone(self, partitions: Sequence[Partition], *, lost: bool) -> None:
+        self.settler.forget({TopicPartition(home.topic, home.number) for home in partitions})
+        self._heap = [entry for entry in self._heap if entry[2].epoch == entry[2].home.epoch]
+        heapq.heapify(self._heap)
+
+    def _committed(self, home: Partition) -> None:
+        if not home.started:
+            home.started = True
+            self._shared.mark_started(self.group, home)
