@@ -42,9 +42,20 @@ SKEW = 600.0
 
 @pytest.mark.parametrize(
     ("left", "tier"),
-    [(-1, None), (4.999, None), (5, "5s"), (14.9, "5s"), (15, "15s"), (3599, "15m"), (3600, "1h"), (1e9, "7d")],
+    [
+        (-1, None),
+        (4.999, None),
+        (5, "5s"),
+        (14.9, "5s"),
+        (15, "15s"),
+        (3599, "15m"),
+        (3600, "1h"),
+        (1e9, "7d"),
+    ],
 )
-def test_a_record_enters_the_largest_tier_that_is_not_longer_than_the_time_left(left: float, tier: str | None) -> None:
+def test_a_record_enters_the_largest_tier_that_is_not_longer_than_the_time_left(
+    left: float, tier: str | None
+) -> None:
     assert LADDER.tier_for(left) == tier
 
 
@@ -62,7 +73,9 @@ def test_a_tier_that_left_the_settings_still_has_its_length() -> None:
     assert Ladder(("5s",)).seconds("30m") == 1800
 
 
-@pytest.mark.parametrize("tiers", [(), ("5s", "5s"), ("60s", "1m"), ("soon",), ("1.5h",), ("1h 30m",), ("0s",)])
+@pytest.mark.parametrize(
+    "tiers", [(), ("5s", "5s"), ("60s", "1m"), ("soon",), ("1.5h",), ("1h 30m",), ("0s",)]
+)
 def test_tiers_that_can_not_be_topics_or_have_no_length_are_refused(tiers: tuple[str, ...]) -> None:
     with pytest.raises(SettingsError, match="tier"):
         Ladder(tiers)
@@ -77,7 +90,9 @@ def test_a_hold_shorter_than_the_smallest_tier_is_refused() -> None:
 # --- a loop that meets a due time -----------------------------------------------------------------------------------
 
 
-def receive(due: float, appended: float = NOW, *, came_down: bool = False, waiting: int = 0, moves: int = 0) -> object:
+def receive(
+    due: float, appended: float = NOW, *, came_down: bool = False, waiting: int = 0, moves: int = 0
+) -> object:
     return on_receive(NOW, due, appended, came_down=came_down, waiting=waiting, moves=moves)
 
 
@@ -300,7 +315,9 @@ def test_one_fixed_delay_a_tier_keeps_a_short_delay_from_waiting_behind_a_long_o
     """Whatever is put into a tier in one order has to leave it in that order: whole tiers, no mixed delays."""
     for tier in TIERS:
         length = LADDER.seconds(tier)
-        delays_in_it = [delay for delay in (length, length * 1.01, length * 1.4) if LADDER.tier_for(delay) == tier]
+        delays_in_it = [
+            delay for delay in (length, length * 1.01, length * 1.4) if LADDER.tier_for(delay) == tier
+        ]
         releases = [release_at(NOW + n + delay, NOW + n, length) for n, delay in enumerate(delays_in_it)]
         assert releases == sorted(releases)
         assert len(delays_in_it) == 3

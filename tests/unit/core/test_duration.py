@@ -35,7 +35,22 @@ def test_a_duration_is_read_in_seconds(written: str, meant: float) -> None:
 
 @pytest.mark.parametrize(
     "written",
-    ["", " ", "s", "10 apples", "10M", "-5s", "1m1h", "5s5s", "1e3s", "٣s", "inf", "nan", "1:30", "9" * 400 + "s"],
+    [
+        "",
+        " ",
+        "s",
+        "10 apples",
+        "10M",
+        "-5s",
+        "1m1h",
+        "5s5s",
+        "1e3s",
+        "٣s",
+        "inf",
+        "nan",
+        "1:30",
+        "9" * 400 + "s",
+    ],
 )
 def test_text_that_is_no_duration_is_refused_with_what_is_allowed(written: str) -> None:
     with pytest.raises(ValueError, match=r"is not a duration: write a number with its unit, such as '250ms'"):
@@ -52,7 +67,16 @@ def test_values_that_are_no_duration_are_refused(value: object) -> None:
 
 @pytest.mark.parametrize(
     ("length", "written"),
-    [(0, "0s"), (0.25, "250ms"), (60, "1m"), (90, "1m30s"), (5400, "1h30m"), (604_800, "7d"), (-5, "-5s"), (1e-9, "0s")],
+    [
+        (0, "0s"),
+        (0.25, "250ms"),
+        (60, "1m"),
+        (90, "1m30s"),
+        (5400, "1h30m"),
+        (604_800, "7d"),
+        (-5, "-5s"),
+        (1e-9, "0s"),
+    ],
 )
 def test_a_duration_is_printed_as_people_write_it(length: float, written: str) -> None:
     assert text(length) == written

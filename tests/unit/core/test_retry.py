@@ -25,12 +25,16 @@ def backoffs(draw: st.DrawFn, jitter: st.SearchStrategy[float] = st.floats(0, 1)
 
 
 @given(backoffs(), attempts, origins)
-def test_a_wait_lies_between_nothing_and_the_cap_even_with_jitter(backoff: Backoff, attempt: int, origin: str) -> None:
+def test_a_wait_lies_between_nothing_and_the_cap_even_with_jitter(
+    backoff: Backoff, attempt: int, origin: str
+) -> None:
     assert 0 <= backoff.delay(attempt, origin) <= backoff.max_s
 
 
 @given(backoffs(), attempts, origins)
-def test_a_wait_is_the_same_wherever_and_whenever_it_is_asked_for(backoff: Backoff, attempt: int, origin: str) -> None:
+def test_a_wait_is_the_same_wherever_and_whenever_it_is_asked_for(
+    backoff: Backoff, attempt: int, origin: str
+) -> None:
     again = pickle.loads(pickle.dumps(backoff))
     assert backoff.delay(attempt, origin) == again.delay(attempt, origin)
 
@@ -42,7 +46,9 @@ def test_jitter_does_not_depend_on_the_interpreter() -> None:
 
 
 @given(st.floats(0, 100), st.floats(1, 100), st.integers(1, 5_000), origins)
-def test_without_jitter_waits_never_get_shorter(first: float, factor: float, attempt: int, origin: str) -> None:
+def test_without_jitter_waits_never_get_shorter(
+    first: float, factor: float, attempt: int, origin: str
+) -> None:
     backoff = Backoff((first,), factor, 3600)
     assert backoff.delay(attempt, origin) <= backoff.delay(attempt + 1, origin)
 
