@@ -56,8 +56,11 @@ class EmbeddedBroker(KafkaBroker):
         return f"{SCHEME}:{self.bootstrap}"
 
     def protocol(self) -> config.Protocol:
-        """`classic` unless chosen otherwise: the mock cluster gives a killed KIP-848 member 30 s, whatever its group says."""
-        return "consumer" if self._protocol_choice == "consumer" else "classic"
+        """`consumer` unless chosen otherwise: a member joins in 0.05 s instead of 3 s, and two share in 3 s instead of 18.
+
+        A member that was killed is missed after 30 s, whatever its group's session timeout is.
+        """
+        return "classic" if self._protocol_choice == "classic" else "consumer"
 
     def consumer(
         self, group: str | None, *, instance: str | None = None, isolation: Isolation = "read_committed"

@@ -17,6 +17,7 @@ from streamjobs.broker import (
     Isolation,
     Listener,
     Member,
+    Start,
     Topic,
     TopicPartition,
 )
@@ -161,7 +162,26 @@ class EmbeddedAdmin(KafkaAdmin):
             raise BrokerError(
                 "UNKNOWN_MEMBER_ID", f"change the commits of group {group}: it has live members"
             )
-        super().alter_committed(group, offsets)
+        try:
+            super().alter_committed(group, offsets)
+        except BrokerError as error:
+            if error.code != "UNKNOWN_MEMBER_ID":
+                raise
+            self._commit_as_member(group, offsets)
+
+    def _commit_as_member(self, group: str, offsets: Mapping[TopicPartition, Commit]) -> None:
+        """The mock cluster takes commits of a group that once had members only from a member: so one joins for a moment."""
+        member = self._broker.consumer(group)
+        joined = _Joined()
+        try:
+            member.subscribe(sorted({topic for topic, _ in offsets}), joined)
+            deadline = time.monotonic() + REQUEST_TIMEOUT
+            while not joined.done and time.monotonic() < deadline:
+                member.fetch(0, 0.05)
+            for error in member.commit_now(offsets).values():
+                raise error
+        finally:
+            member.close()
 
     def group_names(self) -> list[str]:
         return [name for name in self._broker.members.groups() if name]
@@ -178,6 +198,22 @@ class EmbeddedAdmin(KafkaAdmin):
 
     def set_group_config(self, group: str, config: Mapping[str, str]) -> None:
         """Accepted, and without effect: the mock cluster's session timeouts are its own."""
+
+
+class _Joined:
+    """Listens for the first assignment and has nothing of it fetched."""
+
+    done = False
+
+    def assigned(self, partitions: Partitions) -> Mapping[TopicPartition, Start]:
+        self.done = True
+        return {where: Start(0, fetch=False) for where in partitions}
+
+    def revoked(self, partitions: Partitions) -> None:
+        self.done = True
+
+    def lost(self, partitions: Partitions) -> None:
+        self.done = True
 
 
 def _too_large(offsets: Mapping[TopicPartition, Commit]) -> dict[TopicPartition, BrokerError]:

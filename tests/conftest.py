@@ -1,0 +1,242 @@
+"""Brokers for tests: `kafka` (a real one), `embedded` (librdkafka's), `memory`; and names that no other test has.
+
+A real broker is, in this order: `STREAMJOBS_TEST_BOOTSTRAP`, a Docker engine through testcontainers, Java and Maven. With none
+of them the tests that need one are skipped, loudly; with `CI=true` they fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from streamjobs.broker import Broker
+
+ROOT = Path(__file__).resolve().parent.parent
+#: The version that Maven fetches and Docker runs stands in one place.
+KAFKA_VERSION = re.search(
+    r"kafka_2\.13</artifactId>\s*<version>([\d.]+)", (ROOT / "deploy/kafka/pom.xml").read_text()
+)[1]  # type: ignore[index]
+#: Waiting is compressed: sessions and polls end as soon as a broker allows it.
+SESSION_TIMEOUT_S = 6.0
+MAX_POLL_INTERVAL_S = 8.0
+
+_ON_A_REAL_BROKER: set[str] = set()
+_numbers = itertools.count(1)
+
+
+# -- the real broker ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def kafka_bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real broker."""
+    given = os.environ.get("STREAMJOBS_TEST_BOOTSTRAP")
+    if given:
+        yield given
+    elif docker_answers():
+        with kafka_in_docker() as bootstrap:
+            yield bootstrap
+    elif shutil.which("java") and (shutil.which("mvn") or local_kafka_module().LIBS.exists()):
+        with kafka_from_maven(tmp_path_factory.mktemp("kafka")) as bootstrap:
+            yield bootstrap
+    else:
+        no_real_broker()
+
+
+@pytest.fixture
+def kafka(kafka_bootstrap: str, request: pytest.FixtureRequest) -> Iterator[Broker]:
+    """A real broker; counted, so that a run in which it was missing can't be mistaken for one in which all was well."""
+    from streamjobs.kafka import KafkaBroker
+
+    _ON_A_REAL_BROKER.add(request.node.nodeid)
+    broker = KafkaBroker(
+        kafka_bootstrap,
+        session_timeout_s=SESSION_TIMEOUT_S,
+        max_poll_interval_s=MAX_POLL_INTERVAL_S,
+        client_id="streamjobs-tests",
+    )
+    yield broker
+    broker.close()
+
+
+def no_real_broker() -> None:
+    reason = (
+        "NO REAL KAFKA: set STREAMJOBS_TEST_BOOTSTRAP, or start Docker, or install Java 17 and Maven. "
+        "What holds on a broker is not tested in this run."
+    )
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    sys.stderr.write(f"\n*** {reason}\n")
+    pytest.skip(reason)
+
+
+def docker_answers() -> bool:
+    if shutil.which("docker") is None or importlib.util.find_spec("testcontainers") is None:
+        return False
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        asked = subprocess.run(
+            ["docker", "version", "--format", "{{.Server.Version}}"],
+            capture_output=True,
+            timeout=10,
+            check=False,
+        )
+        return asked.returncode == 0
+    return False
+
+
+@contextlib.contextmanager
+def kafka_in_docker() -> Iterator[str]:
+    from testcontainers.core.container import DockerContainer
+
+    local = local_kafka_module()
+    (port,) = local.free_ports(1)
+    container = DockerContainer(f"apache/kafka:{KAFKA_VERSION}").with_bind_ports(9092, port)
+    for name, value in container_settings(port).items():
+        container = container.with_env(name, value)
+    with container:
+        if not local.wait_for(lambda: local.ask_cluster(port)[0] != "", local.START_TIMEOUT):
+            pytest.fail(
+                f"Kafka in Docker did not start; its log ends:\n{container.get_logs()[0][-3000:].decode(errors='replace')}"
+            )
+        yield f"127.0.0.1:{port}"
+
+
+def container_settings(port: int) -> dict[str, str]:
+    """`deploy/kafka/server.properties` as the image's environment, and what belongs to this one node."""
+    properties = (ROOT / "deploy" / "kafka" / "server.properties").read_text().splitlines()
+    settings = dict(line.split("=", 1) for line in properties if line and not line.startswith("#"))
+    settings |= {
+        "node.id": "1",
+        "listeners": "PLAINTEXT://:9092,CONTROLLER://:9093",
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+        "controller.quorum.voters": "1@localhost:9093",
+        "default.replication.factor": "1",
+        "min.insync.replicas": "1",
+    }
+    for topic in ("offsets.topic", "transaction.state.log", "share.coordinator.state.topic"):
+        settings[f"{topic}.replication.factor"] = "1"
+        if topic != "offsets.topic":
+            settings[f"{topic}.min.isr"] = "1"
+    return {"KAFKA_" + name.replace(".", "_").upper(): value for name, value in settings.items()}
+
+
+@contextlib.contextmanager
+def kafka_from_maven(directory: Path) -> Iterator[str]:
+    cluster = local_kafka_module().LocalKafka(directory / "cluster")
+    try:
+        yield cluster.start()
+    finally:
+        cluster.destroy()
+
+
+def local_kafka_module() -> ModuleType:
+    """`deploy/kafka/local.py`, which is no package."""
+    name = "streamjobs_local_kafka"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, ROOT / "deploy" / "kafka" / "local.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def local_kafka() -> Any:
+    """The module that starts local clusters: `local_kafka.LocalKafka(directory, brokers=3)`."""
+    return local_kafka_module()
+
+
+# -- brokers that need nothing --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def embedded_url() -> Iterator[str]:
+    from streamjobs.kafka import EmbeddedBroker
+
+    owner = EmbeddedBroker()
+    yield owner.url
+    owner.close()
+
+
+@pytest.fixture
+def embedded(embedded_url: str) -> Iterator[Broker]:
+    """librdkafka's mock cluster: one for the whole run."""
+    from streamjobs.kafka import EmbeddedBroker
+
+    broker = EmbeddedBroker(
+        embedded_url,
+        session_timeout_s=SESSION_TIMEOUT_S,
+        max_poll_interval_s=MAX_POLL_INTERVAL_S,
+        client_id="streamjobs-tests",
+    )
+    yield broker
+    broker.close()
+
+
+@pytest.fixture
+def memory() -> Iterator[Broker]:
+    from streamjobs.testing import MemoryBroker
+
+    broker = MemoryBroker()
+    yield broker
+    broker.close()
+
+
+# -- names and waiting ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prefix(request: pytest.FixtureRequest) -> str:
+    """Part of a topic's or group's name that no other test, and no other run on the same broker, uses."""
+    test = re.sub(r"[^A-Za-z0-9_-]+", "-", request.node.name)[:40].strip("-")
+    return f"{test}-{os.getpid():x}{int(time.time()):x}{next(_numbers)}"
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[..., None]:
+    """`wait_until(fact, timeout=…, turn=…)`: calls `turn` until `fact()` holds; fails when it does not in time."""
+    return _wait_until
+
+
+def _wait_until(
+    fact: Callable[[], object],
+    timeout: float = 30.0,
+    turn: Callable[[], object] | None = None,
+    pause: float = 0.01,
+) -> None:
+    deadline = time.monotonic() + timeout
+    while not fact():
+        assert time.monotonic() < deadline, f"not within {timeout} s: {fact}"
+        if turn is None:
+            time.sleep(pause)
+        else:
+            turn()
+
+
+# -- the end of a run -----------------------------------------------------------------------------------------------------
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    passed = {report.nodeid for report in terminalreporter.stats.get("passed", []) if report.when == "call"}
+    count = len(_ON_A_REAL_BROKER & passed)
+    skipped = sum(
+        "NO REAL KAFKA" in str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])
+    )
+    terminalreporter.write_line(
+        f"{count} tests passed on a real Kafka broker"
+        + (f", {skipped} SKIPPED FOR WANT OF ONE" if skipped else "")
+    )
