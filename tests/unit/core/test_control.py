@@ -238,7 +238,7 @@ def test_a_field_that_makes_no_sense_makes_the_record_unreadable(
 ) -> None:
     topic = Topic()
     topic.write(key_of(kind), json.dumps({"actor": "ann", **fields}).encode())
-    assert list(topic.desired.unreadable.values())[0].startswith("the field ")
+    assert next(iter(topic.desired.unreadable.values())).startswith("the field ")
 
 
 def test_a_field_that_a_newer_version_added_does_no_harm() -> None:
@@ -405,18 +405,30 @@ def test_a_started_mark_is_for_one_topic_id() -> None:
     assert not topic.desired.started("billing", "jobs.invoices", ID, 4)
 
 
-def test_the_newest_seek_counts_and_takes_the_ones_before_it_along() -> None:
-    topic = Topic()
-    for order, to in (("o1", "earliest"), ("o2", 500)):
-        value = control.seek_value(to=to, actor="ann", reason="", at=NOW)  # type: ignore[arg-type]
-        topic.write(control.seek_key("billing", "jobs.invoices", 3, order), value)
-    seek = topic.desired.seek_for("billing", "jobs.invoices", 3)
-    assert seek == Seek(500, 1)
-    value = control.seek_value(to="latest", actor="ann", reason="", at=NOW)
-    topic.write(control.seek_key("billing", "jobs.invoices", 3, "o3"), value)
+def seek_orders(topic: Topic, *places: control.Place) -> None:
+    for to in places:
+        value = control.seek_value(to=to, actor="ann", reason="", at=NOW)
+        topic.write(control.seek_key("billing", "jobs.invoices", 3, f"o{len(topic.log)}"), value)
+
+
+def carry_out(topic: Topic, seek: Seek) -> None:
     for key in topic.desired.seek_keys("billing", "jobs.invoices", 3, up_to=seek.order):
         topic.write(key, None)
-    assert topic.desired.seek_for("billing", "jobs.invoices", 3) == Seek("latest", 2)
+
+
+def test_the_newest_seek_counts_and_takes_the_ones_before_it_along() -> None:
+    topic = Topic()
+    seek_orders(topic, "earliest", 500)
+    assert topic.desired.seek_for("billing", "jobs.invoices", 3) == Seek(500, 1)
+    carry_out(topic, Seek(500, 1))
+    assert topic.desired.seek_for("billing", "jobs.invoices", 3) is None
+
+
+def test_a_seek_that_was_ordered_while_another_was_carried_out_stays() -> None:
+    topic = Topic()
+    seek_orders(topic, "earliest", "latest")
+    carry_out(topic, Seek("earliest", 0))
+    assert topic.desired.seek_for("billing", "jobs.invoices", 3) == Seek("latest", 1)
 
 
 def test_the_flags_say_that_nothing_is_ordered() -> None:
