@@ -376,7 +376,7 @@ def closest(word: str, known: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), None)
 
 
-# --- the layers ---------------------------------------------------------------------------------------------------------
+# --- the layers -------------------------------------------------------------------------------------------------------
 
 
 def _code(given: Mapping[str, Any]) -> Layer:
@@ -444,7 +444,7 @@ def _merged(layers: tuple[Layer, ...]) -> Settings:
     return settings
 
 
-# --- what is wrong ------------------------------------------------------------------------------------------------------
+# --- what is wrong ----------------------------------------------------------------------------------------------------
 
 
 def _refuse(faults: list[str]) -> None:
@@ -496,7 +496,7 @@ def _path_at(loc: tuple[int | str, ...]) -> str:
     return ".".join(words)
 
 
-# --- what there is ------------------------------------------------------------------------------------------------------
+# --- what there is ----------------------------------------------------------------------------------------------------
 
 
 def _fields(model: type[BaseModel] = Settings, above: str = "") -> Iterator[tuple[str, FieldInfo]]:

@@ -1,4 +1,4 @@
-"""How every command of streamjobs behaves: common options on both sides of the verb, examples, errors of one line, exit codes."""
+"""How every command behaves: common options on both sides of the verb, examples, errors of one line, exit codes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import click
 
 from streamjobs.cli.session import Session
+from streamjobs.core.duration import seconds
 from streamjobs.errors import StreamjobsError, UsageError
 
 
@@ -162,13 +163,16 @@ def _message(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}; this was not foreseen: -v shows where"
 
 
-# --- options that every command takes, on either side of the verb ---------------------------------------------------------
+# --- options that every command takes, on either side of the verb -----------------------------------------------------
+
+_APP = "The app, as MODULE:ATTR; else STREAMJOBS_APP, else `app` in streamjobs.toml."
+_PATH = click.Path(path_type=Path)
 
 
 def _common() -> list[click.Parameter]:
     return [
-        _option(("-A", "--app"), "app_ref", "The app, as MODULE:ATTR; else STREAMJOBS_APP, else `app` in streamjobs.toml.", metavar="MODULE:ATTR"),
-        _option(("--config",), "config", "Settings file instead of streamjobs.toml.", metavar="FILE", type=click.Path(path_type=Path)),
+        _option(("-A", "--app"), "app_ref", _APP, metavar="MODULE:ATTR"),
+        _option(("--config",), "config", "Settings file instead of streamjobs.toml.", metavar="FILE", type=_PATH),
         _option(("-o", "--output"), "output", "How data is printed.", type=click.Choice(["table", "json"])),
         _option(("-v", "--verbose"), "verbose", "Say more; show tracebacks.", is_flag=True),
     ]
@@ -186,7 +190,15 @@ def _keep(attribute: str) -> Callable[[click.Context, click.Parameter, Any], Non
     return keep
 
 
-# --- what writes offsets, topics or dead letters ---------------------------------------------------------------------------
+def as_seconds(ctx: click.Context, param: click.Parameter, value: Any) -> float | None:
+    """The callback of an option that takes a duration such as "10m": float seconds, or None."""
+    try:
+        return None if value is None else seconds(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+
+
+# --- what writes offsets, topics or dead letters ----------------------------------------------------------------------
 
 
 def plan_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -122,7 +122,7 @@ def _job_types(app: App) -> Check:
 
 
 def _unreachable(app: App, error: BrokerError) -> Check:
-    advice = "is it running, and reachable from here under that name? Check `bootstrap` and [kafka] (security.protocol, sasl.*)"
+    advice = "is it running, and reachable from here under that name? Check `bootstrap` and [kafka] security.protocol, sasl.*"
     return Check("broker", "fail", f"{app.settings.bootstrap} does not answer: {error}", advice)
 
 
@@ -136,8 +136,10 @@ def _reached(app: App, cluster: Cluster, took_s: float) -> Check:
 def _version(app: App, cluster: Cluster) -> Check:
     if app.broker.lacks:
         lacks = ", ".join(sorted(app.broker.lacks))
-        return Check("version", "warn", f"the embedded broker, which lacks {lacks}", "use it to try things: it ends with its process")
-    return Check("version", "ok", f"Kafka {cluster.version or 'of unknown version'}, cluster {cluster.id or 'without an id'}")
+        found = f"the embedded broker, which lacks {lacks}"
+        return Check("version", "warn", found, "use it to try things: it ends with its process")
+    version, identity = cluster.version or "of unknown version", cluster.id or "without an id"
+    return Check("version", "ok", f"Kafka {version}, cluster {identity}")
 
 
 def _topics(plan: Plan) -> Iterator[Check]:
@@ -161,25 +163,27 @@ def _protocol(app: App, cluster: Cluster, plan: Plan) -> Check:
     if setting == "classic" or not speaks:
         why = "as worker.protocol says" if setting == "classic" else "as the cluster speaks no other"
         takeover = render.duration(app.settings.worker.session_timeout)
-        return Check("group protocol", "ok", f"classic, {why}: a worker joins in about 3s, a dead one is replaced after {takeover}")
+        found = f"classic, {why}: a worker joins in about 3s, a dead one is replaced after {takeover}"
+        return Check("group protocol", "ok", found)
     return _consumer_protocol(app, plan)
 
 
 def _consumer_protocol(app: App, plan: Plan) -> Check:
-    wanted = app.settings.worker.session_timeout
+    wanted = render.duration(app.settings.worker.session_timeout)
     found = "consumer (KIP-848), as the cluster speaks it: a worker joins in about 0.2s, a dead one is replaced after "
+    slow = found + render.duration(_DEFAULT_TAKEOVER_S)
     if plan.changes:
-        return Check("group protocol", "warn", f"{found}{_DEFAULT_TAKEOVER_S:.0f}s", "run `streamjobs topic apply`: it sets the timeout")
+        return Check("group protocol", "warn", slow, "run `streamjobs topic apply`: it sets the timeout")
     try:  # what `topic apply` has set, set again: whether the cluster allows it can't be read
         for group, config in plan.group_settings.items():
             app.broker.admin().set_group_config(group, config)
     except BrokerError as error:
         advice = (
-            f"choose: a fast join (as it is), a fast takeover (worker.protocol = \"classic\": {render.duration(wanted)}), or both "
-            "with group.consumer.min.session.timeout.ms=6000 on the brokers"
+            f'choose: a fast join (as it is), a fast takeover (worker.protocol = "classic": {wanted}), or both, with '
+            "group.consumer.min.session.timeout.ms=6000 on the brokers"
         )
-        return Check("group protocol", "warn", f"{found}{_DEFAULT_TAKEOVER_S:.0f}s, since the cluster refuses less: {error}", advice)
-    return Check("group protocol", "ok", found + render.duration(wanted))
+        return Check("group protocol", "warn", f"{slow}, since the cluster refuses less: {error}", advice)
+    return Check("group protocol", "ok", found + wanted)
 
 
 # --- clocks -----------------------------------------------------------------------------------------------------------
@@ -220,4 +224,5 @@ def _judged(appended: float, sent: float, acked: float) -> Check:
     ahead = "behind" if skew > 0 else "ahead of"
     found = f"this machine is {render.duration(abs(skew))} {ahead} the broker" if skew else "the same as the broker's"
     status: Status = "fail" if abs(skew) >= _SKEW_FAILS_S else "warn" if abs(skew) >= _SKEW_WARNS_S else "ok"
-    return Check("clock", status, found, "" if status == "ok" else "delays are off by as much: keep time with NTP on all machines")
+    advice = "" if status == "ok" else "delays are off by as much: keep time with NTP on all machines"
+    return Check("clock", status, found, advice)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import count
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
 import click
 
 from streamjobs.cli import completion, render
-from streamjobs.cli.command import Command, Exit, counted, did_you_mean, pass_session
+from streamjobs.cli.command import Command, Exit, as_seconds, counted, did_you_mean, pass_session
 from streamjobs.cli.render import Column
 from streamjobs.cli.session import Session
 from streamjobs.errors import PayloadError, PublishError, UsageError
@@ -40,12 +41,12 @@ _CHUNK = 64 * 1024
 )
 @click.argument("job", shell_complete=completion.job_types)
 @click.argument("arguments", metavar="JSON|-")
-@click.option("--delay", metavar="DURATION", help='How long it waits before it runs, such as "10m".')
+@click.option("--delay", callback=as_seconds, metavar="DURATION", help='How long it waits before it runs, such as "10m".')
 @click.option("--at", metavar="TIME", help="When it runs: ISO 8601; without an offset, local time.")
 @click.option("--id", "job_id", help="Its id; publishing one id twice makes two jobs.")
 @click.option("--key", help="Its key, instead of the job type's: jobs of one key start in order.")
 @click.option("--tag", "tags", multiple=True, help="A tag; may be given several times.")
-@click.option("--expires", metavar="DURATION", help="It is skipped if it has not started for so long.")
+@click.option("--expires", callback=as_seconds, metavar="DURATION", help="It is skipped if it has not started for so long.")
 @click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="A header; may be given several times.")
 @pass_session
 def publish(
@@ -103,7 +104,7 @@ def _row(receipt: Receipt) -> dict[str, Any]:
     return {"id": receipt.id, "topic": receipt.topic, "partition": receipt.partition, "offset": receipt.offset}
 
 
-# --- standard input -------------------------------------------------------------------------------------------------------
+# --- standard input ---------------------------------------------------------------------------------------------------
 
 
 class Line(NamedTuple):
@@ -122,7 +123,7 @@ def _publish_lines(session: Session, job_type: JobType[Any, Any], options: dict[
     tally = _Tally()
     try:
         with render.progress("published") as bar:
-            for batch in _batches(cast(BinaryIO, click.get_binary_stream("stdin"))):
+            for batch in _batches(sys.stdin.buffer):
                 before = tally.published
                 _publish_batch(session, job_type, options, batch, tally)
                 bar.advance(tally.published - before)
@@ -165,7 +166,7 @@ def _summary(tally: _Tally) -> str:
     return "; ".join(parts)
 
 
-def _batches(stream: BinaryIO) -> Iterator[list[Line]]:
+def _batches(stream: IO[bytes]) -> Iterator[list[Line]]:
     """The lines that arrived together, numbered from 1; blank ones are left out."""
     numbers = count(1)
     pieces: list[bytes] = []
@@ -178,7 +179,7 @@ def _batches(stream: BinaryIO) -> Iterator[list[Line]]:
     yield _numbered([b"".join(pieces)], numbers)
 
 
-def _read(stream: BinaryIO) -> bytes:
+def _read(stream: IO[bytes]) -> bytes:
     return cast(io.BufferedReader, stream).read1(_CHUNK)
 
 

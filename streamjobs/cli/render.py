@@ -1,4 +1,4 @@
-"""How data is printed: tables for people, JSON for programs. The one place for both, and for what a record may not do to a terminal.
+"""How data is printed: tables for people, JSON for programs; and what a record may not do to a terminal.
 
 Rows are mappings whose keys are stable and say their unit (`age_s`, `size_bytes`); a column says how its value looks in a
 table. JSON is the same rows, unformatted. rich is imported only for a terminal.
@@ -65,7 +65,7 @@ def show_one(row: Mapping[str, Any], columns: Sequence[Column], output: Output) 
 
 
 def as_json(data: object, *, indent: int | None = 2) -> str:
-    """JSON as UTF-8 text in which every control character is an escape, so that it is safe on a terminal and loses nothing."""
+    """JSON as UTF-8 text in which control characters are escapes, so that it is safe on a terminal and loses nothing."""
     made = json.dumps(data, ensure_ascii=False, indent=indent, default=str)
     return "\n".join(_UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in made.split("\n"))
 
@@ -94,7 +94,7 @@ def duration(value: float | None) -> str:
         if whole >= size:
             rest = whole % size // lesser
             return f"{sign}{whole // size}{name}" + (f" {rest}{small}" if rest else "")
-    return f"{sign}{left:.1f}s" if left < 10 and left != whole else f"{sign}{whole}s"
+    return f"{sign}{left:.1f}".removesuffix(".0") + "s" if left < 10 else f"{sign}{whole}s"
 
 
 def rate(value: float | None) -> str:
@@ -121,7 +121,7 @@ def instant(value: float | None) -> str:
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
 
 
-# --- tables ---------------------------------------------------------------------------------------------------------------
+# --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def _cell(row: Mapping[str, Any], column: Column) -> str:
@@ -166,7 +166,7 @@ def _width(text: str) -> int:
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
-# --- progress ---------------------------------------------------------------------------------------------------------------
+# --- progress ---------------------------------------------------------------------------------------------------------
 
 
 class Progress(Protocol):

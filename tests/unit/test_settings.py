@@ -78,7 +78,7 @@ def test_lists_come_from_the_environment_as_json_or_between_commas() -> None:
         assert load(environ={"STREAMJOBS_MASK__PATTERNS": text}).mask.patterns == ["*pin*", "*iban*"]
 
 
-# --- mistakes -------------------------------------------------------------------------------------------------------------
+# --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_kafka_key_of_ours_is_refused_with_the_reason(key: str) -> None:
     assert message.startswith(f"kafka.{key} (code) can't be set: ")
 
 
-# --- secrets --------------------------------------------------------------------------------------------------------------
+# --- secrets ----------------------------------------------------------------------------------------------------------
 
 
 def test_secrets_are_masked_in_every_listing() -> None:
@@ -218,7 +218,7 @@ def test_a_secret_that_is_malformed_is_not_repeated() -> None:
     assert "hush" not in message
 
 
-# --- what documentation is made from --------------------------------------------------------------------------------------
+# --- what documentation is made from ----------------------------------------------------------------------------------
 
 
 def test_every_setting_is_documented() -> None:

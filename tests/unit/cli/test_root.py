@@ -48,7 +48,7 @@ def program(*args: str, env: dict[str, str] | None = None) -> subprocess.Complet
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY, env=environ)
 
 
-# --- help ---------------------------------------------------------------------------------------------------------------
+# --- help -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ALL)
@@ -113,7 +113,7 @@ def test_the_shell_completes_verbs_and_the_names_of_the_app(shop: str, directory
     assert completed("streamjobs worker -A nowhere:app inv", "inv").strip() == ""
 
 
-# --- mistakes -------------------------------------------------------------------------------------------------------------
+# --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_wrong_verb_is_answered_with_the_right_one(run: Run) -> None:
@@ -237,7 +237,7 @@ def test_the_option_nearest_to_the_verb_wins(run: Run, seen: list[tuple[str, str
     assert seen[0][0] == "e:f"
 
 
-# --- plan and apply -----------------------------------------------------------------------------------------------------
+# --- plan and apply ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

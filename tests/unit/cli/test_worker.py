@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import sys
-import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pytest
 from click.testing import Result
 
+from streamjobs.cli import worker as module
+from streamjobs.cli.session import Session
+
 Run = Callable[..., Result]
+Started = list[tuple[str, Mapping[str, Any], list[str]]]
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Mapping[str, Any], list[str]]]:
-    """What the supervisor was asked to run; it answers with exit code 4."""
-    import streamjobs.worker
+def started(monkeypatch: pytest.MonkeyPatch) -> Started:
+    """What a supervisor was asked to run; it answers with exit code 4."""
+    calls: Started = []
 
-    calls: list[tuple[str, Mapping[str, Any], list[str]]] = []
-    supervise = types.ModuleType("streamjobs.worker.supervise")
-
-    def run(app_ref: str, flags: Mapping[str, Any], queues: list[str]) -> int:
-        calls.append((app_ref, flags, queues))
+    def supervise(session: Session, given: Mapping[str, Any], queues: Iterable[str]) -> int:
+        calls.append((session.app_ref, given, list(queues)))
         return 4
 
-    supervise.run = run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "streamjobs.worker.supervise", supervise)
-    monkeypatch.setattr(streamjobs.worker, "supervise", supervise, raising=False)
+    monkeypatch.setattr(module, "_supervise", supervise)
     return calls
-
-
-Started = list[tuple[str, Mapping[str, Any], list[str]]]
 
 
 def test_flags_go_to_the_supervisor_as_settings(run: Run, shop: str, started: Started) -> None:

@@ -1,0 +1,231 @@
+"""`streamjobs doctor`: each check, well and not well."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from streamjobs import provision
+from streamjobs.app import App
+from streamjobs.broker import Admin, Cluster
+from streamjobs.cli import doctor
+from streamjobs.cli.session import Session
+from streamjobs.errors import BrokerError
+from streamjobs.testing import MemoryBroker
+from streamjobs.testing.admin import MemoryAdmin
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def broker(app: App) -> MemoryBroker:
+    broker = MemoryBroker()
+    app._broker = broker
+    return broker
+
+
+@pytest.fixture
+def examined(shop: str, app: App, broker: MemoryBroker) -> Callable[[], dict[str, doctor.Check]]:
+    """The checks of the shop by name (of several with one name: the last)."""
+
+    def examine() -> dict[str, doctor.Check]:
+        session = Session()
+        session.app_ref = f"{shop}:app"
+        return {check.check: check for check in doctor.examine(session)}
+
+    return examine
+
+
+Examined = Callable[[], dict[str, doctor.Check]]
+
+
+def statuses(checks: dict[str, doctor.Check]) -> dict[str, str]:
+    return {name: check.status for name, check in checks.items()}
+
+
+def provisioned(app: App) -> None:
+    provision.apply(app, provision.plan(app))
+
+
+def seen_as(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    """The cluster answers as it does, but for these."""
+    real = MemoryAdmin.cluster
+    monkeypatch.setattr(MemoryAdmin, "cluster", lambda admin: replace(real(admin), **changes))
+
+
+def test_all_is_well(app: App, examined: Examined) -> None:
+    provisioned(app)
+
+    checks = examined()
+
+    assert list(checks) == ["settings", "job types", "broker", "version", "topics", "group protocol", "clock"]
+    assert set(statuses(checks).values()) == {"ok"}, checks
+    assert checks["job types"].found == "2 job types in 2 queues, each with a schema"
+
+
+def test_it_prints_json_and_fails_when_something_fails(run: Run, shop: str, broker: MemoryBroker) -> None:
+    result = run("doctor", "-A", f"{shop}:app", "-o", "json")
+
+    checks = json.loads(result.stdout)
+    assert result.exit_code == 1
+    assert result.stderr == "1 check failed\n"
+    assert {tuple(check) for check in checks} == {("status", "check", "found", "advice")}
+    [topics] = [check for check in checks if check["check"] == "topics"]
+    assert topics["status"] == "fail"
+    assert topics["advice"] == "run `streamjobs topic apply`"
+
+
+def test_it_says_what_to_do_wherever_something_is_wrong(examined: Examined) -> None:
+    assert all(check.advice for check in examined().values() if check.status != "ok")
+
+
+def test_wrong_settings_end_it(shop: str, directory: Path, run: Run) -> None:
+    (directory / "streamjobs.toml").write_text("partitoins = 1\n")
+
+    [check] = json.loads(run("doctor", "-A", f"{shop}:app", "-o", "json").stdout)
+
+    assert check["status"] == "fail"
+    assert "did you mean partitions" in check["found"]
+
+
+def test_an_app_that_can_not_be_loaded_fails(run: Run) -> None:
+    result = run("doctor", "-A", "nowhere:app", "-o", "json")
+
+    assert result.exit_code == 1
+    assert "no module named 'nowhere'" in json.loads(result.stdout)[0]["found"]
+
+
+def test_a_job_type_without_a_schema_fails(app: App, examined: Examined) -> None:
+    @app.job
+    def broken(connection: Any, *rest: object) -> None: ...
+
+    check = examined()["job types"]
+
+    assert check.status == "fail"
+    assert "broken" in check.advice
+
+
+def test_a_broker_that_does_not_answer_ends_it(broker: MemoryBroker, examined: Examined) -> None:
+    broker.down()
+
+    checks = examined()
+
+    assert statuses(checks) == {"settings": "ok", "job types": "ok", "broker": "fail"}
+    assert checks["broker"].found.startswith("localhost:9092 does not answer: ")
+
+
+def test_the_embedded_broker_says_what_it_lacks(
+    broker: MemoryBroker, examined: Examined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker, "lacks", frozenset({"transactions"}), raising=False)
+
+    check = examined()["version"]
+
+    assert (check.status, check.found) == ("warn", "the embedded broker, which lacks transactions")
+
+
+def test_a_topic_that_does_not_fit_fails_with_the_command(app: App, broker: MemoryBroker, examined: Examined) -> None:
+    provisioned(app)
+    broker.admin().alter_topic_config("jobs.mails", {"retention.ms": "1000"})
+
+    check = examined()["topics"]
+
+    assert check.status == "fail"
+    assert check.found == "1 change pending: alter jobs.mails"
+
+
+# --- group protocol ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "protocols", "status", "says"),
+    [
+        ("auto", {"consumer", "classic"}, "ok", "consumer (KIP-848), as the cluster speaks it"),
+        ("auto", {"classic"}, "ok", "classic, as the cluster speaks no other"),
+        ("classic", {"consumer", "classic"}, "ok", "classic, as worker.protocol says"),
+        ("consumer", {"classic"}, "fail", "the cluster does not speak it"),
+    ],
+)
+def test_which_protocol_is_used_and_why(
+    setting: str, protocols: set[str], status: str, says: str, app: App, examined: Examined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provisioned(app)
+    app._settings = None
+    app.configure({"worker.protocol": setting})
+    seen_as(monkeypatch, protocols=frozenset(protocols))
+
+    check = examined()["group protocol"]
+
+    assert check.status == status
+    assert says in check.found
+
+
+def test_a_cluster_that_refuses_a_short_session_leaves_a_choice(
+    app: App, examined: Examined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured: 45 s is the least that a broker with default settings takes, and a takeover took 49.9 s."""
+    provisioned(app)
+
+    def refuse(admin: Admin, group: str, config: dict[str, str]) -> None:
+        raise BrokerError("INVALID_CONFIG", "consumer.session.timeout.ms must be at least 45000")
+
+    monkeypatch.setattr(MemoryAdmin, "set_group_config", refuse)
+
+    check = examined()["group protocol"]
+
+    assert check.status == "warn"
+    assert "replaced after 45s, since the cluster refuses less" in check.found
+    assert 'worker.protocol = "classic"' in check.advice
+
+
+# --- clock ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("appended", "status", "says"),
+    [
+        (100.5, "ok", "the same as the broker's"),
+        (100.0, "ok", "the same as the broker's"),
+        (101.4, "ok", "this machine is 400ms behind the broker"),
+        (103.0, "warn", "this machine is 2s behind the broker"),
+        (97.0, "warn", "this machine is 3s ahead of the broker"),
+        (4000.0, "fail", "this machine is 1h 4m behind the broker"),
+    ],
+)
+def test_clocks_are_compared_less_the_time_it_took(appended: float, status: str, says: str) -> None:
+    check = doctor._judged(appended, sent=100.0, acked=101.0)
+
+    assert (check.status, check.found) == (status, says)
+
+
+def test_the_broker_s_clock_is_its_append_time(app: App, broker: MemoryBroker, examined: Examined) -> None:
+    provisioned(app)
+
+    check = examined()["clock"]
+
+    assert check.status == "ok"
+    [tombstone] = broker.records("streamjobs.workers")
+    assert (tombstone.key(), tombstone.value()) == (b"doctor", None)
+
+
+def test_a_clock_that_can_not_be_compared_is_a_warning(app: App, broker: MemoryBroker, examined: Examined) -> None:
+    provisioned(app)
+    broker.fail("send", topic="streamjobs.workers", error="TOPIC_AUTHORIZATION_FAILED")
+
+    check = examined()["clock"]
+
+    assert check.status == "warn"
+    assert "TOPIC_AUTHORIZATION_FAILED" in check.found
+
+
+def test_a_slow_broker_is_a_warning(app: App) -> None:
+    cluster = Cluster("c", ("a:9092",), frozenset({"consumer"}), "4.4")
+
+    assert doctor._reached(app, cluster, 0.9).status == "warn"
+    assert doctor._reached(app, cluster, 0.1).status == "ok"
