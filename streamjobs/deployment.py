@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from streamjobs.broker import Broker
-from streamjobs.core.topics import Names
+from streamjobs.core.topics import Names, retry_group, timer_group
 
 if TYPE_CHECKING:
     from streamjobs.settings import Settings
@@ -29,3 +29,12 @@ class Deployment(Protocol):
     def queues(self) -> Collection[str]:
         """The queues that the app's job types are declared for."""
         ...
+
+
+def consumed(app: Deployment) -> Iterator[tuple[str, str]]:
+    """(consumer group, topic) of everything that the app's own loops and its timer read."""
+    for queue in sorted(app.queues()):
+        yield app.group, app.names.main(queue)
+        yield retry_group(app.group), app.names.retry(queue, app.group)
+    for tier in app.settings.delay.tiers:
+        yield timer_group(app.name), app.names.delay(app.name, tier)

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Literal
 
-from streamjobs import audit, tables
-from streamjobs.broker import Admin, At, Broker, Topic, TopicPartition
+from streamjobs import audit, orders
+from streamjobs.broker import Admin, At, Topic, TopicPartition
 from streamjobs.core import control
 from streamjobs.core.topics import Kind, retry_group, timer_group
-from streamjobs.deployment import Deployment
+from streamjobs.deployment import Deployment, consumed
 from streamjobs.errors import BrokerError, ProvisionError
 
 From = Literal["earliest", "now"]
@@ -234,17 +235,8 @@ class _State:
         cluster = admin.cluster()
         ours = [name for name in admin.topics() if app.names.role(name)]
         topics = admin.topics(ours, config="topic_config" not in broker.lacks) if ours else {}
-        desired = read_orders(broker, app.names.control)
+        desired = orders.read(broker, app.names)
         return cls(len(cluster.brokers), cluster.protocols, topics, desired, broker.lacks, admin)
-
-
-def read_orders(broker: Broker, topic: str) -> control.Desired:
-    """The desired state that the control topic holds now. Raises BrokerError."""
-    desired = control.Desired()
-    for message in tables.changes(broker, tables.bounds(broker, topic)):
-        key = (message.key() or b"").decode("utf-8", "replace")
-        desired.apply(key, message.value(), message.offset(), tables.appended(message))
-    return desired
 
 
 def _topic_changes(app: Deployment, topic: Topic, state: _State) -> list[Change]:
@@ -301,7 +293,7 @@ def _topic_findings(app: Deployment, topic: Topic, state: _State) -> Iterable[Fi
 
 def _registrations(app: Deployment, wanted: Mapping[str, Topic], state: _State, from_: From) -> list[Change]:
     changes: list[Change] = []
-    for group, name in _consumed(app):
+    for group, name in consumed(app):
         found = state.topics.get(name)
         before = state.desired.registration(group, name)
         ends = _offsets(state.admin, found, "latest") if found and before else {}
@@ -326,15 +318,6 @@ def starting_offsets(
     return {p: kept.get(p, begin.get(p, 0)) for p in range(total)}
 
 
-def _consumed(app: Deployment) -> Iterable[tuple[str, str]]:
-    """(consumer group, topic) of every topic that the app's loops and its timer read."""
-    for queue in sorted(app.queues()):
-        yield app.group, app.names.main(queue)
-        yield retry_group(app.group), app.names.retry(queue, app.group)
-    for tier in app.settings.delay.tiers:
-        yield timer_group(app.name), app.names.delay(app.name, tier)
-
-
 def _offsets(admin: Admin, topic: Topic, at: At) -> dict[int, int]:
     partitions = [TopicPartition(topic.name, number) for number in range(topic.partitions)]
     return {tp.partition: offset for tp, offset in admin.offsets(partitions, at).items()}
@@ -348,8 +331,7 @@ def _abandoned_tiers(
 ) -> Iterable[DeleteTier | Finding]:
     group = timer_group(app.name)
     for name, topic in sorted(state.topics.items()):
-        role = app.names.role(name)
-        if role is None or role.kind != "delay" or role.app != app.name or name in wanted:
+        if name in wanted or not _is_own_tier(app, name):
             continue
         waiting = _waiting(state.admin, group, topic)
         if waiting:
@@ -391,65 +373,61 @@ def apply(app: Deployment, approved: Plan, *, yes: bool = False, reason: str = "
     """
     applied = Applied()
     agreed = {(change.action, change.target) for change in approved.changes}
-    for change in plan(app, from_=approved.from_).changes:
-        if (change.action, change.target) not in agreed:
-            continue
-        if change.warning and not yes:
-            applied.refused.append(change)
-        else:
-            _carry_out(app, change, applied)
+    changes = [item for item in plan(app, from_=approved.from_).changes if (item.action, item.target) in agreed]
+    applied.refused = [change for change in changes if change.warning and not yes]
+    changes = [change for change in changes if not change.warning or yes]
+    for _, stage in groupby(changes, key=lambda change: _order(app, change)[:2]):
+        _carry_out(app, list(stage), applied)
     applied.notes += _set_group_settings(app.broker.admin(), approved.group_settings)
     _note(app, applied, reason)
     return applied
 
 
-def _carry_out(app: Deployment, change: Change, applied: Applied) -> None:
-    try:
-        _do(app, change)
-    except BrokerError as error:
-        if isinstance(change, Register):
-            raise
-        applied.failed.append((change, error))
-    else:
-        applied.done.append(change)
+def _carry_out(app: Deployment, stage: Sequence[Change], applied: Applied) -> None:
+    """Changes of one sort. Registrations fail as a whole and end it all; of other changes each fails for itself."""
+    if isinstance(stage[0], Register):
+        _register(app, [change for change in stage if isinstance(change, Register)])
+        applied.done += stage
+        return
+    created = _create(app, [change.topic for change in stage if isinstance(change, CreateTopic)])
+    for change in stage:
+        error = created[change.target] if isinstance(change, CreateTopic) else _failure(app, change)
+        if error is None:
+            applied.done.append(change)
+        else:
+            applied.failed.append((change, error))
 
 
-def _do(app: Deployment, change: Change) -> None:
+def _create(app: Deployment, topics: Sequence[Topic]) -> dict[str, BrokerError | None]:
+    """Who made it first, when two apply at once, doesn't matter."""
+    errors = app.broker.admin().create_topics(topics) if topics else {}
+    return {name: error if error and error.code != "TOPIC_ALREADY_EXISTS" else None for name, error in errors.items()}
+
+
+def _failure(app: Deployment, change: Change) -> BrokerError | None:
     admin = app.broker.admin()
-    match change:
-        case CreateTopic(topic):
-            _create(app.broker, topic)
-        case AddPartitions(target, total=total):
-            admin.add_partitions(target, total)
-        case AlterConfig(target, changes):
-            admin.alter_topic_config(target, {key: new for key, (_, new) in changes.items()})
-        case Register(group, topic, starts):
-            _register(app, group, topic, starts)
-        case DeleteTier(target, group):
-            _delete_tier(app, target, group)
+    try:
+        match change:
+            case AddPartitions(target, total=total):
+                admin.add_partitions(target, total)
+            case AlterConfig(target, changes):
+                admin.alter_topic_config(target, {key: new for key, (_, new) in changes.items()})
+            case DeleteTier(target, group):
+                _delete_tier(app, target, group)
+    except BrokerError as error:
+        return error
+    return None
 
 
-def _create(broker: Broker, topic: Topic) -> None:
-    if "topic_admin" in broker.lacks:
-        return _touch(broker.admin(), topic.name)
-    error = broker.admin().create_topics([topic]).get(topic.name)
-    if error is not None and error.code != "TOPIC_ALREADY_EXISTS":
-        raise error
-
-
-def _touch(admin: Admin, name: str) -> None:
-    """Without topic admin a topic appears when it is asked for, with as many partitions as the broker likes."""
-    deadline = time.monotonic() + 10.0
-    while name not in admin.topics([name]):
-        if time.monotonic() > deadline:
-            raise BrokerError("UNKNOWN_TOPIC_OR_PART", f"{name} did not appear within 10 s", retriable=True)
-        time.sleep(0.05)
-
-
-def _register(app: Deployment, group: str, topic: str, starts: Mapping[int, int]) -> None:
-    value = control.registration_value(app=app.name, starts=starts, actor=audit.actor(), at=time.time())
-    key = control.registration_key(group, topic)
-    tables.write_once(app.broker, [tables.order(app.names.control, key, value)])
+def _register(app: Deployment, changes: Iterable[Register]) -> None:
+    now, actor = time.time(), audit.actor()
+    records = {
+        control.registration_key(change.group, change.topic): control.registration_value(
+            app=app.name, starts=change.starts, actor=actor, at=now
+        )
+        for change in changes
+    }
+    orders.write(app.broker, app.names, records)
 
 
 def _delete_tier(app: Deployment, name: str, group: str) -> None:
@@ -458,8 +436,7 @@ def _delete_tier(app: Deployment, name: str, group: str) -> None:
     found = admin.topics([name]).get(name)
     if found is not None and _waiting(admin, group, found):
         raise BrokerError("TOPIC_NOT_EMPTY", f"a job entered {name} in the meantime", retriable=True)
-    key = control.registration_key(group, name)
-    tables.write_once(app.broker, [tables.order(app.names.control, key, None)])
+    orders.write(app.broker, app.names, {control.registration_key(group, name): None})
     admin.delete_topics([name])
 
 
@@ -537,6 +514,60 @@ def _told(problems: Sequence[Problem]) -> str:
         shown.append(f"  - and {len(problems) - 10} more")
     commands = sorted({problem.command for problem in problems}, key=len)
     return "\n".join(["the cluster is not ready for this app:", *shown, f"run: {commands[-1]}"])
+
+
+# --- list ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A topic as it is. `records`: offsets from its start to its end; `groups`: who is registered; `state`: "ok", or what is
+    wrong with it."""
+
+    topic: Topic
+    kind: Kind
+    records: int
+    groups: tuple[str, ...]
+    state: str
+
+
+def listed(app: Deployment, *, everything: bool = False) -> list[Listed]:
+    """The app's topics, missing ones included; with `everything` all under its prefixes. Raises BrokerError."""
+    state = _State.read(app)
+    wanted = wanted_topics(app, brokers=state.brokers)
+    names = {*wanted, *(name for name in state.topics if everything or _is_own_tier(app, name))}
+    present = [state.topics[name] for name in names if name in state.topics]
+    records = _records(state.admin, present)
+    return [
+        _as_listed(app, state, name, wanted.get(name), records.get(name, 0))
+        for name in sorted(names)
+    ]
+
+
+def _as_listed(app: Deployment, state: _State, name: str, wanted: Topic | None, records: int) -> Listed:
+    groups = sorted(group for group, topic in state.desired.registrations() if topic == name)
+    kind = _kind(app, name)
+    assert kind is not None, name
+    is_, told = state.topics.get(name), "ok"
+    if wanted is not None:
+        problems = [_missing(change) for change in _topic_changes(app, wanted, state)]
+        told = "; ".join(problems + [item.message for item in _topic_findings(app, wanted, state)]) or "ok"
+    return Listed(is_ or replace(wanted or Topic(name, 0), partitions=0, replication=0), kind, records, tuple(groups), told)
+
+
+def _records(admin: Admin, topics: Sequence[Topic]) -> dict[str, int]:
+    partitions = [TopicPartition(topic.name, number) for topic in topics for number in range(topic.partitions)]
+    starts = admin.offsets(partitions, "earliest") if partitions else {}
+    ends = admin.offsets(partitions, "latest") if partitions else {}
+    found = dict.fromkeys((topic.name for topic in topics), 0)
+    for tp in partitions:
+        found[tp.topic] += ends[tp] - starts[tp]
+    return found
+
+
+def _is_own_tier(app: Deployment, name: str) -> bool:
+    role = app.names.role(name)
+    return role is not None and role.kind == "delay" and role.app == app.name
 
 
 # --- words --------------------------------------------------------------------------------------------------------------

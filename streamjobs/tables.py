@@ -136,12 +136,6 @@ def write_once(broker: Broker, records: Iterable[Record], timeout: float = 10.0)
         producer.close()
 
 
-def order(topic: str, key: str, value: bytes | None) -> Record:
-    """A record for the control topic. Its partition is named: on a broker where the topic could not be made with exactly one,
-    a tombstone must still meet the record that it takes away."""
-    return Record(topic, value, key.encode(), partition=0)
-
-
 def _until(reader: Consumer, unread: dict[TopicPartition, int], patience: float) -> Iterator[Message]:
     deadline = time.monotonic() + patience
     while unread:
@@ -149,12 +143,12 @@ def _until(reader: Consumer, unread: dict[TopicPartition, int], patience: float)
         for message in arrived:
             if message.offset() < unread.get(TopicPartition(message.topic(), message.partition()), 0):
                 yield message
-        moved = bool(arrived)
-        for tp in [tp for tp, end in unread.items() if reader.position(tp) >= end]:
+        reached = [tp for tp, end in unread.items() if reader.position(tp) >= end]
+        for tp in reached:
             del unread[tp]
-            moved = True
+        reader.pause(reached)
         _raise_fatal(reader)
-        if moved:
+        if arrived or reached:
             deadline = time.monotonic() + patience
         elif time.monotonic() > deadline:
             raise _stuck(unread, patience)
