@@ -197,7 +197,7 @@ class MemoryConsumer:
         lost, self._positions, self._member = sorted(self._positions), {}, None
         self._faults.append((None, broker_error("_MAX_POLL_EXCEEDED", "fetch was not called for too long")))
         listener = self._listener
-        if lost and listener:
+        if lost and listener is not None:
             self._guarded(lambda: listener.lost(lost))
 
     def _rebalance(self, topics: frozenset[str]) -> None:

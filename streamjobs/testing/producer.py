@@ -138,7 +138,7 @@ class MemoryProducer:
             self.deliver()
             answers, self._answers = self._answers, deque()
         for answer in answers:
-            if answer.ack:
+            if answer.ack is not None:
                 answer.ack(answer.error, answer.message)
         return len(answers)
 
