@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
+from streamjobs.clock import SystemClock
 from streamjobs.core.retry import Retry
 from streamjobs.core.topics import Names, checked_name
 from streamjobs.errors import JobTypeError, UsageError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from streamjobs.publish import Publisher
     from streamjobs.kafka import EmbeddedBroker
     from streamjobs.settings import Settings
+    from streamjobs.testing.app import Testing
     from streamjobs.worker.executors import Executor, Gate
     from streamjobs.worker.process import Process
 
@@ -63,6 +65,7 @@ class App:
         self._broker: Broker | None = None
         self._publisher: Publisher | None = None
         self._lock = threading.RLock()
+        self.clock: Clock = SystemClock()
 
     # Declaring ------------------------------------------------------------------------------------------------------
 
@@ -245,6 +248,28 @@ class App:
             executors=executors,
             errors=errors,
         )
+
+    def testing(self, *, now: float | None = None) -> Testing:
+        """This app on a broker in memory, its workers run by hand: see `streamjobs.testing.app.Testing`.
+
+        `now`: where its clock begins, in seconds since the epoch.
+        """
+        from streamjobs.testing.app import Testing
+
+        return Testing(self, now=now)
+
+    def lend(self, broker: Broker, clock: Clock) -> tuple[Any, ...]:
+        """Puts another broker and clock in place of the app's, for a test; the answer is for `take_back`."""
+        before = (self._broker, self._publisher, self._settings, self._flags, self.clock)
+        self._broker, self._publisher, self._settings, self.clock = broker, None, None, clock
+        self._flags = {**self._flags, "provision": "auto", "bootstrap": "memory"}
+        return before
+
+    def take_back(self, before: tuple[Any, ...]) -> None:
+        """Undoes `lend`."""
+        if self._publisher is not None:
+            self._publisher.close()
+        self._broker, self._publisher, self._settings, self._flags, self.clock = before
 
     def close(self) -> None:
         """Flushes what was published and closes every connection; the app can be used again afterwards."""

@@ -138,7 +138,7 @@ class Publisher:
         value = payload.encode(arguments)
         key = options.key if options.key is not None else job_type.key_of(arguments)
         job_id = options.id or new_id()
-        now = time.time()
+        now = self._app.clock.now()
         topic, headers = self._headers(job_type, options, job_id, now)
         record = Record(topic, value, None if key is None else key.encode(), headers, self._partition(topic, key, job_id))
         self._check_size(job_type, record)

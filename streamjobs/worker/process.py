@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from streamjobs.broker import Broker, Message, Producer
+from streamjobs.clock import SystemClock
 from streamjobs.core.assignment import Admission
 from streamjobs.core.clock import Clock
 from streamjobs.core.control import started_key, started_value
@@ -41,13 +42,6 @@ logger = logging.getLogger(__name__)
 STUCK_LOOP_S = 30.0
 #: So many producers lost to fatal errors in five minutes end the process.
 PRODUCERS, PRODUCERS_S = 3, 300.0
-
-
-class SystemClock:
-    """The machine's clocks."""
-
-    now = staticmethod(time.time)
-    monotonic = staticmethod(time.monotonic)
 
 
 class Application(Protocol):
@@ -186,6 +180,24 @@ class Process:
             self._spawn(loop.name, lambda loop=loop: self._run_loop(loop))  # type: ignore[misc]
         if self.timer is not None:
             self._spawn("timer", self._run_timer)
+
+    def start_by_hand(self) -> None:
+        """As `start`, but nothing turns unless the caller turns it: `control.poll()`, `loops`, `timer`."""
+        self.control.read_to_end()
+        self._call_hooks(self.app.start_hooks)
+        for loop in self.loops:
+            loop.poller.subscribe(loop.topics)
+        if self.timer is not None:
+            self.timer.subscribe()
+
+    def close_by_hand(self) -> None:
+        """The end of what `start_by_hand` began: commits, leaves, runs the stop hooks."""
+        for loop in self.loops:
+            loop.drain(self.clock.monotonic())
+        if self.timer is not None:
+            self.timer.drain()
+        self._call_hooks(self.app.stop_hooks)
+        self.close()
 
     def _spawn(self, name: str, run: Callable[[], None]) -> None:
         thread = threading.Thread(target=self._guarded, args=(run,), name=f"streamjobs-{name}", daemon=True)

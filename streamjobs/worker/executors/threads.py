@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from queue import SimpleQueue
 
 from streamjobs.job import CURRENT, Job
@@ -87,12 +88,17 @@ class Threads:
                 thread.join(0.01)
 
 
-def run_chunk(chunk: Chunk, gate: Gate) -> None:
-    """Runs a chunk's jobs and what becomes ready in their lanes, and reports it to its loop, whatever happens."""
+def run_chunk(
+    chunk: Chunk, gate: Gate, clock: Callable[[], float] = time.perf_counter, to_epoch: float = EPOCH_OFFSET
+) -> None:
+    """Runs a chunk's jobs and what becomes ready in their lanes, and reports it to its loop, whatever happens.
+
+    `to_epoch`: what makes the clock's seconds seconds since the epoch.
+    """
     cpu = time.thread_time()
     try:
         for job in chunk.jobs:
-            _visit(job, chunk, gate)
+            _visit(job, chunk, gate, clock, to_epoch)
     except BaseException:
         logger.exception("a worker thread failed outside a handler; what it had not begun runs elsewhere")
         chunk.returned.extend(chunk.take_back())
@@ -102,9 +108,8 @@ def run_chunk(chunk: Chunk, gate: Gate) -> None:
         chunk.results.put(chunk)
 
 
-def _visit(job: Job, chunk: Chunk, gate: Gate) -> None:
+def _visit(job: Job, chunk: Chunk, gate: Gate, clock: Callable[[], float], to_epoch: float) -> None:
     """Runs a job, then those behind it in its lane, until the lane or the visit ends."""
-    clock = time.perf_counter
     done = chunk.done
     now = clock()
     until = now + VISIT_S
@@ -114,7 +119,7 @@ def _visit(job: Job, chunk: Chunk, gate: Gate) -> None:
         if gate.bars(job):
             chunk.returned.append(job)
             return
-        job.started_at = now + EPOCH_OFFSET
+        job.started_at = now + to_epoch
         CURRENT.set(job)
         try:
             job.job_type.run(job)

@@ -1,0 +1,148 @@
+"""`app.testing()`: what a user's own tests see."""
+
+from __future__ import annotations
+
+import pytest
+
+from streamjobs import App, Backoff, Job, PayloadError, Reject, Retry, RetryAfter, Snooze
+
+
+def test_published_jobs_run_until_nothing_is_left(streamjobs_testing) -> None:
+    """Jobs that jobs publish run, too."""
+    app = App("shop")
+    ran = []
+
+    @app.job
+    def parent(n: int) -> None:
+        ran.append(("parent", n))
+        child.publish(n=n + 1)
+
+    @app.job
+    async def child(n: int) -> None:
+        ran.append(("child", n))
+
+    t = streamjobs_testing(app)
+    receipt = parent.publish(n=1)
+
+    assert t.run() == 2
+    assert ran == [("parent", 1), ("child", 2)]
+    assert receipt.topic == "jobs.default"
+
+
+def test_an_exception_of_a_handler_surfaces(streamjobs_testing) -> None:
+    app = App("shop")
+
+    @app.job
+    def fails(n: int) -> None:
+        raise ZeroDivisionError(n)
+
+    t = streamjobs_testing(app)
+    fails.publish(n=3)
+
+    with pytest.raises(ZeroDivisionError, match="3"):
+        t.run()
+
+
+def test_a_failing_job_is_retried_and_then_a_dead_letter(streamjobs_testing) -> None:
+    """Three attempts, a minute apart, through ladder and retry topic; then the letter says why and how often."""
+    app = App("shop")
+    starts = []
+
+    @app.job(queue="mails", key="to", retry=Retry(attempts=3, backoff=Backoff.fixed("1m")))
+    def mail(job: Job, to: str) -> None:
+        starts.append((job.attempt, job.run, t.clock.now()))
+        raise ValueError("no such address")
+
+    t = streamjobs_testing(app)
+    mail.options(id="m-1").publish(to="a@b")
+    began = t.clock.now()
+    t.run(raise_errors=False)
+
+    assert [(attempt, run) for attempt, run, _ in starts] == [(1, 1), (2, 2), (3, 3)]
+    assert [round((at - began) / 60) for _, _, at in starts] == [0, 1, 2]
+    (letter,) = t.dead_letters("mails")
+    assert (letter.job_id, letter.reason, letter.attempt, letter.run) == ("m-1", "exhausted", 3, 3)
+    assert (letter.error_type, letter.error_message, letter.key) == ("ValueError", "no such address", b"a@b")
+    assert "ValueError: no such address" in letter.error_stack
+
+
+def test_signals_say_what_becomes_of_a_job(streamjobs_testing) -> None:
+    """Reject: a letter at once. Snooze: again, no attempt charged. RetryAfter: again, an attempt charged."""
+    app = App("shop")
+    seen: list[tuple[str, int, int]] = []
+
+    @app.job
+    def job_of(job: Job, what: str) -> None:
+        seen.append((what, job.run, job.attempt))
+        if job.run == 1 and what == "snooze":
+            raise Snooze("10m")
+        if job.run == 1 and what == "retry":
+            raise RetryAfter("10m")
+        if what == "reject":
+            raise Reject("void")
+
+    t = streamjobs_testing(app)
+    job_of.publish_many([("snooze",), ("retry",), ("reject",)])
+    t.run()
+
+    assert sorted(seen) == [
+        ("reject", 1, 1), ("retry", 1, 1), ("retry", 2, 2), ("snooze", 1, 1), ("snooze", 2, 1),
+    ]  # fmt: skip
+    assert [letter.reason for letter in t.dead_letters()] == ["rejected"]
+
+
+def test_a_delayed_job_waits_for_its_time(streamjobs_testing) -> None:
+    app = App("shop")
+    at = []
+
+    @app.job
+    def later() -> None:
+        at.append(t.clock.now())
+
+    t = streamjobs_testing(app)
+    began = t.clock.now()
+    later.options(delay="2h30m").publish()
+    t.run(through_delays=False)
+    assert at == []
+    t.run()
+
+    assert at[0] - began == pytest.approx(9000, abs=6)
+    assert at[0] >= began + 9000
+
+
+def test_a_bad_argument_is_refused_before_anything_is_sent(streamjobs_testing) -> None:
+    app = App("shop")
+
+    @app.job
+    def add(a: int, b: int) -> None: ...
+
+    t = streamjobs_testing(app)
+    with pytest.raises(PayloadError) as refused:
+        add.publish(a=1, b="many")
+
+    assert refused.value.field == "b"
+    assert t.run() == 0
+
+
+def test_an_expired_job_does_not_run(streamjobs_testing) -> None:
+    app = App("shop")
+    ran = []
+
+    @app.job
+    def greet(name: str) -> None:
+        ran.append(name)
+
+    t = streamjobs_testing(app)
+    greet.options(expires="1m").publish("late")
+    greet.options(expires="1h").publish("in time")
+    t.advance(120)
+    t.run()
+
+    assert ran == ["in time"]
+
+
+def test_the_app_is_its_own_again_afterwards() -> None:
+    app = App("shop", bootstrap="broker.example:9092")
+    with app.testing():
+        assert app.settings.bootstrap == "memory"
+    assert app.settings.bootstrap == "broker.example:9092"
