@@ -36,7 +36,7 @@ _GROUP_OPTIONS = frozenset(_GROUP_OPTION_NAMES.split())
 
 
 class MemoryAdmin:
-    """See `streamjobs.broker.Admin`. While the broker is down every method raises BrokerError `_TRANSPORT`."""
+    """See `streamjobs.broker.Admin`. While the broker is down, all raise BrokerError `_TRANSPORT`."""
 
     def __init__(self, state: State) -> None:
         self._state = state

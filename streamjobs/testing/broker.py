@@ -17,9 +17,10 @@ from streamjobs.testing.state import Limits, State
 class MemoryBroker:
     """A broker in this process: partitions, groups, transactions, compaction, errors, as Kafka has them.
 
-    It passes the same conformance tests as the adapter to Kafka and lacks nothing. Topics are not made on first use: see
-    `create`. With a `ManualClock` nothing blocks, and every time-out happens when the test says so; with the default (the
-    machine's clock) `fetch` and `flush` wait as they do with Kafka. Any thread may use it.
+    It passes the same conformance tests as the adapter to Kafka, and lacks nothing. Topics are not made on
+    first use: see `create`. With a `ManualClock` nothing blocks, and every time-out happens when the test says
+    so; with the default (the machine's clock) `fetch` and `flush` wait as they do with Kafka. Any thread may
+    use it.
 
     :param clock: for append times (`now`) and time-outs (`monotonic`).
     :param seed: decides topic ids, and where the first keyless record of a topic goes.
@@ -80,14 +81,14 @@ class MemoryBroker:
     # -- for tests: arrange and look
 
     def create(self, name: str, partitions: int = 1, **config: str) -> None:
-        """Makes a topic; options with underscores: `create("a", cleanup_policy="compact")`. Raises BrokerError."""
+        """Makes a topic; options with underscores: `cleanup_policy="compact"`. Raises BrokerError."""
         options = {option.replace("_", "."): value for option, value in config.items()}
         error = self.admin().create_topics([Topic(name, partitions, config=options)])[name]
         if error:
             raise error
 
     def records(self, topic: str, isolation: Isolation = "read_committed") -> list[MemoryMessage]:
-        """What can be read of a topic now, by partition and offset. Raises BrokerError `UNKNOWN_TOPIC_OR_PART`."""
+        """What can be read of a topic now, by partition and offset. Raises BrokerError if it is missing."""
         with self._state.lock:
             logs = self._state.topic(topic).logs
             return [
@@ -97,7 +98,7 @@ class MemoryBroker:
     # -- for tests: what brokers do in their own time
 
     def compact(self, topic: str) -> None:
-        """Keeps the last record of each key, as Kafka's cleaner does at some time; offsets of the others become gaps."""
+        """Keeps the last record of each key, as Kafka's cleaner does at some time; the others become gaps."""
         with self._state.lock:
             for log in self._state.topic(topic).logs:
                 log.compact(self.clock.now())
@@ -126,10 +127,10 @@ class MemoryBroker:
         times: int | None = 1,
         applied: bool = False,
     ) -> Fault:
-        """Lets the next calls of one kind fail, counted per record sent and per partition committed or fetched.
+        """Lets the next calls of one kind fail, counted per record sent, per partition committed or fetched.
 
-        :param operation: `send` (the error is in the acknowledgement), `fetch` (in `faults()`), `commit`, `committed`,
-            `transaction` (init, send_offsets, commit, abort) or `admin`.
+        :param operation: `send` (the error is in the acknowledgement), `fetch` (in `faults()`), `commit`,
+            `committed`, `transaction` (init, send_offsets, commit, abort) or `admin`.
         :param topic: only where it is concerned.
         :param error: a BrokerError, or Kafka's name of one; a fatal one makes a producer unusable.
         :param times: None: until the returned fault's `lift()`.
@@ -142,7 +143,8 @@ class MemoryBroker:
     def down(self, *topics: str) -> None:
         """Makes the broker, or only some topics, unreachable.
 
-        Records wait and time out, `fetch` returns nothing, commits and admin calls fail. Members are not expelled meanwhile.
+        Records wait and time out, `fetch` returns nothing, commits and admin calls fail. Nobody is expelled
+        from a group meanwhile.
         """
         with self._state.lock:
             self._state.down(topics)
@@ -155,7 +157,8 @@ class MemoryBroker:
     def kill(self, *clients: MemoryConsumer | MemoryProducer) -> None:
         """Cuts clients off for good, as SIGKILL or a cut cable does.
 
-        A consumer's partitions are given to others after the session timeout; a producer's waiting records are lost.
+        A consumer's partitions are given to others after the session timeout; a producer's waiting records
+        are lost, and what its open transaction wrote is aborted after the transaction timeout.
         """
         with self._state.lock:
             for client in clients:

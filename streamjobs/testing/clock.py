@@ -8,8 +8,8 @@ import time
 class ManualClock:
     """A clock that stands still until a test moves it.
 
-    `now()` is seconds since the epoch and `monotonic()` seconds since the clock was made. A `MemoryBroker` with a manual
-    clock never blocks: what a real one would wait for has happened or has not.
+    `now()` is seconds since the epoch, `monotonic()` seconds since the clock was made. A `MemoryBroker` with
+    a manual clock never blocks: what a real one would wait for has happened or has not.
     """
 
     def __init__(self, now: float = 1_750_000_000.0) -> None:
@@ -23,7 +23,7 @@ class ManualClock:
         return self._monotonic
 
     def advance(self, seconds: float) -> None:
-        """Lets time pass. Raises ValueError for a negative number: use `jump` for a wall clock that is set back."""
+        """Lets time pass. Raises ValueError for a negative number: `jump` sets a wall clock back."""
         if seconds < 0:
             raise ValueError(f"time can't pass by {seconds} s; jump() sets the wall clock back")
         self._now += seconds

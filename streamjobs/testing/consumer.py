@@ -40,7 +40,7 @@ class Position:
 class MemoryConsumer:
     """See `streamjobs.broker.Consumer`.
 
-    Raises RuntimeError when two threads use it at once: with Kafka, the second one would hang behind the first.
+    Raises RuntimeError when two threads use it at once: with Kafka, the second would hang behind the first.
     """
 
     def __init__(self, state: State, group: str | None, instance: str | None, isolation: Isolation) -> None:
@@ -136,7 +136,7 @@ class MemoryConsumer:
     def _take_from(
         self, partition: TopicPartition, position: Position, limit: int, found: list[Message]
     ) -> None:
-        """Whoever gave records goes to the end of the row, so that a full partition does not starve the others."""
+        """What gave records goes to the end of the row: a full partition must not starve the others."""
         log = self._readable_log(partition, position)
         if log is None:
             return

@@ -17,8 +17,8 @@ Partitions = Callable[[Iterable[str]], dict[TopicPartition, bytes]]
 class Member:
     """One consumer in a group. Instants are the clock's monotonic ones.
 
-    `owned`: partitions it was given and has not returned, with their topic's id. `silent_since`: it sends no heartbeat any
-    more, because it was killed or, if `released`, because a static member closed and may come back.
+    `owned`: partitions it was given and has not returned, with their topic's id. `silent_since`: it sends no
+    heartbeat any more, being killed or, if `released`, a static member that closed and may come back.
     """
 
     id: str
@@ -122,7 +122,7 @@ class GroupCoordinator:
         self._target = target
 
     def to_return(self, member: Member) -> list[TopicPartition]:
-        """What a member owns and should not: it belongs to another one, or its topic is gone or another one."""
+        """What a member owns and should not: it is another one's now, or its topic is gone or another one."""
         current = self._partitions({tp.topic for tp in member.owned})
         return sorted(
             tp
@@ -183,7 +183,10 @@ def spread(
     subscriptions: Mapping[str, frozenset[str]],
     current: Mapping[TopicPartition, str],
 ) -> dict[TopicPartition, str]:
-    """An owner for each partition: the current one where that is fair, else the least loaded; counts differ by one at most."""
+    """An owner for each partition: the current one where that is fair, else the least loaded.
+
+    Of members that may take the same topics, none has two partitions more than another.
+    """
     held: dict[str, list[TopicPartition]] = {member: [] for member in subscriptions}
     for tp in sorted(partitions):
         eligible = [member for member in subscriptions if tp.topic in subscriptions[member]]

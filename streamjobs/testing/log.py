@@ -133,7 +133,7 @@ class PartitionLog:
         return min(self._open.values())
 
     def read(self, position: int, limit: int, isolation: Isolation) -> tuple[list[MemoryMessage], int]:
-        """At most `limit` records from `position`, and the position after them (at the end: after the gaps there)."""
+        """At most `limit` records from `position`, and the position behind (at the end: behind its gaps)."""
         readable = self.readable(isolation)
         found: list[MemoryMessage] = []
         for index in range(self._index(position), len(self.records)):

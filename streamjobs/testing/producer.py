@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from streamjobs.testing.consumer import MAX_METADATA_UNITS, GroupMetadata
 from streamjobs.testing.faults import broker_error
 from streamjobs.testing.log import MemoryMessage, Transaction, metadata_units, size
 from streamjobs.testing.state import Link, State, TransactionalId
+
+log = logging.getLogger("streamjobs.testing")
 
 #: What retry and dead-letter headers may add to a job of the largest size.
 _HEADROOM = 65_536
@@ -32,9 +35,17 @@ class Answer:
     error: BrokerError | None
     message: MemoryMessage
 
+    def tell(self) -> None:
+        """An exception out of an acknowledgement would surface in whoever polls: it is logged instead."""
+        try:
+            if self.ack is not None:
+                self.ack(self.error, self.message)
+        except Exception:
+            log.exception("an acknowledgement callback failed")
+
 
 class MemoryProducer:
-    """See `streamjobs.broker.Producer`. A record is stored while it is sent; its acknowledgement waits for `poll`."""
+    """See `streamjobs.broker.Producer`. A record is stored by `send`, and acknowledged by `poll`."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -83,7 +94,7 @@ class MemoryProducer:
         self._link.cut()
 
     def deliver(self) -> None:
-        """Stores what can be stored; what can't reach the broker waits for its time-out. Called with the lock held."""
+        """Stores what can be stored; what can't reach the broker waits for its time-out. Needs the lock."""
         waiting, self._waiting = self._waiting, deque()
         for item in waiting:
             if self._fatal or self._state.clock.monotonic() >= item.deadline:
@@ -138,8 +149,7 @@ class MemoryProducer:
             self.deliver()
             answers, self._answers = self._answers, deque()
         for answer in answers:
-            if answer.ack is not None:
-                answer.ack(answer.error, answer.message)
+            answer.tell()
         return len(answers)
 
 
@@ -212,13 +222,13 @@ class MemoryTransactionalProducer(MemoryProducer):
         self._serve()
 
     def _owner(self) -> TransactionalId:
-        """Raises `_FENCED` if this producer does not own its transactional id any more, `_STATE` before `init`."""
+        """Raises `_FENCED` if the transactional id has another owner now, `_STATE` before `init`."""
         self._state.tick()
         if not self._epoch:
             raise broker_error("_STATE", "init() comes first")
         owner = self._state.transactional_ids[self._id]
         if owner.epoch != self._epoch:
-            text = f"another producer took over transactional id {self._id}, or its transaction was open for too long"
+            text = f"transactional id {self._id} was taken over, or its transaction was open for too long"
             self._fatal = broker_error("_FENCED", text)
         if self._fatal:
             raise self._fatal
@@ -253,7 +263,7 @@ class MemoryTransactionalProducer(MemoryProducer):
         self._state.changed()
 
     def _check_offsets(self, offsets: Mapping[TopicPartition, Commit], metadata: GroupMetadata) -> None:
-        """Only a member of the current generation may commit; one without membership is not checked (KIP-447)."""
+        """Only a member of the current generation may commit; who is none is not checked (KIP-447)."""
         if any(metadata_units(commit) > MAX_METADATA_UNITS for commit in offsets.values()):
             raise broker_error("OFFSET_METADATA_TOO_LARGE", f"more than {MAX_METADATA_UNITS} UTF-16 units")
         if metadata.member is None:

@@ -1,4 +1,4 @@
-"""What all clients of a MemoryBroker share: one lock, the topics, the groups, the transactions, the faults."""
+"""What all clients of a MemoryBroker share: one lock, topics, groups, transactions, faults."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class State:
     # -- time
 
     def wait(self, seen: int, until: float) -> bool:
-        """Until something changed since version `seen`; False at once with a manual clock, or when `until` has come."""
+        """For a change since version `seen`; False when `until` has come, or at once with a manual clock."""
         with self.lock:
             if isinstance(self.clock, ManualClock):
                 return False

@@ -585,7 +585,7 @@ class TestCommits:
         assert (answers, consumer.committed([P0])) == ([{P0: None}], {P0: Commit(5)})
 
     def test_a_member_that_does_not_own_a_partition_may_commit_it_even_backwards(self, broker):  # edge 2
-        """Kafka does not check it; so nothing but the worker's own epochs keeps an old owner from rewinding a new one."""
+        """Kafka does not check it: only a worker's own epochs keep an old owner from rewinding a new one."""
         old, _ = member(broker)
         old.fetch(0, 0)
         new, owner = member(broker)
@@ -897,7 +897,7 @@ class TestGroups:
         assert len(others.owned) == 4
 
     def test_an_instance_that_is_still_held_is_refused_until_the_session_ends(self, broker, clock):  # edge 23
-        """SIGKILL and restart: with KIP-848 it is the new member that is refused, until the old one has timed out."""
+        """SIGKILL and restart: with KIP-848 the new member is refused, until the old one has timed out."""
         killed, _ = member(broker, instance="pod-1")
         killed.fetch(0, 0)
         broker.kill(killed)
@@ -976,7 +976,7 @@ class TestTransactions:
         assert consumer.committed([P0]) == {P0: Commit(5, "m")}
 
     def test_a_pending_transaction_blocks_whoever_asks_for_its_commits(self, broker, producer):
-        """Else the next owner starts at the old commit, and the transaction then commits the jobs it runs again."""
+        """Else the next owner starts at the old commit, and runs what the transaction then commits."""
         consumer, _ = member(broker)
         consumer.fetch(0, 0)
         producer.begin()
