@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from streamjobs.cli.render import clean
 from streamjobs.cli.session import Session
 from streamjobs.core.duration import seconds
 from streamjobs.errors import StreamjobsError, UsageError
@@ -74,11 +75,12 @@ class Polite(click.Command):
         if not standalone_mode:
             return super().main(args=args, standalone_mode=False, **extra)
         try:
-            code = super().main(args=args, standalone_mode=False, **extra)
+            try:
+                code = super().main(args=args, standalone_mode=False, **extra)
+            finally:
+                session.close()
         except Exception as error:  # noqa: BLE001 (the one place where every error becomes a line and an exit code)
             code = report(error, verbose=session.verbose)
-        finally:
-            session.close()
         sys.exit(code if type(code) in (int, Exit) else Exit.DONE)
 
 
@@ -110,9 +112,7 @@ class Group(Polite, click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if not ctx.resilient_parsing and not name.startswith("-") and name not in self.list_commands(ctx):
-            close = get_close_matches(name, self.list_commands(ctx), n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}?" if close else f"there is {', '.join(self.list_commands(ctx))}."
-            raise click.UsageError(f"no command {name!r}: {hint}", ctx)
+            raise click.UsageError(f"no command {name!r}: {did_you_mean(name, self.list_commands(ctx))}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -137,7 +137,7 @@ def report(error: BaseException, *, verbose: bool) -> int:
         return _shown(error)
     if verbose and not isinstance(error, click.ClickException):
         traceback.print_exception(error, file=sys.stderr)
-    click.echo(f"error: {_message(error)}", err=True)
+    click.echo("\n".join(map(clean, f"error: {_message(error)}".splitlines())), err=True)
     usage = isinstance(error, UsageError | click.UsageError)
     return Exit.USAGE if usage else Exit.FAILED
 
@@ -234,7 +234,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?`, or what there is."""
+    """The end of a message about an unknown word: the known one that was probably meant, or what there is."""
     names = sorted(known)
     with suppress(IndexError):
         return f"did you mean {get_close_matches(word, names, n=1, cutoff=0.5)[0]!r}?"

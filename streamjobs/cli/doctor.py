@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Status = Literal["ok", "warn", "fail"]
 
 _COLUMNS = (Column("status", "STATUS"), Column("check", "CHECK"), Column("found", "FOUND"), Column("advice", "WHAT TO DO"))
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 #: A round trip that is longer than this makes every publish slow.
 _SLOW_S = 0.5
 #: Publishers and workers compare due times with clocks of their own: a delay is off by as much as they differ.
@@ -54,12 +55,25 @@ def doctor(session: Session, /) -> int:
 
     It writes one tombstone of its own to the workers topic, to see the broker's clock.
     """
-    found = list(examine(session))
-    session.show([asdict(check) for check in found], _COLUMNS)
+    found: list[Check] = []
+    for check in examine(session):
+        found.append(check)
+        if session.output == "table":
+            _print(check)
+    if session.output == "json":
+        session.show([asdict(check) for check in found], _COLUMNS)
     failed = [check for check in found if check.status == "fail"]
     if failed:
         session.say(f"{counted(len(failed), 'check')} failed")
     return Exit.FAILED if failed else Exit.DONE
+
+
+def _print(check: Check) -> None:
+    """As soon as it is known: the next one may have to wait for a broker."""
+    status = click.style(f"{check.status:<6}", fg=_COLOURS[check.status])
+    click.echo(f"{status}{check.check:<16}{render.clean(check.found)}")
+    if check.advice:
+        click.echo(f"{'':22}→ {render.clean(check.advice)}")
 
 
 def examine(session: Session) -> Iterator[Check]:
@@ -91,7 +105,8 @@ def _deployment(app: App, cluster: Cluster) -> Iterator[Check]:
         return
     yield from _topics(plan)
     yield _protocol(app, cluster, plan)
-    yield _clock(app)
+    if all(change.action != "create" or change.target != app.names.workers for change in plan.changes):
+        yield _clock(app)
 
 
 # --- this side --------------------------------------------------------------------------------------------------------
@@ -138,8 +153,8 @@ def _version(app: App, cluster: Cluster) -> Check:
         lacks = ", ".join(sorted(app.broker.lacks))
         found = f"the embedded broker, which lacks {lacks}"
         return Check("version", "warn", found, "use it to try things: it ends with its process")
-    version, identity = cluster.version or "of unknown version", cluster.id or "without an id"
-    return Check("version", "ok", f"Kafka {version}, cluster {identity}")
+    version = cluster.version or "(it does not tell its version)"
+    return Check("version", "ok", f"Kafka {version}, cluster {cluster.id or 'without an id'}")
 
 
 def _topics(plan: Plan) -> Iterator[Check]:

@@ -10,15 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from streamjobs.cli import render
+from streamjobs.cli.render import Column, Output
 from streamjobs.errors import StreamjobsError, UsageError
 
 if TYPE_CHECKING:
     from streamjobs.app import App
-    from streamjobs.cli.render import Column
     from streamjobs.settings import Settings
 
 
@@ -27,7 +28,7 @@ class Session:
 
     def __init__(self) -> None:
         self.app_option = ""
-        self.output: Literal["table", "json"] = "table"
+        self.output: Output = "table"
         self.verbose = False
 
     @property
@@ -73,13 +74,11 @@ class Session:
 
     def show(self, rows: Iterable[Mapping[str, Any]], columns: Sequence[Column]) -> None:
         """Prints data on stdout, as `--output` says."""
-        from streamjobs.cli import render
-
         render.show(rows, columns, self.output)
 
     def say(self, text: str) -> None:
         """Talk: on stderr, so that data stays clean."""
-        click.echo(text, err=True)
+        click.echo("\n".join(map(render.clean, text.splitlines())), err=True)
 
     def close(self) -> None:
         """Closes the app's connections, if it was loaded."""

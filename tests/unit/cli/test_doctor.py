@@ -81,6 +81,19 @@ def test_it_prints_json_and_fails_when_something_fails(run: Run, shop: str, brok
     assert topics["advice"] == "run `streamjobs topic apply`"
 
 
+def test_people_see_each_check_with_what_to_do(run: Run, shop: str, broker: MemoryBroker) -> None:
+    lines = run("doctor", "-A", f"{shop}:app").stdout.splitlines()
+
+    assert lines[0].split()[:2] == ["ok", "settings"]
+    place = next(i for i, line in enumerate(lines) if line.startswith("fail  topics"))
+    assert lines[place + 1].strip() == "→ run `streamjobs topic apply`"
+
+
+def test_without_a_topic_to_write_to_clocks_are_not_compared(examined: Examined) -> None:
+    """A record for a topic that does not exist takes 5 s to fail."""
+    assert "clock" not in examined()
+
+
 def test_it_says_what_to_do_wherever_something_is_wrong(examined: Examined) -> None:
     assert all(check.advice for check in examined().values() if check.status != "ok")
 

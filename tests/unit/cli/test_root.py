@@ -14,6 +14,7 @@ import click
 import pytest
 from click.testing import Result
 
+from streamjobs.app import App
 from streamjobs.cli import COMMANDS, root
 from streamjobs.cli.command import Command, Exit, Group, approved, pass_session, plan_options
 from streamjobs.cli.session import Session
@@ -157,6 +158,7 @@ def with_command(monkeypatch: pytest.MonkeyPatch) -> Callable[[click.Command], N
         (BrokerError("_TRANSPORT", "no broker"), Exit.FAILED, "error: no broker (_TRANSPORT)\n"),
         (PayloadError("customer_id is missing"), Exit.USAGE, "error: customer_id is missing\n"),
         (KeyError("x"), Exit.FAILED, "error: KeyError: 'x'; this was not foreseen: -v shows where\n"),
+        (BrokerError("X", "\x1b[2Jof a record"), Exit.FAILED, "error: of a record (X)\n"),
         (KeyboardInterrupt(), Exit.INTERRUPTED, None),
     ],
 )
@@ -189,6 +191,29 @@ def test_a_number_that_a_command_returns_is_its_exit_code(run: Run, with_command
 
     assert run("four").exit_code == 4
     assert run("yes").exit_code == 0
+
+
+def test_an_error_while_the_app_is_closed_is_one_line_too(
+    run: Run, with_command: Callable[[click.Command], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(session: Session) -> None:
+        raise BrokerError("_TRANSPORT", "no broker")
+
+    monkeypatch.setattr(Session, "close", fail)
+    with_command(Command("fine", callback=lambda: None))
+
+    result = run("fine")
+
+    assert (result.exit_code, result.stderr) == (Exit.FAILED, "error: no broker (_TRANSPORT)\n")
+
+
+def test_the_app_s_connections_are_closed_at_the_end(run: Run, app: App, shop: str) -> None:
+    closed: list[str] = []
+    app.close = lambda: closed.append("closed")  # type: ignore[method-assign]
+
+    run("worker", "-A", f"{shop}:app", "no_such_queue")
+
+    assert closed == ["closed"]
 
 
 def test_python_m_streamjobs_is_the_same_program() -> None:
