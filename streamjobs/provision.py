@@ -242,7 +242,7 @@ class _State:
 def _topic_changes(app: Deployment, topic: Topic, state: _State) -> list[Change]:
     found = state.topics.get(topic.name)
     if found is None:
-        return [CreateTopic(topic)]
+        return [CreateTopic(_durable(topic))]
     changes: list[Change] = []
     kind = _kind(app, topic.name)
     if found.partitions < topic.partitions and kind in ("main", "retry", "delay") and "topic_admin" not in state.lacks:
@@ -251,6 +251,13 @@ def _topic_changes(app: Deployment, topic: Topic, state: _State) -> list[Change]
     if unfit:
         changes.append(AlterConfig(topic.name, unfit))
     return changes
+
+
+def _durable(topic: Topic) -> Topic:
+    """A new topic with three replicas: an acknowledged job is on two of them. On topics that exist it is the owner's choice."""
+    if topic.replication < 3:
+        return topic
+    return replace(topic, config={**topic.config, "min.insync.replicas": "2"})
 
 
 def _unfit(found: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, tuple[str, str]]:

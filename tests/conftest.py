@@ -30,8 +30,11 @@ KAFKA_VERSION = re.search(
     r"kafka_2\.13</artifactId>\s*<version>([\d.]+)", (ROOT / "deploy/kafka/pom.xml").read_text()
 )[1]  # type: ignore[index]
 #: Waiting is compressed: sessions and polls end as soon as a broker allows it.
-SESSION_TIMEOUT_S = 6.0
-MAX_POLL_INTERVAL_S = 8.0
+CLIENT_OPTIONS: dict[str, Any] = {
+    "session_timeout_s": 6.0,
+    "max_poll_interval_s": 6.0,
+    "client_id": "streamjobs-tests",
+}
 
 _ON_A_REAL_BROKER: set[str] = set()
 _numbers = itertools.count(1)
@@ -57,19 +60,28 @@ def kafka_bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def kafka(kafka_bootstrap: str, request: pytest.FixtureRequest) -> Iterator[Broker]:
-    """A real broker; counted, so that a run in which it was missing can't be mistaken for one in which all was well."""
+def kafka_with(kafka_bootstrap: str, request: pytest.FixtureRequest) -> Iterator[Callable[..., Broker]]:
+    """`kafka_with(protocol="classic", …)`: a real broker with options of `KafkaBroker`.
+
+    Counted, so that a run in which it was missing can't be mistaken for one in which all was well.
+    """
     from streamjobs.kafka import KafkaBroker
 
     _ON_A_REAL_BROKER.add(request.node.nodeid)
-    broker = KafkaBroker(
-        kafka_bootstrap,
-        session_timeout_s=SESSION_TIMEOUT_S,
-        max_poll_interval_s=MAX_POLL_INTERVAL_S,
-        client_id="streamjobs-tests",
-    )
-    yield broker
-    broker.close()
+    with contextlib.ExitStack() as stack:
+
+        def build(**options: Any) -> Broker:
+            broker = KafkaBroker(kafka_bootstrap, **{**CLIENT_OPTIONS, **options})
+            stack.callback(broker.close)
+            return broker
+
+        yield build
+
+
+@pytest.fixture
+def kafka(kafka_with: Callable[..., Broker]) -> Broker:
+    """A real broker."""
+    return kafka_with()
 
 
 def no_real_broker() -> None:
@@ -177,12 +189,7 @@ def embedded(embedded_url: str) -> Iterator[Broker]:
     """librdkafka's mock cluster: one for the whole run."""
     from streamjobs.kafka import EmbeddedBroker
 
-    broker = EmbeddedBroker(
-        embedded_url,
-        session_timeout_s=SESSION_TIMEOUT_S,
-        max_poll_interval_s=MAX_POLL_INTERVAL_S,
-        client_id="streamjobs-tests",
-    )
+    broker = EmbeddedBroker(embedded_url, **CLIENT_OPTIONS)
     yield broker
     broker.close()
 
@@ -191,9 +198,34 @@ def embedded(embedded_url: str) -> Iterator[Broker]:
 def memory() -> Iterator[Broker]:
     from streamjobs.testing import MemoryBroker
 
-    broker = MemoryBroker()
+    broker = MemoryBroker(
+        session_timeout=CLIENT_OPTIONS["session_timeout_s"],
+        max_poll_interval=CLIENT_OPTIONS["max_poll_interval_s"],
+    )
     yield broker
     broker.close()
+
+
+# -- an app ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def app_on() -> Callable[..., Any]:
+    """`app_on(broker, "invoices", partitions=8)`: an app with a job type in each of these queues and these settings."""
+    from streamjobs.app import App
+
+    def make(broker: Broker, *queues: str, name: str = "billing", **settings: Any) -> App:
+        app = App(name, **{"partitions": 2, "delay.tiers": ["5s", "1m"], **settings})
+        for queue in queues:
+            app.job(name=f"job_in_{queue}", queue=queue)(_nothing)
+        app._broker = broker
+        return app
+
+    return make
+
+
+def _nothing() -> None:
+    """A job that does nothing."""
 
 
 # -- names and waiting ----------------------------------------------------------------------------------------------------
@@ -225,6 +257,21 @@ def _wait_until(
             time.sleep(pause)
         else:
             turn()
+
+
+# -- which tests run ------------------------------------------------------------------------------------------------------
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "needs(*lacks): not asked of a broker that lacks one of these (DESIGN.md, Brokers)"
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "kafka_bootstrap" in getattr(item, "fixturenames", ()):
+            item.add_marker("broker")
 
 
 # -- the end of a run -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,411 @@
+"""Orders and questions of operators: one place behind the command line, the monitor and the dashboard.
+
+What writes comes in two steps: a plan that can be shown, and an application that looks again and acts on what is the case
+then. Every application leaves a record in the audit topic.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from streamjobs import audit, orders
+from streamjobs.backlog import Collector, QueueLag, Reading, positions
+from streamjobs.broker import Admin, Commit, Group, Topic, TopicPartition
+from streamjobs.core import control
+from streamjobs.core.control import Desired
+from streamjobs.core.lag import Position
+from streamjobs.core.offsets import Mark, decode, encode
+from streamjobs.core.topics import Role
+from streamjobs.deployment import Deployment, consumed
+from streamjobs.errors import BrokerError, UsageError
+
+# --- how far behind -----------------------------------------------------------------------------------------------------
+
+
+def queue_lags(app: Deployment, queues: Collection[str] = ()) -> list[QueueLag]:
+    """How far each group is behind in each queue (none named: all of the app's), main and retry topics apart.
+
+    One look: whoever wants growth keeps a `backlog.Collector`. Raises BrokerError.
+    """
+    return list(Collector(app).collect(queues).queues)
+
+
+# --- groups ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLag:
+    """A consumer group of ours, and where it stands in each topic that it reads."""
+
+    group: Group
+    topics: Mapping[str, Mapping[int, Position]]
+
+    @property
+    def pending(self) -> int:
+        return sum(place.pending for places in self.topics.values() for place in places.values())
+
+
+def groups(app: Deployment, names: Collection[str] = ()) -> list[GroupLag]:
+    """The app's own groups and those registered on its queues, or the named ones. Raises BrokerError."""
+    desired = orders.read(app.broker, app.names)
+    admin = app.broker.admin()
+    pairs = [pair for pair in _group_topics(app, desired) if not names or pair[0] in names]
+    existing = admin.topics({topic for _, topic in pairs}) if pairs else {}
+    readings = [Reading(group, existing[name], _role(app, name)) for group, name in pairs if name in existing]
+    known = admin.groups(sorted({group for group, _ in pairs})) if pairs else {}
+    found: dict[str, dict[str, Mapping[int, Position]]] = {}
+    for reading, places in zip(readings, positions(admin, readings, desired), strict=True):
+        found.setdefault(reading.consumer, {})[reading.topic.name] = places
+    return [GroupLag(known.get(name, Group(name, "dead", "", ())), topics) for name, topics in found.items()]
+
+
+def _group_topics(app: Deployment, desired: Desired) -> list[tuple[str, str]]:
+    """Our own (group, topic) pairs, and all that are registered on the app's queues."""
+    queues = set(app.queues())
+    others = [pair for pair in sorted(desired.registrations()) if _role(app, pair[1]).queue in queues]
+    return list(dict.fromkeys([*consumed(app), *others]))
+
+
+# --- seek -----------------------------------------------------------------------------------------------------------------
+
+To = Literal["earliest", "latest", "reported"] | float
+"""Where a group shall stand: the log's start, its end, the base in the last worker report, or the first record appended at or
+after an instant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One partition. `before`: where the group stands (None: it has no commit)."""
+
+    partition: TopicPartition
+    before: int | None
+    to: int
+
+    @property
+    def again(self) -> int:
+        """So many offsets are read again; their jobs run a second time."""
+        return max(0, self.before - self.to) if self.before is not None else 0
+
+    @property
+    def skipped(self) -> int:
+        """So many offsets are passed over; unfinished jobs among them never run."""
+        return max(0, self.to - self.before) if self.before is not None else 0
+
+
+@dataclass(frozen=True, slots=True)
+class SeekPlan:
+    """`live`: the group has members, so each partition's owner carries the order out; else the admin API does."""
+
+    group: str
+    to: To
+    moves: tuple[Move, ...]
+    live: bool
+    missing: tuple[TopicPartition, ...] = ()
+
+
+def plan_seek(
+    app: Deployment,
+    group: str,
+    to: To,
+    *,
+    topics: Collection[str] = (),
+    partitions: Collection[int] = (),
+    reported: Mapping[TopicPartition, int] | None = None,
+) -> SeekPlan:
+    """Where a group's commits would move. `group` is Kafka's (`billing`, `billing.retry`, `billing.timer`).
+
+    `topics`: some of those that it is registered on (none named: all), `partitions`: some of their partitions. `reported`:
+    the bases of the last worker reports; partitions that are not in it are `missing`. Raises UsageError, BrokerError.
+    """
+    admin = app.broker.admin()
+    chosen = _chosen(app, admin, group, topics, partitions)
+    committed = admin.committed(group, chosen)
+    targets = _targets(admin, chosen, to, reported or {})
+    state = admin.groups([group]).get(group)
+    moves = (
+        Move(tp, committed[tp].offset if tp in committed else None, targets[tp]) for tp in chosen if tp in targets
+    )
+    missing = tuple(tp for tp in chosen if tp not in targets)
+    return SeekPlan(group, to, tuple(moves), bool(state and state.members), missing)
+
+
+def apply_seek(
+    app: Deployment, approved: SeekPlan, *, reason: str, reported: Mapping[TopicPartition, int] | None = None
+) -> tuple[SeekPlan, str]:
+    """Moves the partitions of an approved plan to where it says, as that is now; returns what was ordered, and a complaint
+    or "".
+
+    Owners are ordered to: a commit that an outsider makes is overwritten by the owner's next one. Only an empty group is
+    altered directly; if a worker joined in the meantime, that is refused, and the order is left for the owner instead.
+    Raises BrokerError.
+    """
+    wanted = [move.partition for move in approved.moves]
+    now = plan_seek(
+        app,
+        approved.group,
+        approved.to,
+        topics={tp.topic for tp in wanted},
+        partitions={tp.partition for tp in wanted},
+        reported=reported,
+    )
+    moves = tuple(move for move in now.moves if move.partition in set(wanted))
+    live = now.live or not _altered(app, approved.group, moves)
+    if live:
+        _order_seek(app, approved.group, moves, reason)
+    done = SeekPlan(approved.group, approved.to, moves, live, now.missing)
+    result = "ordered" if live else "done"
+    target = f"{approved.group} to {approved.to}: " + ", ".join(sorted({tp.topic for tp in wanted}))
+    return done, audit.record(app, audit.Entry("group seek", target, len(moves), result, reason))
+
+
+def _chosen(
+    app: Deployment, admin: Admin, group: str, topics: Collection[str], partitions: Collection[int]
+) -> list[TopicPartition]:
+    registered = {name for reader, name in orders.read(app.broker, app.names).registrations() if reader == group}
+    unknown = sorted(set(topics) - registered)
+    if unknown or not registered:
+        where = f"on {unknown[0]}" if unknown else "anywhere"
+        has = ", ".join(sorted(registered)) or "nothing: see `streamjobs group list`"
+        raise UsageError(f"group {group} is not registered {where}; it is on {has}")
+    found = admin.topics(sorted(topics or registered))
+    return [
+        TopicPartition(name, number)
+        for name, topic in sorted(found.items())
+        for number in range(topic.partitions)
+        if not partitions or number in partitions
+    ]
+
+
+def _targets(
+    admin: Admin, chosen: Sequence[TopicPartition], to: To, reported: Mapping[TopicPartition, int]
+) -> dict[TopicPartition, int]:
+    if to != "reported":
+        return admin.offsets(chosen, to) if chosen else {}
+    known = [tp for tp in chosen if tp in reported]
+    starts = admin.offsets(known, "earliest") if known else {}
+    ends = admin.offsets(known, "latest") if known else {}
+    return {tp: max(starts[tp], min(reported[tp], ends[tp])) for tp in known}
+
+
+def _altered(app: Deployment, group: str, moves: Sequence[Move]) -> bool:
+    """Orders that are still open go first: one that outlived this would send the next owner elsewhere."""
+    admin = app.broker.admin()
+    desired = orders.read(app.broker, app.names)
+    keys = [key for move in moves for key in desired.seek_keys(group, *move.partition, desired.offset)]
+    orders.write(app.broker, app.names, dict.fromkeys(keys))
+    names = sorted({move.partition.topic for move in moves})
+    topics = admin.topics(names) if names else {}
+    old = admin.committed(group, [move.partition for move in moves])
+    commits = {move.partition: _commit(move, topics[move.partition.topic], old) for move in moves}
+    try:
+        admin.alter_committed(group, commits)
+    except BrokerError as error:
+        if error.code == "UNKNOWN_MEMBER_ID":
+            return False
+        raise
+    return True
+
+
+def _commit(move: Move, topic: Topic, old: Mapping[TopicPartition, Commit]) -> Commit:
+    """The number of the last seek order is kept, so that the next owner doesn't take an old order for a new one."""
+    before = old.get(move.partition)
+    mark = decode(*before) if before else None
+    sought = mark.sought if mark else -1
+    return Commit(move.to, encode(move.to, Mark(topic.id[:4], clean=True, sought=sought)))
+
+
+def _order_seek(app: Deployment, group: str, moves: Sequence[Move], reason: str) -> None:
+    """An offset as a number, not "latest": what was planned and shown is what happens, however late the owner reads it."""
+    now, order = time.time(), uuid.uuid4().hex
+    wanted = {
+        control.seek_key(group, *move.partition, order): control.seek_value(
+            to=move.to, actor=audit.actor(), reason=reason, at=now, until=now + SEEK_UNTIL_S
+        )
+        for move in moves
+    }
+    orders.write(app.broker, app.names, wanted)
+
+
+#: A seek order that no owner carried out is void after a day: a group that starts next month must not jump.
+SEEK_UNTIL_S = 86_400.0
+
+
+# --- trim: the janitor ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Records of one partition that everybody has finished and that are older than the history: offsets [start, before)."""
+
+    partition: TopicPartition
+    start: int
+    before: int
+
+    @property
+    def count(self) -> int:
+        return self.before - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """Why a topic (partition None) or a partition keeps records that are older than the history."""
+
+    topic: str
+    partition: int | None
+    group: str
+    message: str
+    kind: str = "janitor_blocked"
+
+
+@dataclass(frozen=True, slots=True)
+class TrimPlan:
+    cuts: tuple[Cut, ...]
+    blocked: tuple[Blocked, ...]
+
+    @property
+    def count(self) -> int:
+        return sum(cut.count for cut in self.cuts)
+
+
+@dataclass(slots=True)
+class Trimmed:
+    done: list[Cut] = field(default_factory=list)
+    failed: list[tuple[Cut, BrokerError]] = field(default_factory=list)
+    complaint: str = ""
+
+
+def plan_trim(app: Deployment, *, topics: Collection[str] = (), now: float | None = None) -> TrimPlan:
+    """What is older than `history` and finished by every group that has a say (PROTOCOLS §13). Raises BrokerError.
+
+    A say have the groups that are registered on a topic and every other that has a commit there. In doubt nothing is
+    deleted: no registered group, one without a commit, a commit in an earlier topic of that name. *Bites*: a queue whose
+    workers start in two weeks is finished by all of its groups, of which there are none.
+    """
+    instant = time.time() if now is None else now
+    admin = app.broker.admin()
+    found = _trimmable(app, admin.topics(), topics)
+    desired = orders.read(app.broker, app.names)
+    commits = _all_commits(admin, found, desired)
+    cuts: list[Cut] = []
+    blocked: list[Blocked] = []
+    for topic in found:
+        registered = {group for group, name in desired.registrations() if name == topic.name}
+        old = _old(admin, topic, instant - app.settings.history)
+        objections = list(_objections(topic, registered, old, commits))
+        blocked += objections or _held_back(old, commits)
+        cuts += [] if objections else _cuts(old, commits)
+    return TrimPlan(tuple(cuts), tuple(blocked))
+
+
+def apply_trim(app: Deployment, approved: TrimPlan, *, reason: str = "", now: float | None = None) -> Trimmed:
+    """Deletes what of the approved plan may still be deleted, as things are now. Raises BrokerError, also
+    (`UNSUPPORTED_VERSION`) on a broker that can't delete records."""
+    if "delete_records" in app.broker.lacks:
+        raise BrokerError("UNSUPPORTED_VERSION", "this broker can't delete records; the embedded one forgets by itself")
+    agreed = {cut.partition: cut.before for cut in approved.cuts}
+    fresh = plan_trim(app, topics={cut.partition.topic for cut in approved.cuts}, now=now) if agreed else TrimPlan((), ())
+    trimmed = Trimmed()
+    starts = {cut.partition: cut.start for cut in fresh.cuts}
+    before = {cut.partition: min(cut.before, agreed[cut.partition]) for cut in fresh.cuts if cut.partition in agreed}
+    errors = app.broker.admin().delete_records(before) if before else {}
+    for partition, offset in before.items():
+        cut = Cut(partition, starts[partition], offset)
+        error = errors.get(partition)
+        if error is None:
+            trimmed.done.append(cut)
+        else:
+            trimmed.failed.append((cut, error))
+    trimmed.complaint = _note_trim(app, trimmed, reason)
+    return trimmed
+
+
+def _note_trim(app: Deployment, trimmed: Trimmed, reason: str) -> str:
+    if not trimmed.done and not trimmed.failed:
+        return ""
+    target = ", ".join(sorted({cut.partition.topic for cut in trimmed.done}))
+    result = f"{len(trimmed.failed)} partitions failed" if trimmed.failed else "done"
+    return audit.record(app, audit.Entry("topic trim", target, sum(cut.count for cut in trimmed.done), result, reason))
+
+
+def _trimmable(app: Deployment, existing: Mapping[str, Topic], wanted: Collection[str]) -> list[Topic]:
+    """Everything in which jobs pass by. Compacted topics are tables: nothing in them is ever merely old."""
+    return [
+        topic
+        for name, topic in sorted(existing.items())
+        if _role(app, name).kind in ("main", "retry", "delay") and (not wanted or name in wanted)
+    ]
+
+
+_Commits = Mapping[TopicPartition, Mapping[str, Commit]]
+
+
+def _all_commits(admin: Admin, topics: Iterable[Topic], desired: Desired) -> dict[TopicPartition, dict[str, Commit]]:
+    names = {topic.name for topic in topics}
+    everyone = {*admin.group_names(), *(group for group, name in desired.registrations() if name in names)}
+    found: dict[TopicPartition, dict[str, Commit]] = {}
+    for group in sorted(everyone) if names else ():
+        for partition, commit in admin.committed(group).items():
+            if partition.topic in names:
+                found.setdefault(partition, {})[group] = commit
+    return found
+
+
+def _old(admin: Admin, topic: Topic, horizon: float) -> dict[TopicPartition, tuple[int, int]]:
+    """Where each partition starts, and where the records begin that are younger; without those that hold no older one."""
+    partitions = [TopicPartition(topic.name, number) for number in range(topic.partitions)]
+    starts = admin.offsets(partitions, "earliest")
+    young = admin.offsets(partitions, horizon)
+    return {tp: (starts[tp], young[tp]) for tp in partitions if starts[tp] < young[tp]}
+
+
+def _objections(
+    topic: Topic, registered: Collection[str], old: Iterable[TopicPartition], commits: _Commits
+) -> Iterable[Blocked]:
+    for partition in old:
+        if not registered:
+            text = f"no group is registered on {topic.name}, so nobody can say which jobs are finished"
+            yield Blocked(topic.name, None, "", text)
+            return
+        for group in sorted(registered):
+            message = _objection(topic, partition, group, commits.get(partition, {}).get(group))
+            if message:
+                yield Blocked(topic.name, partition.partition, group, message)
+
+
+def _objection(topic: Topic, partition: TopicPartition, group: str, commit: Commit | None) -> str:
+    where = f"{partition.topic}/{partition.partition}"
+    if commit is None:
+        return f"group {group} is registered on {where} and has no commit there"
+    mark = decode(*commit)
+    if mark is None:
+        return f"the commit of group {group} on {where} does not say which topic it belongs to"
+    if mark.topic_id4 != topic.id[:4]:
+        return f"the commit of group {group} on {where} belongs to an earlier topic of this name"
+    return ""
+
+
+def _cuts(old: Mapping[TopicPartition, tuple[int, int]], commits: _Commits) -> Iterable[Cut]:
+    for partition, (start, young) in old.items():
+        _, base = _slowest(commits[partition])
+        if base > start:
+            yield Cut(partition, start, min(base, young))
+
+
+def _held_back(old: Mapping[TopicPartition, tuple[int, int]], commits: _Commits) -> Iterable[Blocked]:
+    for partition, (_, young) in old.items():
+        group, base = _slowest(commits[partition])
+        if base < young:
+            text = f"group {group} has not finished offset {base} of {partition.topic}/{partition.partition}, which is older"
+            yield Blocked(partition.topic, partition.partition, group, text)
+
+
+def _slowest(commits: Mapping[str, Commit]) -> tuple[str, int]:
+    return min(((group, commit.offset) for group, commit in commits.items()), key=lambda pair: pair[1])
+
+
+def _role(app: Deployment, topic: str) -> Role:
+    return app.names.role(topic) or Role("audit")
