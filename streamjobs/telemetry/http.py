@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import socketserver
 import threading
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -47,7 +48,8 @@ class Endpoint:
                 f"can't listen on {self._listen}: {error.strerror or error}. Perhaps another worker has the port: choose another"
                 " one with --listen HOST:PORT (port 0: any free one)"
             ) from error
-        threading.Thread(target=self._server.serve_forever, name="streamjobs-http", daemon=True).start()
+        # The interval is how long `close` may take.
+        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="streamjobs-http", daemon=True).start()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -107,6 +109,10 @@ class _Server(ThreadingHTTPServer):
         self.pages = pages
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, _Handler)
+
+    def server_bind(self) -> None:
+        """Without the base class's look-up of the host's full name: a name server that is away would delay every start."""
+        socketserver.TCPServer.server_bind(self)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that went away, mostly; never a traceback on stderr."""

@@ -199,7 +199,7 @@ class Json(_Formatter):
 
 
 class Text(_Formatter):
-    """`2024-05-01T10:00:00.123Z WARNING streamjobs.worker.loop message job_type=… job_id=…`; a traceback is set off by bars."""
+    """`2024-05-01T10:00:00.123Z WARNING streamjobs.worker.loop message job_id=… job_type=…`; a traceback is set off by bars."""
 
     def format(self, record: logging.LogRecord) -> str:
         job = {name: value for name, value in job_fields(getattr(record, "job", None)).items() if name in _IN_TEXT}
@@ -209,7 +209,7 @@ class Text(_Formatter):
         return "\n".join([escaped(head.rstrip()), *stack])
 
 
-_IN_TEXT = ("job_type", "job_id", "attempt")
+_IN_TEXT = ("job_id", "job_type", "attempt")
 
 
 def job_fields(job: Job | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Key = worker id; a worker that ends in order writes `stopped`. Counters are abso
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from streamjobs.telemetry import wire
 from streamjobs.telemetry.catalogue import METRICS
@@ -82,7 +82,7 @@ class WorkerReport(TypedDict):
     metrics: Snapshot
 
 
-def _record(name: str, **fields: Any) -> dict[str, Any]:
+def _record(name: str, /, **fields: Any) -> dict[str, Any]:
     return {"type": "record", "name": name, "fields": [{"name": n, "type": type_} for n, type_ in fields.items()]}
 
 
@@ -149,8 +149,7 @@ def decode(value: bytes) -> WorkerReport:
         for h in found.pop("histograms")
         if h["name"] in METRICS and len(h["counts"]) == len(METRICS[h["name"]].buckets) + 1
     }
-    report: WorkerReport = {**found, "metrics": Snapshot(counters, histograms, gauges)}
-    return report
+    return cast(WorkerReport, {**found, "metrics": Snapshot(counters, histograms, gauges)})
 
 
 def _series(values: list[dict[str, Any]]) -> dict[tuple[str, tuple[str, ...]], float]:
