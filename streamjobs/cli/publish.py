@@ -144,7 +144,7 @@ def _publish_batch(
             good.append((line, job_type.payload.bind((), _object(line.text))))
         except PayloadError as error:
             tally.refused += 1
-            session.say(f"line {line.number}: {render.clean(str(error))}")
+            session.say(f"line {line.number}: {error}")
     if not good:
         return
     tally.unpublished = [line for line, _ in good]

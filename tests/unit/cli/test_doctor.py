@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from streamjobs import provision
+from streamjobs import provision, tables
 from streamjobs.app import App
 from streamjobs.broker import Admin, Cluster
 from streamjobs.cli import doctor
 from streamjobs.cli.session import Session
+from streamjobs.core.record import Record
 from streamjobs.errors import BrokerError
 from streamjobs.testing import MemoryBroker
 from streamjobs.testing.admin import MemoryAdmin
@@ -153,6 +154,14 @@ def test_a_topic_that_does_not_fit_fails_with_the_command(app: App, broker: Memo
     assert check.found == "1 change pending: alter jobs.mails"
 
 
+def test_what_apply_leaves_alone_is_told_by_how_much_it_hurts() -> None:
+    findings = (provision.Finding("a", "t", "stops workers", blocks=True), provision.Finding("b", "t", "is odd"))
+
+    checks = list(doctor._topics(provision.Plan((), findings, {}, "earliest")))
+
+    assert [(check.status, check.found) for check in checks] == [("fail", "stops workers"), ("warn", "is odd")]
+
+
 # --- group protocol ---------------------------------------------------------------------------------------------------
 
 
@@ -177,6 +186,13 @@ def test_which_protocol_is_used_and_why(
 
     assert check.status == status
     assert says in check.found
+
+
+def test_before_topic_apply_the_cluster_s_own_timeout_holds(examined: Examined) -> None:
+    check = examined()["group protocol"]
+
+    assert (check.status, check.advice) == ("warn", "run `streamjobs topic apply`: it sets the timeout")
+    assert check.found.endswith("a dead one is replaced after 45s")
 
 
 def test_a_cluster_that_refuses_a_short_session_leaves_a_choice(
@@ -235,6 +251,18 @@ def test_a_clock_that_can_not_be_compared_is_a_warning(app: App, broker: MemoryB
 
     assert check.status == "warn"
     assert "TOPIC_AUTHORIZATION_FAILED" in check.found
+
+
+def test_a_client_s_own_time_says_nothing_of_the_broker_s(app: App) -> None:
+    """The embedded broker stamps no append time."""
+    broker = MemoryBroker()
+    broker.create("t", message_timestamp_type="CreateTime")
+    tables.write_once(broker, [Record("t", b"")])
+    [message] = broker.records("t")
+
+    check = doctor._compared(app, [(None, message)], sent=1.0, acked=2.0)
+
+    assert (check.status, check.found) == ("ok", "not compared: this broker stamps records with the client's clock")
 
 
 def test_a_slow_broker_is_a_warning(app: App) -> None:
