@@ -18,9 +18,9 @@ class MemoryBroker:
     """A broker in this process: partitions, groups, transactions, compaction, errors, as Kafka has them.
 
     It passes the same conformance tests as the adapter to Kafka, and lacks nothing. Topics are not made on
-    first use: see `create`. With a `ManualClock` nothing blocks, and every time-out happens when the test says
-    so; with the default (the machine's clock) `fetch` and `flush` wait as they do with Kafka. Any thread may
-    use it.
+    first use: see `create`. With a `ManualClock` nothing blocks, and every time-out happens when the test
+    says so; with the default (the machine's clock) `fetch` and `flush` wait as they do with Kafka. Any thread
+    may use it.
 
     :param clock: for append times (`now`) and time-outs (`monotonic`).
     :param seed: decides topic ids, and where the first keyless record of a topic goes.

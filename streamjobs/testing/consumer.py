@@ -153,18 +153,13 @@ class MemoryConsumer:
             return None
         topic = self._state.topics.get(partition.topic)
         if topic is None or topic.id != position.topic_id:
-            self._miss(partition, position)
+            self._stall(partition, position, "UNKNOWN_TOPIC_OR_PART")
             return None
         log = topic.logs[partition.partition]
         if not log.start <= position.offset <= log.end:
             self._stall(partition, position, "_AUTO_OFFSET_RESET")
             return None
         return log
-
-    def _miss(self, partition: TopicPartition, position: Position) -> None:
-        """A group's member gets a revoke when a topic is gone, and no error (KAFKA.md V9)."""
-        if self._member is None:
-            self._stall(partition, position, "UNKNOWN_TOPIC_OR_PART")
 
     def _stall(self, partition: TopicPartition, position: Position, code: str) -> None:
         """One error, then silence, as librdkafka does with `auto.offset.reset=error`."""

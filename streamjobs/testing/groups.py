@@ -78,7 +78,6 @@ class GroupCoordinator:
             self._remove(member)
         else:
             member.silent_since, member.released = now, True
-            member.owned.clear()
 
     def expire(self, now: float) -> bool:
         """Expels the silent and the stuck; whether there were any."""
@@ -140,8 +139,7 @@ class GroupCoordinator:
         free = sorted(tp for tp, owner in self._target.items() if owner == member.id and tp not in taken)
         current = self._partitions({tp.topic for tp in free})
         member.owned.update({tp: current[tp] for tp in free})
-        if not self.to_return(member):
-            member.generation = self._generation
+        member.generation = self._generation
         return free
 
     def describe(self) -> Group:

@@ -111,7 +111,7 @@ class PartitionLog:
         kind = (
             _APPEND_TIME if self.topic.option("message.timestamp.type") == "LogAppendTime" else _CREATE_TIME
         )
-        message = MemoryMessage(record, self.partition, self.end, (kind, int(now * 1000)))
+        message = MemoryMessage(record, self.partition, self.end, (kind, round(now * 1000)))
         if transaction is not None:
             message.transaction = transaction
             if transaction not in self._open:

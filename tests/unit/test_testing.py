@@ -131,7 +131,7 @@ class TestSending:
 
         assert (message.topic(), message.partition(), message.offset()) == ("jobs.a", 2, 0)
         assert (message.key(), message.value(), message.headers()) == (b"k", b"v", [("ce_type", b"x")])
-        assert message.timestamp() == (2, int(clock.now() * 1000))
+        assert message.timestamp() == (2, round(clock.now() * 1000))
 
     def test_a_topic_may_keep_the_clients_time(self, broker):
         broker.create("t", message_timestamp_type="CreateTime")
@@ -278,6 +278,24 @@ class TestSending:
         assert producer.fatal().code == "OUT_OF_ORDER_SEQUENCE_NUMBER"
         assert refused(producer.send, Record("jobs.a", b"2")).fatal
         assert fill(broker, b"3") == [(None, 0)]
+
+    def test_a_fatal_error_takes_the_waiting_records_with_it(self, broker):
+        broker.create("jobs.b")
+        broker.down("jobs.b")
+        producer, acks = broker.producer(), Acks()
+        producer.send(Record("jobs.b", b"waiting", partition=0), acks)
+        broker.fail("send", topic="jobs.a", error="_FENCED")
+        producer.send(Record("jobs.a", b"fatal", partition=0))
+
+        assert (producer.flush(0), acks) == (0, [("_FENCED", -1001)])
+
+    def test_an_acknowledgement_that_raises_is_logged_and_harms_no_other(self, broker, caplog):
+        producer, acks = broker.producer(), Acks()
+        producer.send(Record("jobs.a", b"1", partition=0), lambda error, message: {}["bug"])
+        producer.send(Record("jobs.a", b"2", partition=0), acks)
+
+        assert (producer.poll(), acks) == (2, [(None, 1)])
+        assert "an acknowledgement callback failed" in caplog.text
 
     def test_a_killed_producer_delivers_nothing_more(self, broker, clock):
         producer, acks = broker.producer(), Acks()
@@ -495,6 +513,17 @@ class TestTopics:
             3,
         ]
 
+    def test_a_records_own_time_finds_it(self, broker, admin, clock):
+        """An instant is a float: its milliseconds may come out a hair too high."""
+        for _ in range(200):
+            fill(broker, b"v")
+            clock.advance(0.001)
+
+        messages = broker.records("jobs.a")
+
+        assert len({m.timestamp() for m in messages}) == 200
+        assert [admin.offsets([P0], m.timestamp()[1] / 1000)[P0] for m in messages] == list(range(200))
+
     def test_compaction_keeps_the_last_record_of_each_key_at_its_offset(self, broker, clock):
         broker.create("table", cleanup_policy="compact", delete_retention_ms="1000")
         for key, value in [(b"a", b"1"), (b"b", b"1"), (b"a", b"2"), (b"b", None)]:
@@ -613,6 +642,22 @@ class TestCommits:
         broker.down()
         assert consumer.commit_now({P0: Commit(3)})[P0].code == "_TIMED_OUT"
         assert refused(consumer.committed, [P0]).code == "_TIMED_OUT"
+
+    def test_who_is_no_member_may_commit_only_while_the_group_is_empty(self, broker):
+        stranger = broker.consumer("g")
+        assert stranger.commit_now({P0: Commit(1)}) == {}
+
+        consumer, _ = member(broker)
+        consumer.fetch(0, 0)
+
+        assert stranger.commit_now({P0: Commit(2)})[P0].code == "UNKNOWN_MEMBER_ID"
+        assert consumer.committed([P0]) == {P0: Commit(1)}
+
+    def test_offsets_of_a_missing_topic_cannot_be_altered(self, admin):
+        missing = TopicPartition("missing", 0)
+
+        assert refused(admin.alter_committed, "g", {missing: Commit(1)}).code == "UNKNOWN_TOPIC_OR_PART"
+        assert admin.committed("g") == {}
 
     def test_only_the_commits_of_an_empty_group_can_be_altered(self, broker, admin):
         admin.alter_committed("g", {P0: Commit(7, "m")})
@@ -761,6 +806,7 @@ class TestGroups:
         consumer.fetch(0, 0)
         broker.down()
         clock.advance(1000)
+        broker.producer().poll()
         broker.up()
 
         consumer.fetch(0, 0)
@@ -837,6 +883,27 @@ class TestGroups:
 
         assert {tp.topic for tp in a.owned} == {"jobs.a"}
         assert (len(a.owned), len(both.owned)) == (4, 4)
+
+    def test_nobody_is_given_what_it_did_not_subscribe_to_for_the_sake_of_balance(self, broker):
+        broker.create("jobs.b", partitions=4)
+        broker.create("jobs.c")
+        first, _ = member(broker, topics=["jobs.b"])
+        second, other = member(broker, topics=["jobs.c"])
+        settle(first, second)
+
+        assert other.owned == {TopicPartition("jobs.c", 0)}
+
+    def test_a_topic_that_a_member_leaves_goes_to_who_still_wants_it(self, broker):
+        broker.create("jobs.b")
+        first, owner = member(broker, topics=["jobs.b"])
+        second, other = member(broker, topics=["jobs.a", "jobs.b"])
+        settle(first, second)
+        assert owner.owned == {TopicPartition("jobs.b", 0)}
+
+        first.subscribe(["jobs.a"], owner)
+        settle(first, second)
+
+        assert TopicPartition("jobs.b", 0) in other.owned
 
     def test_groups_do_not_share(self, broker):
         fill(broker, b"v")
@@ -996,6 +1063,7 @@ class TestTransactions:
         assert (error.code, error.fatal, producer.fatal()) == ("_FENCED", True, error)
         assert refused(producer.begin).code == "_FENCED"
         assert broker.records("jobs.a") == []
+        assert broker.admin().offsets([P0], "latest") == {P0: 2}
 
     def test_a_transaction_of_a_killed_producer_hides_records_until_its_timeout(
         self, broker, producer, clock
@@ -1118,6 +1186,28 @@ class TestThreads:
         thread.join(10)
 
         assert (thread.is_alive(), values(found)) == (False, [b"v"])
+
+    def test_a_fetch_returns_when_there_is_a_fault(self):
+        broker = MemoryBroker()
+        broker.create("jobs.a")
+        consumer = reader(broker, P0, start=5)
+        thread = threading.Thread(target=consumer.fetch, args=[10, 60], daemon=True)
+        thread.start()
+
+        thread.join(20)
+
+        assert (thread.is_alive(), codes(consumer.faults())) == (False, [(P0, "_AUTO_OFFSET_RESET")])
+
+    def test_nothing_that_happens_before_a_wait_is_missed(self, monkeypatch):
+        """A record comes after a fetch has looked and before it waits: it must look again at once."""
+        broker = MemoryBroker()
+        broker.create("jobs.a")
+        state, seen = broker._state, broker._state.version
+        monkeypatch.setattr(state.lock, "wait", lambda timeout: pytest.fail("it waits"))
+
+        fill(broker, b"v")
+
+        assert state.wait(seen, until=float("inf"))
 
     def test_a_flush_waits_for_a_broker_that_is_down(self):
         broker = MemoryBroker()
