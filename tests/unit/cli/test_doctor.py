@@ -144,6 +144,24 @@ def test_the_embedded_broker_says_what_it_lacks(
     assert (check.status, check.found) == ("warn", "the embedded broker, which lacks transactions")
 
 
+def test_what_workers_apply_themselves_is_nobody_s_task(app: App, examined: Examined) -> None:
+    app.configure({"provision": "auto"})
+
+    check = examined()["topics"]
+
+    assert (check.status, check.advice) == ("ok", "")
+    assert check.found.endswith("changes pending, which a worker applies when it starts")
+
+
+def test_nobody_is_sent_to_apply_topics_to_an_embedded_broker(
+    broker: MemoryBroker, examined: Examined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be another one, gone with the command."""
+    monkeypatch.setattr(broker, "lacks", frozenset({"topic_admin", "topic_config"}), raising=False)
+
+    assert not [check for check in examined().values() if "topic apply" in check.advice]
+
+
 def test_a_topic_that_does_not_fit_fails_with_the_command(app: App, broker: MemoryBroker, examined: Examined) -> None:
     provisioned(app)
     broker.admin().alter_topic_config("jobs.mails", {"retention.ms": "1000"})
@@ -157,7 +175,7 @@ def test_a_topic_that_does_not_fit_fails_with_the_command(app: App, broker: Memo
 def test_what_apply_leaves_alone_is_told_by_how_much_it_hurts() -> None:
     findings = (provision.Finding("a", "t", "stops workers", blocks=True), provision.Finding("b", "t", "is odd"))
 
-    checks = list(doctor._topics(provision.Plan((), findings, {}, "earliest")))
+    checks = list(doctor._topics(provision.Plan((), findings, {}, "earliest"), by_workers=False))
 
     assert [(check.status, check.found) for check in checks] == [("fail", "stops workers"), ("warn", "is odd")]
 
