@@ -441,6 +441,8 @@ def _merged(layers: tuple[Layer, ...]) -> Settings:
         found = {path: value for layer in reversed(layers) for path, value in layer.found.items()}
         raise SettingsError("\n".join(_explained(error, sources, found))) from None
     settings._sources.update(sources)
+    if settings.bootstrap == "memory" and sources["bootstrap"] != "flag":
+        raise SettingsError(f'bootstrap ({sources["bootstrap"]}) is "memory": only app.testing() has that; use "embedded"')
     return settings
 
 

@@ -135,6 +135,12 @@ def test_a_value_that_can_not_be_is_refused(code: dict[str, Any], says: str) -> 
     assert says in refusal(code=code)
 
 
+def test_the_broker_in_memory_is_for_tests_only() -> None:
+    """Elsewhere it would be taken for the name of a host."""
+    assert 'use "embedded"' in refusal(environ={"STREAMJOBS_BOOTSTRAP": "memory"})
+    assert load(environ={}, flags={"bootstrap": "memory"}).bootstrap == "memory"
+
+
 def test_a_file_that_was_named_must_exist(tmp_path: Path) -> None:
     missing = tmp_path / "none.toml"
 
