@@ -157,7 +157,7 @@ def apply_seek(
     if live:
         _order_seek(app, approved.group, moves, reason)
     done = SeekPlan(approved.group, approved.to, moves, live, now.missing)
-    result = "ordered" if live else "done"
+    result = "ok: left to the owners" if live else "ok"
     target = f"{approved.group} to {approved.to}: " + ", ".join(sorted({tp.topic for tp in wanted}))
     return done, audit.record(app, audit.Entry("group seek", target, len(moves), result, reason))
 
@@ -327,7 +327,7 @@ def _note_trim(app: Deployment, trimmed: Trimmed, reason: str) -> str:
     if not trimmed.done and not trimmed.failed:
         return ""
     target = ", ".join(sorted({cut.partition.topic for cut in trimmed.done}))
-    result = f"{len(trimmed.failed)} partitions failed" if trimmed.failed else "done"
+    result = f"{len(trimmed.failed)} partitions failed" if trimmed.failed else "ok"
     return audit.record(app, audit.Entry("topic trim", target, sum(cut.count for cut in trimmed.done), result, reason))
 
 

@@ -306,7 +306,7 @@ def _registrations(app: Deployment, wanted: Mapping[str, Topic], state: _State, 
         ends = _offsets(state.admin, found, "latest") if found and before else {}
         fresh = found and not before and _kind(app, name) == "main"
         begin = _offsets(state.admin, found, "earliest" if from_ == "earliest" else "latest") if found and fresh else {}
-        total = max(wanted[name].partitions, found.partitions if found else 0)
+        total = max(wanted[name].partitions, found.partitions if found and "topic_admin" not in state.lacks else 0)
         starts = starting_offsets(total, before.starts if before else {}, begin, ends)
         if before is None or starts != dict(before.starts) or before.app != app.name:
             changes.append(Register(group, name, starts))
@@ -462,7 +462,7 @@ def _set_group_settings(admin: Admin, settings: Mapping[str, Mapping[str, str]])
 def _note(app: Deployment, applied: Applied, reason: str) -> None:
     if not applied.done:
         return
-    result = f"{len(applied.failed)} failed" if applied.failed else "done"
+    result = f"{len(applied.failed)} failed" if applied.failed else "ok"
     what = "; ".join(f"{change.action} {change.target}" for change in applied.done)
     complaint = audit.record(app, audit.Entry("topic apply", what, len(applied.done), result, reason))
     if complaint:

@@ -124,6 +124,11 @@ _UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
+def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column]) -> Table:
+    """The rows as rich draws them, for what refreshes itself in place."""
+    return _rich_table([[_cell(row, column) for column in columns] for row in rows], columns)
+
+
 def _cell(row: Mapping[str, Any], column: Column) -> str:
     value = row.get(column.key)
     return "–" if value is None else clean(column.form(value))

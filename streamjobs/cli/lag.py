@@ -1,0 +1,150 @@
+"""`streamjobs lag`: how far the groups of each queue are behind, and whether they catch up."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import click
+
+from streamjobs.backlog import Backlog, Collector, QueueLag
+from streamjobs.cli import completion, render
+from streamjobs.cli.command import Command, Exit, did_you_mean, pass_session
+from streamjobs.cli.render import Column
+from streamjobs.cli.session import Session
+from streamjobs.core import duration
+from streamjobs.core.lag import eta, series
+from streamjobs.core.topics import timer_group
+from streamjobs.errors import UsageError
+
+#: So many characters show how what is pending went.
+SPARK_WIDTH = 24
+_BARS = "▁▂▃▄▅▆▇█"
+
+_COLUMNS = (
+    Column("queue", "QUEUE"),
+    Column("group", "GROUP"),
+    Column("tier", "TIER"),
+    Column("pending", "PENDING", render.count, right=True),
+    Column("oldest_s", "OLDEST", render.duration, right=True),
+    Column("arrived_per_s", "ARRIVING", lambda value: f"{value:,.1f}/s", right=True),
+    Column("done_per_s", "DONE", lambda value: f"{value:,.1f}/s", right=True),
+    Column("growth_per_s", "GROWTH", render.rate, right=True),
+    Column("drain", "DRAINED IN"),
+    Column("deleted", "DELETED", render.count, right=True),
+)
+_JSON = (*_COLUMNS, Column("topic", "TOPIC"))
+_WATCHED = (*_COLUMNS, Column("spark", "PENDING SO FAR"))
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        "streamjobs lag -A billing:app --watch",
+        "streamjobs lag -A billing:app invoices --fail-above 10000 -o json",
+    ],
+)
+@click.argument("queues", nargs=-1, shell_complete=completion.queues)
+@click.option("--watch", is_flag=True, help="Look again and again; rates need three looks. Ctrl-C ends it.")
+@click.option("--every", metavar="DURATION", default="2s", show_default=True, help="With --watch: how often.")
+@click.option("--fail-above", type=click.IntRange(min=0), help="Exit code 3 when a group has more pending in a queue.")
+@pass_session
+def lag(session: Session, /, queues: tuple[str, ...], watch: bool, every: str, fail_above: int | None) -> int:
+    """Show what is pending in QUEUES (none named: in all of the app's), for each group, main and retry topics apart.
+
+    The numbers come from the broker alone: they are right, and grow, when no worker lives. OLDEST is the time since the oldest
+    waiting job could have run. Jobs that wait for their time are shown as delayed; they are not pending. DELETED counts offsets
+    that retention took before anyone had finished them.
+    """
+    _check(session, queues)
+    collector = Collector(session.app)
+    if watch:
+        _watch(session, lambda: collector.collect(queues), _interval(every))
+        return Exit.DONE
+    found = collector.collect(queues)
+    session.show(rows(session.app.name, found), _JSON if session.output == "json" else _COLUMNS)
+    exceeded = [] if fail_above is None else above(found, fail_above)
+    for name in exceeded:
+        session.say(f"{name}: more than {fail_above:,} pending")
+    return Exit.PENDING if exceeded else Exit.DONE
+
+
+def rows(app: str, found: Backlog) -> list[dict[str, Any]]:
+    """A row for each queue, group and tier, and one for the ladder if anything waits in it."""
+    made = [_row(item) for item in found.queues]
+    delayed = sum(found.delayed.values())
+    if delayed:
+        made.append({"queue": None, "group": timer_group(app), "tier": "delayed", "pending": delayed})
+    return made
+
+
+def above(found: Backlog, limit: int) -> list[str]:
+    """`queue (group)` of those whose main and retry topics together have more pending."""
+    sums: dict[str, int] = {}
+    for item in found.queues:
+        name = f"{item.queue} ({item.group})"
+        sums[name] = sums.get(name, 0) + item.pending
+    return [name for name, pending in sums.items() if pending > limit]
+
+
+def spark(values: Sequence[float | None]) -> str:
+    """A line of bars from 0 to the largest value; a gap is a space."""
+    highest = max((value for value in values if value is not None), default=0) or 1
+    return "".join(" " if value is None else _BARS[round(value / highest * (len(_BARS) - 1))] for value in values)
+
+
+def _row(item: QueueLag) -> dict[str, Any]:
+    rates = item.rates
+    return {
+        "queue": item.queue,
+        "group": item.group,
+        "tier": item.tier,
+        "topic": item.topic,
+        "pending": item.pending,
+        "oldest_s": item.oldest_s,
+        "arrived_per_s": rates.arrived if rates else None,
+        "done_per_s": rates.done if rates else None,
+        "growth_per_s": rates.growth if rates else None,
+        "drain": eta(item.samples).text,
+        "deleted": item.deleted,
+        "spark": spark(series(item.samples, SPARK_WIDTH).pending),
+    }
+
+
+def _check(session: Session, queues: Iterable[str]) -> None:
+    known = session.app.queues()
+    for queue in queues:
+        if queue not in known:
+            raise UsageError(f"the app has no queue {queue!r}: {did_you_mean(queue, known)}")
+
+
+def _interval(text: str) -> float:
+    try:
+        return max(0.1, duration.seconds(text))
+    except ValueError as error:
+        raise UsageError(f"--every: {error}") from None
+
+
+def _watch(session: Session, look: Callable[[], Backlog], interval: float) -> None:
+    """In place on a terminal; in a pipe one table after the other, or one JSON array a line. Ends with Ctrl-C."""
+    app, pause = session.app.name, threading.Event()
+    if sys.stdout.isatty() and session.output == "table":
+        from rich.live import Live
+
+        with Live(auto_refresh=False) as live:
+            while True:
+                live.update(render.table(rows(app, look()), _WATCHED), refresh=True)
+                pause.wait(interval)
+    while True:
+        _print(session, rows(app, look()))
+        pause.wait(interval)
+
+
+def _print(session: Session, found: Sequence[Mapping[str, Any]]) -> None:
+    if session.output == "table":
+        session.show(found, _WATCHED)
+    else:
+        keys = [column.key for column in _JSON]
+        click.echo(render.as_json([{key: row.get(key) for key in keys} for row in found], indent=None))
