@@ -165,10 +165,8 @@ class PartitionLog:
 
     def compact(self, now: float) -> None:
         """Keeps the last record of each key; a tombstone only for `delete.retention.ms`."""
-        stable, dead_ms = (
-            self.readable("read_committed"),
-            now * 1000 - int(self.topic.option("delete.retention.ms")),
-        )
+        stable = self.readable("read_committed")
+        dead_ms = now * 1000 - int(self.topic.option("delete.retention.ms"))
         settled = [m for m in self.records if m.offset() < stable and not _aborted(m)]
         last = {m.key(): m for m in settled}
         kept = [

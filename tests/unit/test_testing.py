@@ -513,13 +513,16 @@ class TestTopics:
             3,
         ]
 
-    def test_a_records_own_time_finds_it(self, broker, admin, clock):
-        """An instant is a float: its milliseconds may come out a hair too high."""
+    def test_a_records_own_time_finds_it(self):
+        """An instant is a float, and 2.007 * 1000 is a hair above 2007."""
+        clock = ManualClock(now=2.0)
+        broker = MemoryBroker(clock)
+        broker.create("jobs.a")
         for _ in range(200):
             fill(broker, b"v")
             clock.advance(0.001)
 
-        messages = broker.records("jobs.a")
+        messages, admin = broker.records("jobs.a"), broker.admin()
 
         assert len({m.timestamp() for m in messages}) == 200
         assert [admin.offsets([P0], m.timestamp()[1] / 1000)[P0] for m in messages] == list(range(200))
@@ -936,7 +939,8 @@ class TestGroups:
 
         assert (admin.groups(["g"])["g"].state, admin.group_names()) == ("empty", ["g"])
 
-    def test_a_static_member_that_comes_back_in_time_gets_its_partitions_back(self, broker, clock):
+    def test_a_static_member_that_comes_back_in_time_gets_its_partitions_back(self, broker, admin, clock):
+        admin.add_partitions("jobs.a", 5)
         first, old = member(broker, instance="pod-1")
         other, others = member(broker, instance="pod-2")
         settle(first, other)
