@@ -1,19 +1,21 @@
-"""What operators and workers ask for: the keys and values of the control topic, and the state that they add up to.
+"""What operators and workers ask for: the control topic's keys and values, and the state they add up to.
 
-The topic is compacted, so its last record of each key is an *order* that holds. One rule for all of them (PROTOCOLS §12): the
-key is the order's own, so a tombstone takes away that order and nothing else. Where two orders of one thing may stand side by
-side, the key ends in an id. *Bites*: the monitor reads an expired pause, an operator pauses again, the monitor's tombstone
-takes away the new pause.
+The topic is compacted, so its last record of each key is an *order* that holds. One rule for all of them
+(PROTOCOLS §12): the key is the order's own, so a tombstone takes away that order and nothing else. Where two
+orders of one thing may stand side by side, the key ends in an id. *Bites*: the monitor reads an expired
+pause, an operator pauses again, the monitor's tombstone takes away the new pause.
 
 Keys (each part percent-encoded, so that a job's key with a slash in it can't spell another order)::
 
-    pause/queue/<queue>/<order>            pause/type/<app>/<job type>/<order>      pause/key/<queue>/<key>/<order>
-    cancel/<app>/<job id>/<order>          skip/<group>/<origin>                    rate/<app>/<job type>/<order>
-    slots/<app>/<group>/<order>            suspect/<group>/<topic>/<p>/<offset>     command/<worker>/<order>
-    group/<group>/<topic>                  started/<group>/<topic>/<topic id>/<p>   seek/<group>/<topic>/<p>/<order>
+    pause/queue/<queue>/<order>                 cancel/<app>/<job id>/<order>
+    pause/type/<app>/<job type>/<order>         skip/<group>/<origin>
+    pause/key/<queue>/<key>/<order>             suspect/<group>/<topic>/<p>/<offset>
+    rate/<app>/<job type>/<order>               group/<group>/<topic>  (a registration)
+    slots/<app>/<group>/<order>                 started/<group>/<topic>/<topic id>/<p>
+    command/<worker>/<order>                    seek/<group>/<topic>/<p>/<order>
 
-Values are JSON objects: `actor`, `reason`, `at` and, for an order that ends, `until` (ms since the epoch), and the fields of
-the kind (see the makers of values below).
+Values are JSON objects: `actor`, `reason`, `at` and, for an order that ends, `until` (ms since the epoch),
+and the fields of the kind (see the makers of values below).
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ Subject = tuple[str, ...]
 """What an order is about: its kind and the parts of its key without the order's id."""
 
 
-# --- keys -----------------------------------------------------------------------------------------------------------------
+# --- keys ---------------------------------------------------------------------------------------------------
 
 
 class OrderKey(NamedTuple):
@@ -98,7 +100,7 @@ class OrderKey(NamedTuple):
 
 
 def parse(key: str) -> OrderKey:
-    """A key as its maker spelled it. Raises ValueError for anything else, also for another spelling of the same parts."""
+    """A key as its maker spelled it. Raises ValueError for anything else, also for other spellings."""
     for kind, names in _PARTS.items():
         if not key.startswith(kind.value + "/"):
             continue
@@ -155,7 +157,7 @@ def started_key(group: str, topic: str, topic_id: bytes, partition: int) -> str:
 
 
 def seek_key(group: str, topic: str, partition: int, order: str) -> str:
-    """With an id of its own: else the owner that has carried out one seek takes away the next one with its tombstone."""
+    """With an id of its own: else the owner that carried out one seek erases the next with its tombstone."""
     return OrderKey(Kind.SEEK, (group, topic, str(partition), order)).text
 
 
@@ -185,7 +187,7 @@ def _is_offset(text: str) -> bool:
     )
 
 
-# --- values -----------------------------------------------------------------------------------------------------------------
+# --- values -------------------------------------------------------------------------------------------------
 
 
 def pause_value(*, actor: str, reason: str, at: float, until: float | None = None) -> bytes:
@@ -307,8 +309,8 @@ _FIELDS: Mapping[Kind, Mapping[str, _Check]] = {
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """An order as it was read. `until`: when it ends (infinite: never); `appended`: when the broker took it; `offset`: in the
-    control topic; `fields`: those of its kind, checked."""
+    """An order as it was read. `until`: when it ends (infinite: never); `appended`: when the broker took it;
+    `offset`: in the control topic; `fields`: those of its kind, checked."""
 
     key: str
     kind: Kind
@@ -361,11 +363,11 @@ def _field(content: Mapping[str, object], name: str, check: _Check, default: obj
         raise ValueError(f"the field {name} {error}") from None
 
 
-# --- the state that they add up to ----------------------------------------------------------------------------------------
+# --- the state that they add up to --------------------------------------------------------------------------
 
 
 class Registration(NamedTuple):
-    """Where a group begins in each partition of a topic that it has no commit in; the rest begin at 0 (PROTOCOLS §2)."""
+    """Where a group begins in each partition of a topic without a commit; the rest begin at 0."""
 
     app: str
     starts: Mapping[int, int]
@@ -377,7 +379,7 @@ class Rate(NamedTuple):
 
 
 class Suspect(NamedTuple):
-    """A job that ran when its worker died. `order`: what to write anew with another count of strikes, or take away."""
+    """A job that ran when its worker died. `order`: what to write anew with more strikes, or take away."""
 
     topic: str
     partition: int
@@ -390,9 +392,9 @@ class Suspect(NamedTuple):
 class Desired:
     """What the control topic asks for: the fold of its records, in the order of their offsets.
 
-    The attributes are there so that whoever asks per job or per batch can skip the question: `version` changes with every
-    record, and the flags are false while nothing of that sort is ordered. (They may be true for orders that have expired but
-    still stand in the topic.)
+    The attributes are there so that whoever asks per job or per batch can skip the question: `version`
+    changes with every record, and the flags are false while nothing of that sort is ordered. (They may be
+    true for orders that have expired but still stand in the topic.)
     """
 
     def __init__(self) -> None:
@@ -412,8 +414,11 @@ class Desired:
         self._topics: dict[str, frozenset[str]] | None = {}
 
     def apply(self, key: str, value: bytes | None, offset: int, appended: float) -> None:
-        """Takes in the next record. One at or below the last offset is known already (a reader began anew) and changes
-        nothing: applied again it would bring back, for a moment, what was since taken away. Never raises."""
+        """Takes in the next record. Never raises.
+
+        One at or below the last offset is known already (a reader began anew) and changes nothing: applied
+        again it would bring back, for a moment, what was since taken away.
+        """
         if offset <= self.offset:
             return
         self.offset = offset
@@ -436,7 +441,8 @@ class Desired:
         self._topics = None
 
     def _learn(self, key: str, value: bytes, offset: int, appended: float) -> None:
-        """A record that can't be read takes the place of its key's order all the same: so does it for who starts later."""
+        """A record that can't be read replaces its key's order all the same: whoever starts later sees
+        nothing else."""
         try:
             order = read(key, value, offset, appended)
         except ValueError as error:
@@ -503,8 +509,9 @@ class Desired:
     def cancelled(self, app: str, job_id: str, appended: float, now: float) -> Order | None:
         """The order that cancels the job whose first record the broker appended at `appended`.
 
-        Only jobs that were there before the order: a job that is published later with the same id is another one. Both
-        times are the broker's; with publishers' clocks a fresh job would be cancelled, or an old one escape.
+        Only jobs that were there before the order: a job that is published later with the same id is another
+        one. Both times are the broker's; with publishers' clocks a fresh job would be cancelled, or an old
+        one escape.
         """
         if not self.anything_cancelled:
             return None
@@ -514,7 +521,7 @@ class Desired:
         return next(found, None)
 
     def skip_up_to(self, group: str, origin: str, now: float = -math.inf) -> int | None:
-        """Waiting runs of this job up to this one are not to be started: a later one was published in their place."""
+        """Waiting runs of this job up to this one are not to start: a later one was published for them."""
         found = self._newest(now, Kind.SKIP, group, origin) if self.anything_skipped else None
         return found.fields["up_to_run"] if found else None
 
@@ -554,7 +561,7 @@ class Desired:
         return {(order.subject[1], order.subject[2]): Registration(**order.fields) for order in orders}
 
     def registered_topics(self) -> Mapping[str, frozenset[str]]:
-        """Every topic that a group is registered on, with those groups. Cheap: a timer asks it for every record."""
+        """Every topic that groups are registered on, with them. Cheap: a timer asks for every record."""
         if self._topics is None:
             groups: dict[str, set[str]] = {}
             for group, topic in self.registrations():
@@ -569,8 +576,8 @@ class Desired:
         return last.fields["app"] if last else None
 
     def started(self, group: str, topic: str, topic_id: bytes, partition: int) -> bool:
-        """Whether the group has ever committed in this partition of this very topic: if it has and its commit is gone, it
-        was lost."""
+        """Whether the group has ever committed in this partition of this very topic: if it has and its commit
+        is gone, it was lost."""
         return started_key(group, topic, topic_id, partition) in self._orders
 
     def seek_for(self, group: str, topic: str, partition: int, now: float = -math.inf) -> Seek | None:
@@ -579,8 +586,8 @@ class Desired:
         return Seek(found.fields["to"], found.offset) if found else None
 
     def seek_keys(self, group: str, topic: str, partition: int, up_to: int) -> list[str]:
-        """Keys of a carried-out seek order (`up_to`: its `order`) and of those that it overtook, which must go with it:
-        the newest that is left would be carried out next."""
+        """Keys of a carried-out seek order (`up_to`: its `order`) and of those that it overtook, which must
+        go with it: the newest that is left would be carried out next."""
         orders = self._subjects.get((Kind.SEEK, group, topic, str(partition)), {}).values()
         return [order.key for order in orders if order.offset <= up_to]
 

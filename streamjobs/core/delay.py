@@ -1,10 +1,12 @@
 """The delay ladder: how a job waits for its due time without a database (PROTOCOLS §6).
 
-A waiting record goes down tier topics of fixed delay, moved by timers; the last seconds it waits in the memory of the loop
-that runs it. Here are the decisions alone, as functions of values; `worker/poll.py` and `worker/timer.py` carry them out.
+A waiting record goes down tier topics of fixed delay, moved by timers; the last seconds it waits in the
+memory of the loop that runs it. Here are the decisions alone, as functions of values; `worker/poll.py` and
+`worker/timer.py` carry them out.
 
-Three clocks meet in them: the publisher's (in `due`), the broker's (in `appended`) and the caller's (`now`, `seen`). They may
-disagree by minutes; what then still holds is said at each function and simulated in tests/unit/core/test_delay.py.
+Three clocks meet in them: the publisher's (in `due`), the broker's (in `appended`) and the caller's (`now`,
+`seen`). They may disagree by minutes; what then still holds is said at each function and simulated in
+tests/unit/core/test_delay.py.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ TIERS = ("5s", "15s", "1m", "4m", "15m", "1h", "4h", "12h", "1d", "7d")
 #: How long a loop keeps a record in memory, and how many of a partition.
 HOLD_S = 5.0
 MAX_WAITING = 1_000
-#: A record that can't reach its destination for so long lets the next one pass, and comes again after as long.
+#: A record that can't reach its destination for so long makes room, and comes again after as long.
 UNDELIVERABLE_S = 60.0
 #: A timer keeps a record at least so long (or its tier, or until it is due, if that is sooner).
 MIN_STAY_S = 60.0
@@ -30,7 +32,7 @@ MAX_NAP_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Ladder:
-    """The tiers of an app, as text durations; kept in ascending order. Raises SettingsError for tiers that can't be."""
+    """The tiers of an app, as text, in ascending order. Raises SettingsError for tiers that can't be."""
 
     tiers: tuple[str, ...] = TIERS
     _seconds: tuple[float, ...] = field(init=False, repr=False, compare=False)
@@ -46,7 +48,7 @@ class Ladder:
         object.__setattr__(self, "_seconds", lengths)
 
     def tier_for(self, left_s: float) -> str | None:
-        """The largest tier that is not longer than the time left; None: less than the smallest tier is left."""
+        """The largest tier that is not longer than the time left; None: all are longer."""
         place = bisect_right(self._seconds, left_s)
         return self.tiers[place - 1] if place else None
 
@@ -55,15 +57,16 @@ class Ladder:
         return self.tier_for(left_s) or self.tiers[0]
 
     def seconds(self, tier: str) -> float:
-        """A tier's delay, also of one that left the settings but still has a topic. Raises SettingsError if it is none."""
+        """A tier's delay, also of one that left the settings. Raises SettingsError if it is none."""
         return _tier_seconds(tier)
 
     def check_hold(self, hold_s: float) -> None:
-        """Raises SettingsError if loops keep records for less than the smallest tier: those would run too early."""
+        """Raises SettingsError if loops keep records for less than the smallest tier: some ran early."""
         if hold_s < self._seconds[0]:
             raise SettingsError(
-                f"delay.hold is {duration.text(hold_s)}, but the smallest tier is {self.tiers[0]}: what comes down the ladder"
-                " may have that much left, and would run early. Raise delay.hold, or add a smaller tier"
+                f"delay.hold is {duration.text(hold_s)}, but the smallest tier is {self.tiers[0]}: what"
+                " comes down the ladder may have that much left, and would run early."
+                " Raise delay.hold, or add a smaller tier"
             )
 
 
@@ -79,7 +82,7 @@ def _tier_seconds(tier: str) -> float:
     return length
 
 
-# --- what a loop does with a record that has a due time --------------------------------------------------------------
+# --- what a loop does with a record that has a due time -----------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +122,14 @@ def on_receive(
 ) -> Run | Wait | Climb:
     """What a loop does with a record's `sj_due`.
 
-    `appended`: when the broker appended this record; `came_down`: it has `sj_next`; `waiting`: how many of its partition wait
-    in memory; `moves`: its `sj_holds`.
+    `appended`: when the broker appended this record; `came_down`: it has `sj_next`; `waiting`: how many of
+    its partition wait in memory; `moves`: its `sj_holds`.
 
-    A record that came down the ladder never goes back for its due time: two clocks ten minutes apart would pass it in a
-    circle. It waits at most `hold_s`, counted from its append *and* from now, so a loop whose clock is slow holds it no longer.
-    If the memory is full it takes one more trip through the smallest tier; if it has moved before, it runs (at most `hold_s`
-    early), for that trip can be a circle too: a timer's clock says it is due, this loop's says it isn't.
+    A record that came down the ladder never goes back for its due time: two clocks ten minutes apart would
+    pass it in a circle. It waits at most `hold_s`, counted from its append *and* from now, so a loop whose
+    clock is slow holds it no longer. If the memory is full it takes one more trip through the smallest tier;
+    if it has moved before, it runs (at most `hold_s` early), for that trip can be a circle too: a timer's
+    clock says it is due, this loop's says it isn't.
     """
     # The broker has seen at least the time of the append: the later of the two clocks is nearer to the truth.
     if due <= max(now, appended):
@@ -141,11 +145,11 @@ def on_receive(
 
 
 def nap(now: float, until: float) -> float:
-    """Seconds to sleep before asking again: never longer than a second, for the clock may be set meanwhile."""
+    """Seconds to sleep before asking again: at most one, for the clock may be set meanwhile."""
     return max(0.0, min(until - now, MAX_NAP_S))
 
 
-# --- what a timer does with a record in a tier -----------------------------------------------------------------------
+# --- what a timer does with a record in a tier --------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +166,8 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class Retreat:
-    """It can't reach its destination: it goes to `tier` with `sj_due` set to `due`, and the alarm `undeliverable` stands.
+    """It can't reach its destination: it goes to `tier` with `sj_due` set to `due`, and the alarm
+    `undeliverable` stands.
 
     With its old due time, which has passed, the tier would let it go at once.
     """
@@ -175,14 +180,17 @@ DESTINATION = Destination()
 
 
 def release_at(due: float, appended: float, tier_s: float, seen: float | None = None) -> float:
-    """When a timer moves a record on: at min(due, append + tier), so nothing a header says can hold it longer than its tier.
+    """When a timer moves a record on: at min(due, append + tier), so nothing a header says can hold it longer
+    than its tier.
 
-    `seen` is the timer's own clock at the moment it read the record. With it the bound holds between clocks that disagree:
+    `seen` is the timer's own clock at the moment it read the record. With it the bound holds between clocks
+    that disagree:
 
     - The timer's clock is slow: append + tier is far ahead. Not later than seen + tier.
-    - The timer's clock is ten minutes fast: everything it puts into a tier of up to ten minutes seems to have stayed there
-      long enough when it reads it back, and it moves the record round and round as fast as it can, for ten minutes. So not
-      earlier than seen + a minute (or the tier, if that is less), unless it is due.
+    - The timer's clock is ten minutes fast: everything it puts into a tier of up to ten minutes seems to have
+      stayed there long enough when it reads it back, and it moves the record round and round as fast as it
+      can, for ten minutes. So not earlier than seen + a minute (or the tier, if that is less), unless it is
+      due.
     """
     if seen is None:
         return min(due, appended + tier_s)
@@ -199,8 +207,8 @@ def on_release(now: float, due: float, ladder: Ladder) -> NextTier | Destination
 def on_undeliverable(now: float, since: float, ladder: Ladder) -> Retreat | None:
     """What becomes of a record whose destination refused it (missing, denied, too large) first at `since`.
 
-    None: try again, its offset stays pinned. After a minute it makes room: one queue's deleted retry topic must not stop the
-    delays of all others.
+    None: try again, its offset stays pinned. After a minute it makes room: one queue's deleted retry topic
+    must not stop the delays of all others.
     """
     if now - since < UNDELIVERABLE_S:
         return None

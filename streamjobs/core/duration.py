@@ -18,7 +18,8 @@ _TEXT = re.compile(r"\s*".join(rf"(?:({_NUMBER}){unit})?" for unit in _MS), re.A
 def seconds(value: Duration) -> float:
     """A duration in seconds.
 
-    Text is a number with a unit (`d`, `h`, `m`, `s`, `ms`) or several from large to small ("1h30m"); a bare number is seconds.
+    Text is a number with a unit (`d`, `h`, `m`, `s`, `ms`) or several from large to small ("1h30m"); a bare
+    number is seconds.
     Raises ValueError for anything else, and for what is negative or endless.
     """
     if isinstance(value, str):
@@ -31,7 +32,7 @@ def seconds(value: Duration) -> float:
 
 
 def text(seconds: float) -> str:
-    """A duration as `seconds` reads it, exact to the millisecond: 5400 is "1h30m", 0.25 is "250ms", 0 is "0s"."""
+    """A duration as `seconds` reads it, exact to the millisecond: 5400 is "1h30m", 0.25 is "250ms"."""
     left = round(seconds * 1000)
     if left < 0:
         return "-" + text(-seconds)
@@ -66,6 +67,6 @@ def _checked(number: float, value: Duration) -> float:
 
 def _refusal(value: object) -> ValueError:
     return ValueError(
-        f"{value!r} is not a duration: write a number with its unit, such as '250ms', '90s', '10m', '1h30m' or '7d',"
-        " or give seconds as a number (not negative)"
+        f"{value!r} is not a duration: write a number with its unit, such as '250ms', '90s', '10m',"
+        " '1h30m' or '7d', or give seconds as a number (not negative)"
     )

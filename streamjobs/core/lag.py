@@ -1,10 +1,12 @@
 """How far a group is behind, whether that grows, when it will be over, and what is wrong (if anything is).
 
-All of it comes from offsets that the broker tells, sampled every few seconds: kill all workers, and the numbers go on. Ask for
-commits *before* end offsets: what is appended in between makes a lag a little too high, never negative.
+All of it comes from offsets that the broker tells, sampled every few seconds: kill all workers, and the
+numbers go on. Ask for commits *before* end offsets: what is appended in between makes a lag a little too
+high, never negative.
 
-A `Position` is one partition at one moment, a `Sample` a queue's partitions at one moment, and a sequence of samples, oldest
-first (a `deque` with a maximum length), is what the functions here look at. A number that is not known is None, never 0.
+A `Position` is one partition at one moment, a `Sample` a queue's partitions at one moment, and a sequence of
+samples, oldest first (a `deque` with a maximum length), is what the functions here look at. A number that is
+not known is None, never 0.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from streamjobs.core import duration
 
 #: Growth is told over 1, 5 and 15 minutes.
 WINDOWS_S = (60.0, 300.0, 900.0)
-#: Two intervals are the least that says anything about a rate; and they have to cover half of what is claimed.
+#: Two intervals are the least that says anything about a rate; and half the window must be covered.
 MIN_PAIRS = 2
 MIN_COVERED = 0.5
 #: A rate that differs by less (jobs/s, or this share of what arrives) does not differ.
@@ -38,17 +40,17 @@ STALLED_COMMITS = 3
 RETENTION_RISK = 0.8
 
 
-# --- what is measured -------------------------------------------------------------------------------------------------
+# --- what is measured ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
     """One partition as one group sees it.
 
-    `base`: its commit, or (`committed=False`) where it will begin: its registered offset, else the log's start, never the
-    log's end. `end`: where readers of committed data get to (the LSO); `high`: the log's end, where it is known. `finished`:
-    jobs finished beyond the base (from the commit's map). `gaps`: offsets beyond the base known to hold no job (markers,
-    aborted or compacted records).
+    `base`: its commit, or (`committed=False`) where it will begin: its registered offset, else the log's
+    start, never the log's end. `end`: where readers of committed data get to (the LSO); `high`: the log's
+    end, where it is known. `finished`: jobs finished beyond the base (from the commit's map). `gaps`: offsets
+    beyond the base known to hold no job (markers, aborted or compacted records).
     """
 
     base: int
@@ -84,7 +86,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A queue's partitions at one moment (epoch seconds), under any names; main and retry topics together or apart."""
+    """A queue's partitions at one moment (epoch seconds), under any names; with its retry topic's or not."""
 
     at: float
     positions: Mapping[Any, Position]
@@ -97,11 +99,11 @@ class Sample:
 Samples = Sequence[Sample]
 
 
-# --- growth -----------------------------------------------------------------------------------------------------------
+# --- growth -------------------------------------------------------------------------------------------------
 
 
 class Rates(NamedTuple):
-    """Jobs per second that arrived and that were done, over the `covered_s` seconds that `samples` samples say."""
+    """Jobs per second that arrived and were done, over `covered_s` seconds that `samples` samples tell."""
 
     arrived: float
     done: float
@@ -131,8 +133,9 @@ class Trend(Enum):
 def rates(samples: Samples, window_s: float, now: float | None = None) -> Rates | None:
     """The queue's rates over the last `window_s` seconds; None: too little is known.
 
-    Pairs of samples between which something jumped are left out whole: an offset that fell (a replay, a seek, a recreated
-    topic), partitions that came or went, a commit that retention overtook. Each of them would count as a million jobs.
+    Pairs of samples between which something jumped are left out whole: an offset that fell (a replay, a seek,
+    a recreated topic), partitions that came or went, a commit that retention overtook. Each of them would
+    count as a million jobs.
     """
     pairs = [pair for pair in _pairs(samples, window_s, now) if _comparable(*pair)]
     return _rates(pairs, window_s, _totals)
@@ -146,20 +149,19 @@ def growth(samples: Samples, now: float | None = None) -> dict[float, Rates | No
 def trend(samples: Samples, now: float | None = None) -> Trend:
     """What the last 5 *and* 15 minutes agree on: a burst of one minute is no trend."""
     found = [rates(samples, window_s, now) for window_s in WINDOWS_S[1:]]
-    directions = {rate.direction if rate else None for rate in found}
-    if None in directions:
+    directions = {rate.direction for rate in found if rate}
+    if None in found:
         return Trend.UNKNOWN
-    return {frozenset({1}): Trend.GROWING, frozenset({-1}): Trend.SHRINKING}.get(
-        frozenset(directions), Trend.STEADY
-    )
+    return _TRENDS[directions.pop()] if len(directions) == 1 else Trend.STEADY
 
 
+_TRENDS = {1: Trend.GROWING, 0: Trend.STEADY, -1: Trend.SHRINKING}
 _Pair = tuple[Sample, Sample]
 
 
 def _pairs(samples: Samples, window_s: float, now: float | None) -> Iterator[_Pair]:
-    """Neighbours whose later one lies in the window. Those further apart than the window say nothing about it, and after a
-    clock was set back there are samples from the future."""
+    """Neighbours whose later one lies in the window. Those further apart than the window say nothing about
+    it, and after a clock was set back there are samples from the future."""
     if not samples:
         return
     until = samples[-1].at if now is None else now
@@ -175,7 +177,7 @@ def _comparable(before: Sample, after: Sample) -> bool:
 
 
 def _continuous(before: Position, after: Position) -> bool:
-    """Whether the difference between the two is work that arrived and work that was done, and nothing else."""
+    """Whether the difference between the two is jobs that arrived or were done, and nothing else."""
     if before.topic_id != after.topic_id or after.end < before.end:
         return False
     if after.base < before.base or after.done < before.done:
@@ -199,7 +201,7 @@ def _rates(
     return Rates(arrived / covered, done / covered, covered, len(pairs) + 1)
 
 
-# --- forecast ---------------------------------------------------------------------------------------------------------
+# --- forecast -----------------------------------------------------------------------------------------------
 
 
 class Drain(Enum):
@@ -226,8 +228,8 @@ class Eta(NamedTuple):
 
 
 def eta(samples: Samples, *, paused: bool = False, now: float | None = None) -> Eta:
-    """When the last job of now will be done, if all goes on as it does: the slowest partition decides, since no other can
-    take its jobs over. A sum over all would say "soon" while one hot partition grows for ever."""
+    """When the last job of now will be done, if all goes on as it does: the slowest partition decides, since
+    no other can take its jobs over. A sum would say "soon" while one hot partition grows for ever."""
     if not samples or not samples[-1].positions:
         return Eta(Drain.UNKNOWN)
     waiting = _waiting(samples[-1])
@@ -245,7 +247,7 @@ def eta(samples: Samples, *, paused: bool = False, now: float | None = None) -> 
 
 
 def expected_wait(samples: Samples, now: float | None = None) -> float | None:
-    """Seconds that a job published now will wait in the slowest partition; infinite: nothing is done there; None: unknown."""
+    """Seconds that a job published now waits in the slowest partition; infinite: it stands still."""
     if not samples or not samples[-1].positions:
         return None
     waits = [0.0]
@@ -280,7 +282,7 @@ def _waiting(sample: Sample) -> dict[Any, int]:
 
 
 class Skew(NamedTuple):
-    """How unevenly a backlog lies: the fullest partition, and how many times the average it holds (1: even)."""
+    """How unevenly a backlog lies: the fullest partition, as a multiple of the average (1: even)."""
 
     partition: Any
     ratio: float
@@ -295,7 +297,7 @@ def skew(sample: Sample) -> Skew | None:
     return Skew(fullest, sample.positions[fullest].pending / average)
 
 
-# --- status -----------------------------------------------------------------------------------------------------------
+# --- status -------------------------------------------------------------------------------------------------
 
 
 class Status(Enum):
@@ -318,10 +320,10 @@ class Status(Enum):
 class Situation:
     """All that a status is judged by.
 
-    `members`: whether the group has any; `unassigned`: partitions that no member has; `running`: partitions whose oldest
-    unfinished job a live worker reports as running within its timeout; `keeps_all`: the topic's retention never deletes;
-    `disturbed_at`: when the group last moved partitions, or was resumed: for `grace_s` after it nothing counts as stalled, and
-    nobody as missing.
+    `members`: whether the group has any; `unassigned`: partitions that no member has; `running`: partitions
+    whose oldest unfinished job a live worker reports as running within its timeout; `keeps_all`: the topic's
+    retention never deletes; `disturbed_at`: when the group last moved partitions, or was resumed: for
+    `grace_s` after it nothing counts as stalled, and nobody as missing.
     """
 
     now: float
@@ -361,7 +363,7 @@ def _has_loss(it: Situation) -> bool:
 
 
 def _is_at_risk(it: Situation) -> bool:
-    """Where retention is finite and the oldest waiting job lies near the log's start, it is the next to be deleted."""
+    """Retention is finite and the oldest waiting job lies near the log's start: it is deleted next."""
     return not it.keeps_all and any(
         position.pending > RETENTION_RISK * (position.end - position.start) > 0 and position.start > 0
         for position in it.latest.positions.values()
@@ -374,7 +376,7 @@ def _has_no_consumer(it: Situation) -> bool:
 
 
 def _has_stuck_transaction(it: Situation) -> bool:
-    """A transaction that nobody ends hides everything behind it: no reader gets on, and the lag looks small."""
+    """A transaction that nobody ends hides all that is behind it: the lag looks small."""
     return any(
         _hides_some(position) and _unchanged_s(it, name, lambda p: (p.end, _hides_some(p))) >= STUCK_S
         for name, position in it.latest.positions.items()
@@ -412,7 +414,7 @@ def _is_stalled(it: Situation) -> bool:
 
 
 def _is_falling_behind(it: Situation) -> bool:
-    return it.latest.pending > 0 and trend(it.samples, it.now) is Trend.GROWING
+    return trend(it.samples, it.now) is Trend.GROWING
 
 
 _RULES: tuple[tuple[Status, Callable[[Situation], bool]], ...] = (
@@ -452,7 +454,7 @@ def _unchanged_s(it: Situation, name: object, look: Callable[[Position], object]
     return it.latest.at - since
 
 
-# --- a line to draw ---------------------------------------------------------------------------------------------------
+# --- a line to draw -----------------------------------------------------------------------------------------
 
 
 class Series(NamedTuple):
@@ -466,7 +468,7 @@ class Series(NamedTuple):
 
 
 def series(samples: Samples, points: int = 120) -> Series:
-    """The samples' time cut into at most `points` equal steps: what waited at the end of each, and its rates."""
+    """The samples' time in at most `points` equal steps: what waited at the end of each, and its rates."""
     found = Series([], [], [], [], [])
     steps = min(points, len(samples) - 1)
     if steps < 1 or samples[-1].at <= samples[0].at:

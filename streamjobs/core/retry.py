@@ -20,9 +20,9 @@ MAX_WAIT_S = 365 * 86_400.0
 class Backoff:
     """How long to wait after each failed attempt.
 
-    The first waits are listed in `waits_s`; after the list, each is the one before times `factor`, never above `max_s`.
-    `jitter` (0 … 1) spreads a wait evenly over ± that share of it, within `max_s`. It is drawn from the job's origin and the
-    attempt, so that a redelivered job gets the wait that it was given before.
+    The first waits are listed in `waits_s`; after the list, each is the one before times `factor`, never
+    above `max_s`. `jitter` (0 … 1) spreads a wait evenly over ± that share of it, within `max_s`. It is
+    drawn from the job's origin and the attempt, so that a redelivered job gets the wait it was given before.
 
     Make one with `exponential`, `fixed` or `steps`. Raises JobTypeError for values that make no sense.
     """
@@ -72,7 +72,7 @@ class Backoff:
         return cls(waits_s, 1.0, max(waits_s, default=0.0), jitter)
 
     def capped(self, max: Duration) -> Backoff:
-        """The same backoff with no wait above `max`: for a job that waits in its place and keeps its key waiting."""
+        """The same backoff with no wait above `max`: for a job that keeps its key waiting meanwhile."""
         limit = min(_seconds(max), self.max_s)
         return replace(self, waits_s=tuple(min(wait, limit) for wait in self.waits_s), max_s=limit)
 
@@ -80,7 +80,7 @@ class Backoff:
         """Seconds to wait after the failed `attempt` (from 1), before the next one."""
         wait = self._nominal(attempt)
         low, high = wait * (1 - self.jitter), min(wait * (1 + self.jitter), self.max_s)
-        return low + (high - low) * _draw(origin, attempt) if high > low else wait
+        return min(low + (high - low) * _draw(origin, attempt), high) if high > low else wait
 
     def _nominal(self, attempt: int) -> float:
         beyond = attempt - len(self.waits_s)
@@ -96,7 +96,8 @@ class Backoff:
 class Retry:
     """How often a job is tried (`attempts`, the first one included) and how long it waits in between.
 
-    The defaults try for about five hours before a job becomes a dead letter. Raises JobTypeError for values that make no sense.
+    The defaults try for about five hours before a job becomes a dead letter. Raises JobTypeError for values
+    that make no sense.
     """
 
     attempts: int = 15
@@ -127,6 +128,6 @@ def _seconds(value: Duration) -> float:
 
 
 def _draw(origin: str, attempt: int) -> float:
-    """A number in [0, 1) that only (origin, attempt) decide; neighbouring offsets are as far apart as any others."""
+    """A number in [0, 1) that only (origin, attempt) decide; neighbours' are as far apart as any."""
     digest = hashlib.blake2b(f"{origin}#{attempt}".encode("utf-8", "replace"), digest_size=7).digest()
     return (int.from_bytes(digest, "big") >> 3) / (1 << 53)

@@ -1,4 +1,4 @@
-"""The control topic: keys that can't be forged, values that can't do harm, and the state that they add up to."""
+"""The control topic: keys that can't be forged, values that can't do harm, and what they add up to."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def key_of(kind: Kind) -> str:
 
 
 class Topic:
-    """A control topic whose records are applied as they are written; the broker's clock ticks a millisecond a record."""
+    """A control topic whose records are applied as they are written, a millisecond after one another."""
 
     def __init__(self) -> None:
         self.desired = Desired()
@@ -100,7 +100,7 @@ class Topic:
         self.desired.apply(*self.log[-1])
 
 
-# --- keys -------------------------------------------------------------------------------------------------------------
+# --- keys ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", Kind)
@@ -162,7 +162,7 @@ def test_any_other_spelling_is_no_key(key: str) -> None:
         control.parse(key)
 
 
-# --- values -----------------------------------------------------------------------------------------------------------
+# --- values -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", Kind)
@@ -264,7 +264,7 @@ def test_a_flood_of_garbage_does_not_fill_the_memory() -> None:
     assert len(topic.desired.unreadable) == control.MAX_UNREADABLE
 
 
-# --- questions ----------------------------------------------------------------------------------------------------------
+# --- questions ----------------------------------------------------------------------------------------------
 
 
 def paused_at(desired: Desired, now: float, **job: object) -> control.Order | None:
@@ -295,7 +295,8 @@ def test_of_several_pauses_the_one_that_ends_last_is_told() -> None:
 
 
 def test_taking_away_an_expired_pause_leaves_the_new_one() -> None:
-    """The monitor reads an expired pause, the operator pauses again, the monitor's tombstone erases … only what it read."""
+    """The monitor reads an expired pause, the operator pauses again, the monitor's tombstone erases … only
+    what it read."""
     topic = Topic()
     topic.write(control.pause_queue_key("invoices", "o1"), pause)
     expired = topic.desired.expired(NOW + 60)
@@ -364,8 +365,9 @@ def test_suspects_are_found_by_place_and_by_group_until_they_expire() -> None:
 
 def test_commands_reach_one_worker_in_their_order() -> None:
     topic = Topic()
-    for order, action in (("z", "stacks"), ("a", "drain")):
-        value = control.command_value(action=action, actor="ann", reason="", at=NOW, until=NOW + 60)  # type: ignore[arg-type]
+    orders: tuple[tuple[str, control.Action], ...] = ("z", "stacks"), ("a", "drain")
+    for order, action in orders:
+        value = control.command_value(action=action, actor="ann", reason="", at=NOW, until=NOW + 60)
         topic.write(control.command_key("w1", order), value)
     assert [order.fields["action"] for order in topic.desired.commands("w1", NOW)] == ["stacks", "drain"]
     assert topic.desired.commands("w2", NOW) == topic.desired.commands("w1", NOW + 60) == []
@@ -460,7 +462,7 @@ def test_the_version_changes_with_every_record() -> None:
 
 
 def test_a_reader_that_begins_anew_brings_nothing_back() -> None:
-    """Read again from the beginning, a pause that was since lifted would hold until the reader comes to its tombstone."""
+    """Read again from the beginning, a lifted pause would hold until the reader meets its tombstone."""
     topic = Topic()
     topic.write(key_of(Kind.PAUSE_QUEUE), pause)
     topic.write(key_of(Kind.PAUSE_QUEUE), None)
@@ -469,7 +471,7 @@ def test_a_reader_that_begins_anew_brings_nothing_back() -> None:
     assert topic.desired.version == 2
 
 
-# --- the fold against a naive model -----------------------------------------------------------------------------------
+# --- the fold against a naive model -------------------------------------------------------------------------
 
 small = st.sampled_from(["a", "b", "a/b"])
 untils = st.sampled_from([None, NOW + 1, NOW + 2, NOW + 1e6])
@@ -560,7 +562,8 @@ def test_any_orders_and_tombstones_in_any_order_give_what_a_naive_reading_gives(
 def test_whoever_reads_the_compacted_topic_sees_the_same(
     written: list[tuple[str, bytes | None]], data: st.DataObject
 ) -> None:
-    """Compaction drops overtaken records, sooner or later, and with them a tombstone, once nothing before it is left."""
+    """Compaction drops overtaken records, sooner or later, and with them a tombstone, once nothing before it
+    is left."""
     topic, late = Topic(), Desired()
     for key, value in written:
         topic.write(key, value)
