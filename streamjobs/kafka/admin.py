@@ -27,7 +27,7 @@ from confluent_kafka.cimpl import TopicPartition as ClientPartition
 
 from streamjobs.broker import At, Cluster, Commit, Group, Isolation, Member, Topic, TopicPartition
 from streamjobs.errors import BrokerError
-from streamjobs.kafka.errors import as_broker_error, translated
+from streamjobs.kafka.errors import as_broker_error, persistently, translated
 from streamjobs.kafka.log import QuietLog
 
 REQUEST_TIMEOUT = 15.0
@@ -137,6 +137,8 @@ class KafkaAdmin:
 
     def alter_topic_config(self, topic: str, config: Mapping[str, str]) -> None:
         self._alter(ResourceType.TOPIC, topic, config)
+        wanted = {key: str(value) for key, value in config.items()}
+        _await(lambda: wanted.items() <= self._topic_configs([topic])[topic].items())
 
     def delete_topics(self, names: Sequence[str]) -> None:
         if not names:
@@ -177,7 +179,7 @@ class KafkaAdmin:
     ) -> dict[TopicPartition, int]:
         if not partitions:
             return {}
-        found = self._list_offsets(partitions, _spec(at), isolation)
+        found = persistently(lambda: self._list_offsets(partitions, _spec(at), isolation), VISIBLE_TIMEOUT)
         after_the_end = [where for where, offset in found.items() if offset < 0]
         return {**found, **(self.offsets(after_the_end, "latest", isolation) if after_the_end else {})}
 

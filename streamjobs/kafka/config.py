@@ -31,6 +31,8 @@ _CONNECTION: Mapping[str, Any] = {
     # New partitions are seen after so long (the classic protocol would need five minutes).
     "topic.metadata.refresh.interval.ms": 10_000,
     "allow.auto.create.topics": False,
+    # A topic that is missing, or was deleted, is said to be: a producer's record would end as timed out, a reader wait.
+    "topic.metadata.propagation.max.ms": 5_000,
 }
 
 _READING: Mapping[str, Any] = {
@@ -51,8 +53,6 @@ _WRITING: Mapping[str, Any] = {
     "enable.idempotence": True,
     "partitioner": "murmur2_random",
     "message.timeout.ms": MESSAGE_TIMEOUT_MS,
-    # Then a topic that is missing is said to be missing, instead of the record's time being up.
-    "topic.metadata.propagation.max.ms": 5_000,
 }
 
 

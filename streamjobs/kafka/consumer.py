@@ -20,7 +20,7 @@ from confluent_kafka.cimpl import TopicPartition as ClientPartition
 
 from streamjobs.broker import Commit, Committed, Listener, Message, Start, TopicPartition
 from streamjobs.errors import BrokerError
-from streamjobs.kafka.errors import as_broker_error, from_exception, translated
+from streamjobs.kafka.errors import as_broker_error, from_exception, persistently, translated
 from streamjobs.kafka.log import QuietLog
 
 #: Leaving the group is tried for so long; then its members wait for the session timeout instead.
@@ -73,10 +73,7 @@ class KafkaConsumer:
         try:
             batch = self._client.consume(min(limit, MAX_BATCH), 0)
             if not batch and timeout > 0:
-                first = self._client.poll(timeout)
-                batch = [] if first is None else [first]
-                if batch and limit > 1:
-                    batch += self._client.consume(min(limit - 1, MAX_BATCH), 0)
+                batch = self._await_records(limit, timeout)
         except BaseException as error:
             self._rewind(before)
             self._note(None, from_exception(error, "fetch"))
@@ -86,6 +83,18 @@ class KafkaConsumer:
         if any(map(_error, batch)):
             return self._without_errors(batch)
         return batch
+
+    def _await_records(self, limit: int, timeout: float) -> list[ClientMessage]:
+        deadline = time.monotonic() + timeout
+        first = self._client.poll(timeout)
+        while first is not None and _is_end(first):
+            self._take_error(first, KafkaError(KafkaError._PARTITION_EOF))
+            left = deadline - time.monotonic()
+            first = self._client.poll(left) if left > 0 else None
+        if first is None:
+            return []
+        more = self._client.consume(min(limit - 1, MAX_BATCH), 0) if limit > 1 else []
+        return [first, *more]
 
     def _without_errors(self, batch: Iterable[ClientMessage]) -> list[ClientMessage]:
         records = []
@@ -242,24 +251,42 @@ class KafkaConsumer:
             self._client_resume(partitions)
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
+        self._require(partition)
         self._drop_held({partition})
         with as_broker_error(f"seek {partition.topic}/{partition.partition} to {offset}"):
-            self._client.seek(ClientPartition(partition.topic, partition.partition, offset))
+            try:
+                self._client.seek(ClientPartition(*partition, offset))
+            except KafkaException:
+                self._start_again(partition, offset)
         self._starts[partition] = offset
         self._ends.pop(partition, None)
 
+    def _start_again(self, partition: TopicPartition, offset: int) -> None:
+        """After an error such as "out of range" a partition's fetcher has stopped, and a stopped one can't be sought."""
+        self._client.incremental_unassign([ClientPartition(*partition)])
+        self._client.incremental_assign([ClientPartition(*partition, offset)])
+        if self._quiet or partition in self._paused:
+            self._client.pause([ClientPartition(*partition)])
+
     def position(self, partition: TopicPartition) -> int:
+        self._require(partition)
         with as_broker_error("read a position"):
             (found,) = self._client.position([ClientPartition(*partition)])
-        return max(found.offset, self._starts.get(partition, 0), self._ends.get(partition, 0))
+        return max(found.offset, self._starts[partition], self._ends.get(partition, 0))
+
+    def _require(self, partition: TopicPartition) -> None:
+        if partition not in self._starts:
+            raise BrokerError("_STATE", f"{partition.topic}/{partition.partition} is not assigned")
 
     def log_bounds(self, partition: TopicPartition, timeout: float = 10.0) -> tuple[int, int]:
-        with as_broker_error(f"ask for the bounds of {partition.topic}/{partition.partition}"):
+        return persistently(lambda: self._log_bounds(partition, timeout), timeout)
+
+    def _log_bounds(self, partition: TopicPartition, timeout: float) -> tuple[int, int]:
+        doing = f"ask for the bounds of {partition.topic}/{partition.partition}"
+        with as_broker_error(doing):
             bounds = self._client.get_watermark_offsets(ClientPartition(*partition), timeout)
         if bounds is None:
-            raise BrokerError(
-                "_TIMED_OUT", "ask for the bounds of a partition: no answer in time", retriable=True
-            )
+            raise from_exception(TimeoutError(), doing)
         return bounds
 
     def _positions(self) -> dict[TopicPartition, int]:
@@ -399,6 +426,11 @@ class _Callback:
         if error is not None:
             self._consumer._note(None, from_exception(error, "callback"))
         return isinstance(error, Exception)
+
+
+def _is_end(message: ClientMessage) -> bool:
+    error = message.error()
+    return error is not None and error.code() == KafkaError._PARTITION_EOF
 
 
 def _where(message: ClientMessage) -> TopicPartition:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from confluent_kafka.cimpl import KafkaError, KafkaException
 
 from streamjobs.errors import BrokerError
+
+Answer = TypeVar("Answer")
+
+#: Between two attempts of a call that is tried again.
+PAUSE = 0.05
 
 #: The cluster is busy, moving or out of reach: the same call may succeed later.
 _RETRIABLE = """
@@ -108,3 +115,15 @@ def as_broker_error(doing: str) -> Iterator[None]:
         yield
     except (KafkaException, TimeoutError) as error:
         raise from_exception(error, doing) from error
+
+
+def persistently(call: Callable[[], Answer], timeout: float) -> Answer:
+    """Calls again for up to `timeout` while the error is retriable: a new partition's leader needs a moment to know it is one."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return call()
+        except BrokerError as error:
+            if not error.retriable or time.monotonic() + PAUSE > deadline:
+                raise
+        time.sleep(PAUSE)

@@ -51,13 +51,17 @@ class KafkaProducer:
         return self._client.poll(timeout)
 
     def flush(self, timeout: float) -> int:
-        return self._client.flush(timeout)
+        try:
+            return self._client.flush(timeout)
+        except KafkaException as error:  # a transactional producer that was fenced
+            self._noted(from_exception(error, "flush"))
+            return len(self._client)
 
     def fatal(self) -> BrokerError | None:
         return self._fatal
 
     def close(self, timeout: float = 10.0) -> None:
-        left = self._client.flush(timeout)
+        left = self.flush(timeout)
         if left:
             log.warning("closing a producer with %d records that were not acknowledged", left)
         # Without this, destroying the client would wait for what is on its way.
