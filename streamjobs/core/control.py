@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple, get_args
@@ -472,15 +472,18 @@ class Desired:
         """Keys of the orders that have ended: for whoever takes them away."""
         return [order.key for order in self._orders.values() if order.until <= now]
 
-    def _standing(self, now: float, *subject: Any) -> Iterator[Order]:
-        """Those that hold now, oldest first."""
-        return (order for order in self._subjects.get(subject, {}).values() if order.until > now)
+    def _standing(self, now: float, *subject: str) -> list[Order]:
+        """Those that hold now, oldest first. For most jobs there are none: that answer is a look-up."""
+        orders = self._subjects.get(subject)
+        return [order for order in orders.values() if order.until > now] if orders else []
 
-    def _newest(self, now: float, *subject: Any) -> Order | None:
-        return max(self._standing(now, *subject), key=lambda order: order.offset, default=None)
+    def _newest(self, now: float, *subject: str) -> Order | None:
+        standing = self._standing(now, *subject)
+        return standing[-1] if standing else None
 
-    def _longest(self, now: float, *subject: Any) -> Order | None:
-        return max(self._standing(now, *subject), key=lambda order: order.until, default=None)
+    def _longest(self, now: float, *subject: str) -> Order | None:
+        standing = self._standing(now, *subject)
+        return max(standing, key=lambda order: order.until) if standing else None
 
     # --- questions: what may run
 
@@ -490,12 +493,13 @@ class Desired:
         """The order that keeps such a job from running: of several that one which ends last."""
         if not self.anything_paused:
             return None
-        found = (
-            self.queue_paused(queue, now),
-            self.type_paused(app, job_type, now),
-            self.key_paused(queue, key, now) if key is not None else None,
-        )
-        return max((order for order in found if order), key=lambda order: order.until, default=None)
+        found = [
+            *self._standing(now, Kind.PAUSE_QUEUE, queue),
+            *self._standing(now, Kind.PAUSE_TYPE, app, job_type),
+        ]
+        if key is not None:
+            found += self._standing(now, Kind.PAUSE_KEY, queue, _key_text(key))
+        return max(found, key=lambda order: order.until) if found else None
 
     def queue_paused(self, queue: str, now: float) -> Order | None:
         return self._longest(now, Kind.PAUSE_QUEUE, queue)
@@ -547,7 +551,7 @@ class Desired:
 
     def commands(self, worker: str, now: float) -> list[Order]:
         """Orders to one worker (`fields["action"]`), oldest first."""
-        return list(self._standing(now, Kind.COMMAND, worker))
+        return self._standing(now, Kind.COMMAND, worker)
 
     # --- questions: where a group begins
 
