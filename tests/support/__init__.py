@@ -1,0 +1,1 @@
+"""What several tests need: worker processes, and a ledger that handlers write."""
