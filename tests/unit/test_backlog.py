@@ -1,0 +1,283 @@
+"""Depth, age and growth, from what the broker knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from streamjobs import provision, tables
+from streamjobs.backlog import Backlog, Collector, QueueLag
+from streamjobs.broker import Commit, TopicPartition
+from streamjobs.core.offsets import Finished, Mark, encode
+from streamjobs.core.record import Record, encoded
+from streamjobs.testing import ManualClock, MemoryBroker
+
+AppOn = Callable[..., Any]
+MAIN, RETRY = "jobs.invoices", "jobs.invoices.billing.retry"
+#: The manual clock begins at 2025-06-15T15:06:40Z.
+P0, P1 = TopicPartition(MAIN, 0), TopicPartition(MAIN, 1)
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def broker(clock: ManualClock) -> MemoryBroker:
+    return MemoryBroker(clock)
+
+
+@pytest.fixture
+def app(broker: MemoryBroker, app_on: AppOn) -> Any:
+    made = app_on(broker, "invoices")
+    provision.apply(made, provision.plan(made))
+    return made
+
+
+def publish(broker: MemoryBroker, topic: str, count: int = 1, partition: int = 0, **headers: Any) -> None:
+    record = Record(topic, b"x", None, encoded(headers.items()), partition)
+    tables.write_once(broker, [record] * count)
+
+
+def commit(broker: MemoryBroker, where: TopicPartition, base: int, *finished: int, group: str = "billing") -> None:
+    topic_id = broker.admin().topics([where.topic])[where.topic].id
+    mark = Mark(topic_id[:4], Finished.of(finished))
+    broker.admin().alter_committed(group, {where: Commit(base, encode(base, mark))})
+
+
+def look(app: Any, clock: ManualClock) -> Backlog:
+    return Collector(app, clock=clock.now).collect()
+
+
+def main_of(backlog: Backlog, group: str = "billing") -> QueueLag:
+    (found,) = [item for item in backlog.queues if (item.group, item.tier) == (group, "main")]
+    return found
+
+
+# --- depth ----------------------------------------------------------------------------------------------------------------
+
+
+def test_jobs_finished_behind_an_unfinished_head_are_not_pending(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:
+    publish(broker, MAIN, 10)
+    commit(broker, P0, 4, 5, 6, 8)
+
+    assert main_of(look(app, clock)).pending == 3
+
+
+def test_a_queue_without_any_worker_is_pending_from_where_it_is_registered(
+    app: Any, broker: MemoryBroker, app_on: AppOn, clock: ManualClock
+) -> None:
+    """Not the log's end: the jobs of a group that never ran are waiting, all of them."""
+    publish(broker, MAIN, 10)
+    late = app_on(broker, "invoices", name="reports")
+    provision.apply(late, provision.plan(late, from_="now"))
+    publish(broker, MAIN, 2)
+
+    found = look(app, clock)
+
+    assert main_of(found).pending == 12
+    assert main_of(found, "reports").pending == 2
+
+
+def test_what_retention_deleted_is_told_and_not_pending(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:  # edge 26
+    publish(broker, MAIN, 10)
+    commit(broker, P0, 2)
+    broker.admin().delete_records({P0: 7})
+
+    found = main_of(look(app, clock))
+
+    assert (found.pending, found.deleted) == (3, 5)
+
+
+def test_the_map_of_an_earlier_topic_counts_nothing(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:
+    publish(broker, MAIN, 10)
+    mark = Mark(b"else", Finished.of([5, 6]))
+    broker.admin().alter_committed("billing", {P0: Commit(4, encode(4, mark))})
+
+    assert main_of(look(app, clock)).pending == 6
+
+
+def test_a_lag_is_never_negative(app: Any, broker: MemoryBroker, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ends asked for before commits: a job that is published and finished in between makes -1."""
+    publish(broker, MAIN, 5)
+    admin = type(broker.admin())
+    asked = admin.committed
+
+    def work_goes_on(self: Any, group: str, partitions: Any = None) -> Any:
+        found = asked(self, group, partitions)
+        if group == "billing":
+            publish(broker, MAIN, 3)
+            commit(broker, P0, 8)
+        return found
+
+    monkeypatch.setattr(admin, "committed", work_goes_on)
+    commit(broker, P0, 5)
+
+    positions = main_of(look(app, clock)).positions
+    assert positions[0].end - positions[0].base == 3
+
+
+def test_retries_are_told_apart_from_main(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:
+    publish(broker, RETRY, 3)
+
+    found = {(item.queue, item.group, item.tier): item.pending for item in look(app, clock).queues}
+
+    assert found == {("invoices", "billing", "main"): 0, ("invoices", "billing", "retry"): 3}
+
+
+def test_delayed_jobs_are_no_backlog(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:
+    publish(broker, "streamjobs.billing.delay.1m", 4, partition=3)
+
+    found = look(app, clock)
+
+    assert found.pending == 0
+    assert found.delayed == {"1m": 4, "5s": 0}
+
+
+def test_a_tail_of_transaction_markers_is_no_job(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:  # edge 16
+    producer = broker.transactional_producer("t")
+    producer.init()
+    producer.begin()
+    producer.send(Record(MAIN, b"x", partition=0))
+    producer.commit()
+    commit(broker, P0, 1)
+
+    found = main_of(look(app, clock))
+
+    assert (found.pending, found.oldest_s) == (0, 0.0)
+
+
+def test_only_the_queues_that_were_asked_for(broker: MemoryBroker, app_on: AppOn, clock: ManualClock) -> None:
+    app = app_on(broker, "invoices", "mails")
+    provision.apply(app, provision.plan(app))
+
+    found = Collector(app, clock=clock.now).collect(["mails"])
+
+    assert {item.queue for item in found.queues} == {"mails"}
+
+
+# --- age ------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_age_is_that_of_the_oldest_unfinished_job(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:
+    publish(broker, MAIN)
+    clock.advance(50)
+    publish(broker, MAIN)
+    clock.advance(10)
+    assert main_of(look(app, clock)).oldest_s == pytest.approx(60)
+
+    commit(broker, P0, 1)
+    assert main_of(look(app, clock)).oldest_s == pytest.approx(10)
+
+    commit(broker, P0, 2)
+    assert main_of(look(app, clock)).oldest_s == 0.0
+
+
+def test_a_job_is_as_old_as_its_due_time(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:
+    publish(broker, RETRY, sj_due=clock.now() + 30, ce_type="t")
+    clock.advance(40)
+
+    (retry,) = [item for item in look(app, clock).queues if item.tier == "retry"]
+
+    assert retry.oldest_s == pytest.approx(10)
+
+
+def test_a_job_that_is_not_due_has_no_age(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:
+    publish(broker, RETRY, sj_due=clock.now() + 30, ce_type="t")
+
+    (retry,) = [item for item in look(app, clock).queues if item.tier == "retry"]
+
+    assert (retry.pending, retry.oldest_s) == (1, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("headers", "age"),
+    [
+        ({"ce_time": "2025-06-15T15:06:40Z"}, 400.0),
+        ({"ce_time": "2025-06-15T15:06:40Z", "sj_run": 2}, 100.0),
+        ({"ce_time": "2025-06-15T15:06:40Z", "sj_holds": 1}, 100.0),
+        ({"ce_time": "yesterday"}, 100.0),
+        ({"ce_time": "2025-06-15T15:06:40"}, 100.0),
+        ({"sj_due": b"soon"}, 100.0),
+        ({}, 100.0),
+    ],
+)
+def test_since_when_a_job_could_run(app: Any, broker: MemoryBroker, clock: ManualClock, headers: Any, age: float) -> None:
+    """A replay of last month's job is as old as the replay; what a header says wrongly is not believed."""
+    clock.advance(300)
+    publish(broker, MAIN, **headers)
+    clock.advance(100)
+
+    assert main_of(look(app, clock)).oldest_s == pytest.approx(age)
+
+
+def test_a_head_that_does_not_move_is_read_once(
+    app: Any, broker: MemoryBroker, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(broker, MAIN)
+    collector = Collector(app, clock=clock.now)
+    collector.collect()
+    clock.advance(5)
+    read: list[object] = []
+    monkeypatch.setattr("streamjobs.backlog.first_records", lambda *args: read.append(args) or {})
+
+    assert main_of(collector.collect()).oldest_s == pytest.approx(5)
+    assert read == []
+
+
+def test_two_groups_at_different_places_have_ages_of_their_own(
+    app: Any, broker: MemoryBroker, app_on: AppOn, clock: ManualClock
+) -> None:
+    other = app_on(broker, "invoices", name="reports")
+    provision.apply(other, provision.plan(other))
+    publish(broker, MAIN)
+    clock.advance(50)
+    publish(broker, MAIN)
+    clock.advance(10)
+    commit(broker, P0, 1, group="reports")
+
+    found = look(app, clock)
+
+    assert main_of(found).oldest_s == pytest.approx(60)
+    assert main_of(found, "reports").oldest_s == pytest.approx(10)
+
+
+def test_an_age_that_nobody_can_tell_is_unknown(
+    app: Any, broker: MemoryBroker, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(broker, MAIN)
+    monkeypatch.setattr("streamjobs.backlog.first_records", lambda *_: {})
+
+    assert main_of(look(app, clock)).oldest_s is None
+
+
+# --- growth ---------------------------------------------------------------------------------------------------------------
+
+
+def test_growth_is_what_arrives_less_what_is_done(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:
+    collector = Collector(app, clock=clock.now)
+    for number in range(5):
+        publish(broker, MAIN, 30)
+        commit(broker, P0, 10 * number)
+        found = main_of(collector.collect())
+        clock.advance(10)
+
+    assert found.rates is not None
+    assert (found.rates.arrived, found.rates.done, found.rates.growth) == (3.0, 1.0, 2.0)
+
+
+def test_one_look_tells_no_growth(app: Any, clock: ManualClock) -> None:
+    assert main_of(look(app, clock)).rates is None
+
+
+def test_a_group_that_registers_later_is_seen(app: Any, broker: MemoryBroker, app_on: AppOn, clock: ManualClock) -> None:
+    collector = Collector(app, clock=clock.now)
+    collector.collect()
+    other = app_on(broker, "invoices", name="reports")
+    provision.apply(other, provision.plan(other))
+    clock.advance(31)
+
+    assert main_of(collector.collect(), "reports").pending == 0
