@@ -6,7 +6,6 @@ then. Every application leaves a record in the audit topic.
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -220,7 +219,7 @@ def _commit(move: Move, topic: Topic, old: Mapping[TopicPartition, Commit]) -> C
 
 def _order_seek(app: Deployment, group: str, moves: Sequence[Move], reason: str) -> None:
     """An offset as a number, not "latest": what was planned and shown is what happens, however late the owner reads it."""
-    now, order = time.time(), uuid.uuid4().hex
+    now, order = app.clock.now(), uuid.uuid4().hex
     wanted = {
         control.seek_key(group, *move.partition, order): control.seek_value(
             to=move.to, actor=audit.actor(), reason=reason, at=now, until=now + SEEK_UNTIL_S
@@ -278,14 +277,14 @@ class Trimmed:
     complaint: str = ""
 
 
-def plan_trim(app: Deployment, *, topics: Collection[str] = (), now: float | None = None) -> TrimPlan:
+def plan_trim(app: Deployment, *, topics: Collection[str] = ()) -> TrimPlan:
     """What is older than `history` and finished by every group that has a say (PROTOCOLS §13). Raises BrokerError.
 
     A say have the groups that are registered on a topic and every other that has a commit there. In doubt nothing is
     deleted: no registered group, one without a commit, a commit in an earlier topic of that name. *Bites*: a queue whose
     workers start in two weeks is finished by all of its groups, of which there are none.
     """
-    instant = time.time() if now is None else now
+    horizon = app.clock.now() - app.settings.history
     admin = app.broker.admin()
     found = _trimmable(app, admin.topics(), topics)
     desired = orders.read(app.broker, app.names)
@@ -294,20 +293,20 @@ def plan_trim(app: Deployment, *, topics: Collection[str] = (), now: float | Non
     blocked: list[Blocked] = []
     for topic in found:
         registered = {group for group, name in desired.registrations() if name == topic.name}
-        old = _old(admin, topic, instant - app.settings.history)
+        old = _old(admin, topic, horizon)
         objections = list(_objections(topic, registered, old, commits))
         blocked += objections or _held_back(old, commits)
         cuts += [] if objections else _cuts(old, commits)
     return TrimPlan(tuple(cuts), tuple(blocked))
 
 
-def apply_trim(app: Deployment, approved: TrimPlan, *, reason: str = "", now: float | None = None) -> Trimmed:
+def apply_trim(app: Deployment, approved: TrimPlan, *, reason: str = "") -> Trimmed:
     """Deletes what of the approved plan may still be deleted, as things are now. Raises BrokerError, also
     (`UNSUPPORTED_VERSION`) on a broker that can't delete records."""
     if "delete_records" in app.broker.lacks:
         raise BrokerError("UNSUPPORTED_VERSION", "this broker can't delete records; the embedded one forgets by itself")
     agreed = {cut.partition: cut.before for cut in approved.cuts}
-    fresh = plan_trim(app, topics={cut.partition.topic for cut in approved.cuts}, now=now) if agreed else TrimPlan((), ())
+    fresh = plan_trim(app, topics={cut.partition.topic for cut in approved.cuts}) if agreed else TrimPlan((), ())
     trimmed = Trimmed()
     starts = {cut.partition: cut.start for cut in fresh.cuts}
     before = {cut.partition: min(cut.before, agreed[cut.partition]) for cut in fresh.cuts if cut.partition in agreed}

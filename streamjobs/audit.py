@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import time
 from dataclasses import asdict, dataclass
 
 from streamjobs import tables
@@ -32,13 +31,12 @@ def actor() -> str:
         return "unknown"
 
 
-def record(app: Deployment, entry: Entry, *, who: str = "", now: float | None = None) -> str:
+def record(app: Deployment, entry: Entry, *, who: str = "") -> str:
     """Appends the entry; returns "" or, when it could not be written, a sentence for the one who gave the order.
 
     It never raises for that: the order is already carried out, and an exception would say that it is not.
     """
-    when = time.time() if now is None else now
-    value = json.dumps({"who": who or actor(), "when": round(when * 1000), "app": app.name, **_fields(entry)})
+    value = json.dumps({"who": who or actor(), "when": round(app.clock.now() * 1000), "app": app.name, **_fields(entry)})
     try:
         tables.write_once(app.broker, [Record(app.names.audit, value.encode())])
     except BrokerError as error:

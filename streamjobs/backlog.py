@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
@@ -150,9 +150,8 @@ class Collector:
     For one thread at a time.
     """
 
-    def __init__(self, app: Deployment, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, app: Deployment) -> None:
         self._app = app
-        self._clock = clock
         self._ages = _Ages(app.broker)
         self._samples: dict[tuple[str, str], deque[Sample]] = {}
         self._desired = Desired()
@@ -164,14 +163,14 @@ class Collector:
         admin = self._app.broker.admin()
         readings = self._readings(admin, set(queues or self._app.queues()))
         pairs = list(zip(readings, positions(admin, readings, self._desired), strict=True))
-        now = self._clock()
+        now = self._app.clock.now()
         jobs = [pair for pair in pairs if pair[0].role.kind != "delay"]
         since = self._ages.since(jobs)
         found = tuple(self._queue_lag(reading, places, since, now) for reading, places in jobs)
         return Backlog(found, _delayed(pairs), now)
 
     def _refresh(self) -> None:
-        now = self._clock()
+        now = self._app.clock.now()
         if now >= self._desired_until:
             self._desired = orders.read(self._app.broker, self._app.names)
             self._desired_until = now + REGISTRATIONS_S

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from streamjobs.broker import Broker
+from streamjobs.core.clock import Clock
 from streamjobs.core.topics import Names, retry_group, timer_group
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ class Deployment(Protocol):
     def names(self) -> Names: ...
     @property
     def broker(self) -> Broker: ...
+    @property
+    def clock(self) -> Clock: ...
 
     def queues(self) -> Collection[str]:
         """The queues that the app's job types are declared for."""

@@ -7,7 +7,6 @@ worker meets has a start offset, as a number.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -427,7 +426,7 @@ def _failure(app: Deployment, change: Change) -> BrokerError | None:
 
 
 def _register(app: Deployment, changes: Iterable[Register]) -> None:
-    now, actor = time.time(), audit.actor()
+    now, actor = app.clock.now(), audit.actor()
     records = {
         control.registration_key(change.group, change.topic): control.registration_value(
             app=app.name, starts=change.starts, actor=actor, at=now

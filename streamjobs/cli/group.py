@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
@@ -110,7 +109,7 @@ def seek(
     and do so within seconds. `reported` is the oldest unfinished job in the last worker report: for a group whose commits the
     broker has forgotten.
     """
-    place = parse_place(to, time.time())
+    place = parse_place(to, session.app.clock.now())
     reported = reported_bases(session, name) if place == "reported" else None
     found = admin.plan_seek(session.app, name, place, topics=topics, partitions=partitions, reported=reported)
     session.show([_moved(move) for move in found.moves], _SEEK)

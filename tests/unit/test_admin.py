@@ -33,8 +33,9 @@ def broker(clock: ManualClock) -> MemoryBroker:
 
 
 @pytest.fixture
-def app(broker: MemoryBroker, app_on: AppOn) -> Any:
+def app(broker: MemoryBroker, app_on: AppOn, clock: ManualClock) -> Any:
     made = app_on(broker, "invoices")
+    made.clock = clock
     provision.apply(made, provision.plan(made))
     return made
 
@@ -173,7 +174,7 @@ def test_a_seek_order_ends(app: Any, broker: MemoryBroker, clock: ManualClock) -
 
     (order, _) = orders.read(broker, app.names).orders(control.Kind.SEEK)
 
-    assert order.until == pytest.approx(order.at + DAY)
+    assert (order.at, order.until) == (clock.now(), clock.now() + DAY)
 
 
 def test_to_an_instant(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:
@@ -234,14 +235,15 @@ def old(app: Any, broker: MemoryBroker, clock: ManualClock) -> Any:
 
 
 def trim(app: Any, clock: ManualClock, **options: Any) -> admin.TrimPlan:
-    return admin.plan_trim(app, now=clock.now(), **options)
+    app.clock = clock
+    return admin.plan_trim(app, **options)
 
 
 def test_finished_history_goes(old: Any, broker: MemoryBroker, clock: ManualClock) -> None:
     found = trim(old, clock)
 
     assert [(cut.partition, cut.start, cut.before) for cut in found.cuts] == [(P0, 0, 10)]
-    trimmed = admin.apply_trim(old, found, now=clock.now())
+    trimmed = admin.apply_trim(old, found)
     assert trimmed.failed == [] and trimmed.complaint == ""
     assert broker.admin().offsets([P0], "earliest") == {P0: 10}
     assert audited(broker, "topic trim")[0]["count"] == 10
@@ -323,7 +325,7 @@ def test_tables_are_never_trimmed(old: Any, broker: MemoryBroker, clock: ManualC
     dead = TopicPartition("jobs.invoices.billing.dlt", 0)
 
     found = trim(old, clock)
-    admin.apply_trim(old, found, now=clock.now())
+    admin.apply_trim(old, found)
 
     assert broker.admin().offsets([dead], "earliest") == {dead: 0}
     assert {cut.partition.topic for cut in found.cuts} == {MAIN}
@@ -333,7 +335,7 @@ def test_a_seek_back_after_the_plan_saves_the_jobs(old: Any, broker: MemoryBroke
     shown = trim(old, clock)
     commit(broker, 2)
 
-    admin.apply_trim(old, shown, now=clock.now())
+    admin.apply_trim(old, shown)
 
     assert broker.admin().offsets([P0], "earliest") == {P0: 2}
 
@@ -342,7 +344,7 @@ def test_no_more_is_deleted_than_was_shown(old: Any, broker: MemoryBroker, clock
     shown = trim(old, clock)
     clock.advance(30 * DAY)
 
-    admin.apply_trim(old, shown, now=clock.now())
+    admin.apply_trim(old, shown)
 
     assert broker.admin().offsets([P0], "earliest") == {P0: 10}
 
@@ -358,7 +360,7 @@ def test_a_broker_that_can_delete_nothing_says_so(
     monkeypatch.setattr(broker, "lacks", frozenset({"delete_records"}), raising=False)
 
     with pytest.raises(BrokerError, match="can't delete records"):
-        admin.apply_trim(old, found, now=clock.now())
+        admin.apply_trim(old, found)
 
 
 def test_a_partition_that_refuses_is_told(old: Any, broker: MemoryBroker, clock: ManualClock, monkeypatch: Any) -> None:
@@ -366,7 +368,7 @@ def test_a_partition_that_refuses_is_told(old: Any, broker: MemoryBroker, clock:
     refusal = BrokerError("POLICY_VIOLATION", "no")
     monkeypatch.setattr(type(broker.admin()), "delete_records", lambda _, before: dict.fromkeys(before, refusal))
 
-    trimmed = admin.apply_trim(old, found, now=clock.now())
+    trimmed = admin.apply_trim(old, found)
 
     assert trimmed.done == [] and [error for _, error in trimmed.failed] == [refusal]
     assert audited(broker, "topic trim")[0]["result"] == "1 partitions failed"
@@ -380,6 +382,6 @@ def test_an_order_that_cannot_be_noted_is_carried_out(old: Any, broker: MemoryBr
     found = trim(old, clock)
     broker.fail("send", topic="streamjobs.audit", error="TOPIC_AUTHORIZATION_FAILED")
 
-    trimmed = admin.apply_trim(old, found, now=clock.now())
+    trimmed = admin.apply_trim(old, found)
 
     assert trimmed.done and "could not be noted" in trimmed.complaint

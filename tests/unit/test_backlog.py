@@ -31,8 +31,9 @@ def broker(clock: ManualClock) -> MemoryBroker:
 
 
 @pytest.fixture
-def app(broker: MemoryBroker, app_on: AppOn) -> Any:
+def app(broker: MemoryBroker, app_on: AppOn, clock: ManualClock) -> Any:
     made = app_on(broker, "invoices")
+    made.clock = clock
     provision.apply(made, provision.plan(made))
     return made
 
@@ -48,8 +49,8 @@ def commit(broker: MemoryBroker, where: TopicPartition, base: int, *finished: in
     broker.admin().alter_committed(group, {where: Commit(base, encode(base, mark))})
 
 
-def look(app: Any, clock: ManualClock) -> Backlog:
-    return Collector(app, clock=clock.now).collect()
+def look(app: Any) -> Backlog:
+    return Collector(app).collect()
 
 
 def main_of(backlog: Backlog, group: str = "billing") -> QueueLag:
@@ -64,7 +65,7 @@ def test_jobs_finished_behind_an_unfinished_head_are_not_pending(app: Any, broke
     publish(broker, MAIN, 10)
     commit(broker, P0, 4, 5, 6, 8)
 
-    assert main_of(look(app, clock)).pending == 3
+    assert main_of(look(app)).pending == 3
 
 
 def test_a_queue_without_any_worker_is_pending_from_where_it_is_registered(
@@ -76,7 +77,7 @@ def test_a_queue_without_any_worker_is_pending_from_where_it_is_registered(
     provision.apply(late, provision.plan(late, from_="now"))
     publish(broker, MAIN, 2)
 
-    found = look(app, clock)
+    found = look(app)
 
     assert main_of(found).pending == 12
     assert main_of(found, "reports").pending == 2
@@ -87,7 +88,7 @@ def test_what_retention_deleted_is_told_and_not_pending(app: Any, broker: Memory
     commit(broker, P0, 2)
     broker.admin().delete_records({P0: 7})
 
-    found = main_of(look(app, clock))
+    found = main_of(look(app))
 
     assert (found.pending, found.deleted) == (3, 5)
 
@@ -97,7 +98,7 @@ def test_the_map_of_an_earlier_topic_counts_nothing(app: Any, broker: MemoryBrok
     mark = Mark(b"else", Finished.of([5, 6]))
     broker.admin().alter_committed("billing", {P0: Commit(4, encode(4, mark))})
 
-    assert main_of(look(app, clock)).pending == 6
+    assert main_of(look(app)).pending == 6
 
 
 def test_a_lag_is_never_negative(app: Any, broker: MemoryBroker, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,14 +117,14 @@ def test_a_lag_is_never_negative(app: Any, broker: MemoryBroker, clock: ManualCl
     monkeypatch.setattr(admin, "committed", work_goes_on)
     commit(broker, P0, 5)
 
-    positions = main_of(look(app, clock)).positions
+    positions = main_of(look(app)).positions
     assert positions[0].end - positions[0].base == 3
 
 
 def test_retries_are_told_apart_from_main(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:
     publish(broker, RETRY, 3)
 
-    found = {(item.queue, item.group, item.tier): item.pending for item in look(app, clock).queues}
+    found = {(item.queue, item.group, item.tier): item.pending for item in look(app).queues}
 
     assert found == {("invoices", "billing", "main"): 0, ("invoices", "billing", "retry"): 3}
 
@@ -131,7 +132,7 @@ def test_retries_are_told_apart_from_main(app: Any, broker: MemoryBroker, clock:
 def test_delayed_jobs_are_no_backlog(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:
     publish(broker, "streamjobs.billing.delay.1m", 4, partition=3)
 
-    found = look(app, clock)
+    found = look(app)
 
     assert found.pending == 0
     assert found.delayed == {"1m": 4, "5s": 0}
@@ -145,7 +146,7 @@ def test_a_tail_of_transaction_markers_is_no_job(app: Any, broker: MemoryBroker,
     producer.commit()
     commit(broker, P0, 1)
 
-    found = main_of(look(app, clock))
+    found = main_of(look(app))
 
     assert (found.pending, found.oldest_s) == (0, 0.0)
 
@@ -154,7 +155,7 @@ def test_only_the_queues_that_were_asked_for(broker: MemoryBroker, app_on: AppOn
     app = app_on(broker, "invoices", "mails")
     provision.apply(app, provision.plan(app))
 
-    found = Collector(app, clock=clock.now).collect(["mails"])
+    found = Collector(app).collect(["mails"])
 
     assert {item.queue for item in found.queues} == {"mails"}
 
@@ -167,20 +168,20 @@ def test_the_age_is_that_of_the_oldest_unfinished_job(app: Any, broker: MemoryBr
     clock.advance(50)
     publish(broker, MAIN)
     clock.advance(10)
-    assert main_of(look(app, clock)).oldest_s == pytest.approx(60)
+    assert main_of(look(app)).oldest_s == pytest.approx(60)
 
     commit(broker, P0, 1)
-    assert main_of(look(app, clock)).oldest_s == pytest.approx(10)
+    assert main_of(look(app)).oldest_s == pytest.approx(10)
 
     commit(broker, P0, 2)
-    assert main_of(look(app, clock)).oldest_s == 0.0
+    assert main_of(look(app)).oldest_s == 0.0
 
 
 def test_a_job_is_as_old_as_its_due_time(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:
     publish(broker, RETRY, sj_due=clock.now() + 30, ce_type="t")
     clock.advance(40)
 
-    (retry,) = [item for item in look(app, clock).queues if item.tier == "retry"]
+    (retry,) = [item for item in look(app).queues if item.tier == "retry"]
 
     assert retry.oldest_s == pytest.approx(10)
 
@@ -188,7 +189,7 @@ def test_a_job_is_as_old_as_its_due_time(app: Any, broker: MemoryBroker, clock: 
 def test_a_job_that_is_not_due_has_no_age(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:
     publish(broker, RETRY, sj_due=clock.now() + 30, ce_type="t")
 
-    (retry,) = [item for item in look(app, clock).queues if item.tier == "retry"]
+    (retry,) = [item for item in look(app).queues if item.tier == "retry"]
 
     assert (retry.pending, retry.oldest_s) == (1, 0.0)
 
@@ -211,14 +212,14 @@ def test_since_when_a_job_could_run(app: Any, broker: MemoryBroker, clock: Manua
     publish(broker, MAIN, **headers)
     clock.advance(100)
 
-    assert main_of(look(app, clock)).oldest_s == pytest.approx(age)
+    assert main_of(look(app)).oldest_s == pytest.approx(age)
 
 
 def test_a_head_that_does_not_move_is_read_once(
     app: Any, broker: MemoryBroker, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(broker, MAIN)
-    collector = Collector(app, clock=clock.now)
+    collector = Collector(app)
     collector.collect()
     clock.advance(5)
     read: list[object] = []
@@ -239,7 +240,7 @@ def test_two_groups_at_different_places_have_ages_of_their_own(
     clock.advance(10)
     commit(broker, P0, 1, group="reports")
 
-    found = look(app, clock)
+    found = look(app)
 
     assert main_of(found).oldest_s == pytest.approx(60)
     assert main_of(found, "reports").oldest_s == pytest.approx(10)
@@ -251,14 +252,14 @@ def test_an_age_that_nobody_can_tell_is_unknown(
     publish(broker, MAIN)
     monkeypatch.setattr("streamjobs.backlog.first_records", lambda *_: {})
 
-    assert main_of(look(app, clock)).oldest_s is None
+    assert main_of(look(app)).oldest_s is None
 
 
 # --- growth ---------------------------------------------------------------------------------------------------------------
 
 
 def test_growth_is_what_arrives_less_what_is_done(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:
-    collector = Collector(app, clock=clock.now)
+    collector = Collector(app)
     for number in range(5):
         publish(broker, MAIN, 30)
         commit(broker, P0, 10 * number)
@@ -270,11 +271,11 @@ def test_growth_is_what_arrives_less_what_is_done(app: Any, broker: MemoryBroker
 
 
 def test_one_look_tells_no_growth(app: Any, clock: ManualClock) -> None:
-    assert main_of(look(app, clock)).rates is None
+    assert main_of(look(app)).rates is None
 
 
 def test_a_group_that_registers_later_is_seen(app: Any, broker: MemoryBroker, app_on: AppOn, clock: ManualClock) -> None:
-    collector = Collector(app, clock=clock.now)
+    collector = Collector(app)
     collector.collect()
     other = app_on(broker, "invoices", name="reports")
     provision.apply(other, provision.plan(other))
