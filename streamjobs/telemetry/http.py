@@ -102,8 +102,7 @@ def _probe(check: Check) -> Page:
 
 
 class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False  # a client that reads slowly must not keep a worker from ending
+    daemon_threads = True  # a client that reads slowly must not keep a worker from ending
 
     def __init__(self, address: tuple[str, int], pages: Mapping[str, Page]) -> None:
         self.pages = pages

@@ -185,7 +185,7 @@ class Json(_Formatter):
             **self._extras(record),
             **self._error(record),
         }
-        return _escaped_json(json.dumps(_plain(line), ensure_ascii=False, default=_fallback, allow_nan=False))
+        return _escaped_json(json.dumps(_plain(line), ensure_ascii=False, default=_fallback))
 
     def _error(self, record: logging.LogRecord) -> dict[str, str]:
         if not record.exc_info or record.exc_info[1] is None:

@@ -71,11 +71,26 @@ def test_what_the_avro_library_writes_is_read(job: Make) -> None:
     batch.add([job(), job(id="ü")])
     value = only(batch.take(1001.5))
     record: Any = fastavro.schemaless_reader(io.BytesIO(value[10:]), SCHEMA, None)
-    out = io.BytesIO(value[:10])
-    out.seek(10)
-    fastavro.schemaless_writer(out, SCHEMA, record)
 
-    assert decode(out.getvalue()) == decode(value)
+    assert decode(value_of(record)) == decode(value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ids": b"inv-"}, {"id_lengths": b"\5"}, {"id_lengths": b"\5\0\5\0"}, {"origin_lengths": b"\1\0"}, {"rows": 2}, {"rows": 0},
+        {"shape": b"\1\0\0\0"}, {"shapes": []}, {"offset": b""}, {"started_s": b"\0" * 9}, {"duration_s": b"\0" * 8},
+        {"wait_s": b"\0"}, {"rows": -1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_columns_that_do_not_fit_together_are_an_error(job: Make, change: dict[str, Any]) -> None:
+    batch = EventBatch("w", "billing")
+    batch.add([job()])
+    record: Any = fastavro.schemaless_reader(io.BytesIO(only(batch.take(0.0))[10:]), SCHEMA, None)
+
+    with pytest.raises(DecodeError):
+        decode(value_of(record | change))
 
 
 def test_a_job_of_an_earlier_record_keeps_its_origin(job: Make) -> None:
@@ -247,12 +262,12 @@ def test_the_example_is_what_it_says() -> None:
         record[name] = record[name].decode()
     for shape in record["shapes"]:
         shape["topic_id"] = shape["topic_id"].encode("latin-1")
+
+    assert [event._asdict() for event in decode(value_of(record))] == example["events"]
+
+
+def value_of(record: dict[str, Any]) -> bytes:
+    """A value as the Avro library writes it."""
     out = io.BytesIO()
     fastavro.schemaless_writer(out, SCHEMA, record)
-    value = wire_frame(out.getvalue())
-
-    assert [event._asdict() for event in decode(value)] == example["events"]
-
-
-def wire_frame(body: bytes) -> bytes:
-    return b"\xc3\x01" + events.FINGERPRINT + body
+    return b"\xc3\x01" + events.FINGERPRINT + out.getvalue()
