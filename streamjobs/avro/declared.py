@@ -18,6 +18,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
+from streamjobs.avro.reader import int_bytes
 from streamjobs.avro.resolution import default_of
 from streamjobs.avro.schema import LOGICAL, NAMED, Schema, canonical_form, kind_of
 from streamjobs.avro.shapes import ModelTravel, Shape, tag_of
@@ -95,7 +96,10 @@ def _untagged(value: Any) -> Any:
 
 
 class Fit:
-    """Makes Python values what an Avro writer takes for a given type. Raises TypeError or ValueError where none fits."""
+    """Makes Python values what an Avro writer takes for a given type.
+
+    Raises TypeError, ValueError or OverflowError where none fits.
+    """
 
     def __init__(self, schema: Schema) -> None:
         self._named = schema.named
@@ -120,7 +124,7 @@ class Fit:
         for branch in members:
             try:
                 fitted = self.value(branch, value)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 continue
             return fitted if len(members) == 1 else (tag_of(branch), fitted)
         raise TypeError(f"no member of the union takes a {type(value).__name__}")
@@ -135,6 +139,8 @@ class Fit:
     def _number(self, schema: Any, value: Any) -> Any:
         if isinstance(value, timedelta):
             return value // timedelta(microseconds=1)
+        if isinstance(value, int) and kind_of(schema) == "int":
+            int_bytes(value)
         return value if isinstance(value, (int, date, datetime, time)) and type(value) is not bool else None
 
     def _real(self, schema: Any, value: Any) -> Any:

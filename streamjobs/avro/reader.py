@@ -56,8 +56,8 @@ def _int_at(data: bytes, at: int) -> tuple[int, int]:
 
 def _length_at(data: bytes, at: int) -> tuple[int, int]:
     length, at = long_at(data, at)
-    if not 0 <= length <= len(data) - at:
-        raise Malformed(f"a length of {length} where {len(data) - at} bytes are left")
+    if length < 0:
+        raise Malformed("a negative length")
     return length, at
 
 
@@ -294,6 +294,13 @@ def long_bytes(number: int) -> bytes:
     return bytes(parts)
 
 
+def int_bytes(number: int) -> bytes:
+    """As `long_bytes`. Raises OverflowError beyond 32 bits: other readers cut such a number."""
+    if not -0x80000000 <= number <= 0x7FFFFFFF:
+        raise OverflowError("an int has at most 32 bits")
+    return long_bytes(number)
+
+
 def writer(schema: Schema, head: bytes, convert: Mapping[str, Callable[[Any], Any]]) -> Callable[[Mapping[str, Any]], bytes] | None:
     """`write(arguments)`: the record's bytes behind a head, for records of primitives, enums and optional ones.
 
@@ -306,7 +313,7 @@ def writer(schema: Schema, head: bytes, convert: Mapping[str, Callable[[Any], An
 class _WriterSource:
     def __init__(self, schema: Schema) -> None:
         self._record = schema.parsed
-        self._names: dict[str, Any] = {"long_bytes": long_bytes, "double": _DOUBLE.pack, "float_": _FLOAT.pack, "one": _ONE}
+        self._names: dict[str, Any] = {"long_bytes": long_bytes, "int_bytes": int_bytes, "double": _DOUBLE.pack, "float_": _FLOAT.pack, "one": _ONE}
 
     def compiled(self, head: bytes, convert: Mapping[str, Callable[[Any], Any]]) -> Callable[[Mapping[str, Any]], bytes] | None:
         lines, parts = [], ["head"]
@@ -365,7 +372,7 @@ class _WriterSource:
 _WRITTEN: dict[str, list[str]] = {
     "null": ["$ = b''"],
     "boolean": ["$ = b'\\1' if $ else b'\\0'"],
-    "int": ["$ = one[$ << 1] if 0 <= $ < 64 else long_bytes($)"],
+    "int": ["$ = one[$ << 1] if 0 <= $ < 64 else int_bytes($)"],
     "long": ["$ = one[$ << 1] if 0 <= $ < 64 else long_bytes($)"],
     "float": ["$ = float_($)"],
     "double": ["$ = double($)"],

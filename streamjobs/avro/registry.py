@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from streamjobs.errors import DecodeError, SettingsError, UnknownSchemaError
 
@@ -32,13 +33,13 @@ class ConfluentRegistry:
                 f"a schema registry is configured, but its client is not installed ({problem}): "
                 "pip install 'streamjobs[registry]'"
             ) from problem
-        self._url = url
+        self._host = urlsplit(url.split(",")[0]).hostname or "?"  # the address may hold a password
         self._refusal: type[Exception] = SchemaRegistryError
         settings = {"timeout": timeout, "max.retries": 0, **(config or {}), "url": url}
         try:
             self._client = SchemaRegistryClient(settings)
         except Exception as problem:
-            raise SettingsError(f"the schema registry {url!r} can't be used: {problem}") from problem
+            raise SettingsError(f"the schema registry {self._host} can't be used: {problem}") from problem
 
     def schema(self, id: int) -> str:
         """The JSON of the Avro schema of that id.
@@ -59,6 +60,6 @@ class ConfluentRegistry:
     def _unknown(self, id: int, problem: Exception) -> UnknownSchemaError:
         key = id.to_bytes(4, "big")
         if isinstance(problem, self._refusal) and getattr(problem, "http_status_code", 0) == _NOT_FOUND:
-            return UnknownSchemaError(f"the schema registry {self._url} has no schema {id}", key)
+            return UnknownSchemaError(f"the schema registry {self._host} has no schema {id}", key)
         said = f"{type(problem).__name__}: {problem}"
-        return UnknownSchemaError(f"the schema registry {self._url} could not be asked for schema {id}: {said}", key, transient=True)
+        return UnknownSchemaError(f"the schema registry {self._host} could not be asked for schema {id}: {said}", key, transient=True)

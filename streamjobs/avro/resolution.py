@@ -156,6 +156,7 @@ class Resolution:
         theirs = {field["name"]: field for field in w["fields"]}
         pairs: list[tuple[str, str, Convert | None]] = []
         filled: dict[str, Any] = {}
+        lacking: list[Convert] = []
         for field in r["fields"]:
             name = field["name"]
             inner = f"{path}.{name}" if path else name
@@ -165,7 +166,9 @@ class Resolution:
             elif "default" in field and self._fill:
                 filled[name] = default_of(self._reader, field["type"], field["default"])
             elif "default" not in field and COMPUTED not in field:
-                self._wrong(inner, "is new and has no default")
+                lacking.append(self._wrong(inner, "is new and has no default"))
+        if lacking:
+            return lacking[0]
 
         def convert(value: Any) -> Any:
             found = {new: each(value[old]) if each else value[old] for old, new, each in pairs}

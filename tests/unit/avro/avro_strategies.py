@@ -12,7 +12,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 #: Examples of each property: few, so that the suite is fast; `STREAMJOBS_TEST_EXAMPLES=2000` looks longer.
-EXAMPLES = int(os.environ.get("STREAMJOBS_TEST_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("STREAMJOBS_TEST_EXAMPLES", "25"))
 
 LONG = st.integers(-(2**63), 2**63 - 1)
 #: fastavro's date arithmetic and ours end where Python's datetime does.

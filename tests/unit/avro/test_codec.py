@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
 from types import SimpleNamespace
@@ -126,7 +126,7 @@ def handler(**annotations: Any) -> Callable[..., Any]:
     types = {name: each[0] if isinstance(each, tuple) else each for name, each in annotations.items()}
     spelled = ", ".join(f"{name}=defaults[{name!r}]" if name in defaults else name for name in types)
     scope: dict[str, Any] = {"defaults": defaults}
-    exec(f"def fn({spelled}): return ({''.join(name + ',' for name in types)})", scope)
+    exec(f"def fn({spelled}): return ({''.join(name + ',' for name in types)})", scope)  # noqa: S102
     scope["fn"].__annotations__ = types
     made: Callable[..., Any] = scope["fn"]
     return made
@@ -238,7 +238,7 @@ def test_the_run_is_not_the_publishers_to_give() -> None:
 
 def test_a_job_imported_for_type_checkers_only_is_the_run() -> None:
     scope: dict[str, Any] = {}
-    exec("from __future__ import annotations\ndef fn(job: Job, a: int) -> None: ...", scope)
+    exec("from __future__ import annotations\ndef fn(job: Job, a: int) -> None: ...", scope)  # noqa: S102
 
     assert Payload(scope["fn"], "job").run_parameter == "job"
 
@@ -301,7 +301,7 @@ def test_the_value_is_not_in_the_message() -> None:
     ("annotation", "value"),
     [
         (datetime, datetime(2026, 5, 1)),
-        (time, time(1, tzinfo=timezone.utc)),
+        (time, time(1, tzinfo=UTC)),
         (NaiveDatetime | None, NOON),
         (timedelta, timedelta.max),
         (list[int], [1, 2**63]),
@@ -358,7 +358,7 @@ def test_a_type_that_can_not_travel_is_named(annotation: Any, said: str) -> None
 def test_parameters_without_fixed_fields_or_types_are_refused() -> None:
     def stars(*rows: int) -> None: ...
     def more(**rows: int) -> None: ...
-    def untyped(a) -> None: ...  # type: ignore[no-untyped-def]  # noqa: ANN001
+    def untyped(a) -> None: ...  # type: ignore[no-untyped-def]
     def unknown(a: Nowhere) -> None: ...  # type: ignore[name-defined]  # noqa: F821
     def accented(é: int) -> None: ...
 
@@ -388,6 +388,13 @@ def test_a_constraint_is_looked_at_again_when_it_is_run() -> None:
     assert loose.decode(data, SchemaStore()) == (11,)
     with pytest.raises(DecodeError, match="n: Input should be less than or equal to 10"):
         tight.decode(data, SchemaStore())
+
+
+def test_a_length_that_the_schema_does_not_say_is_looked_at_again() -> None:
+    longer, pair = Payload(handler(n=list[int]), "job"), Payload(handler(n=tuple[int, int]), "job")
+
+    with pytest.raises(DecodeError, match="n: "):
+        pair.decode(longer.encode({"n": [1, 2, 3]}), SchemaStore())
 
 
 def test_a_models_validators_run_again() -> None:
