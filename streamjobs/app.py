@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from streamjobs.broker import Broker
     from streamjobs.core.clock import Clock
-    from streamjobs.publish import Publisher
     from streamjobs.kafka import EmbeddedBroker
+    from streamjobs.publish import Publisher
     from streamjobs.settings import Settings
     from streamjobs.testing.app import Testing
     from streamjobs.worker.executors import Executor, Gate

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar
 
 from streamjobs.core import record as wire
@@ -84,8 +84,25 @@ class Job(Entry):
     """
 
     __slots__ = (
-        "job_type", "args", "message", "run", "attempt", "due", "started_at", "duration_s", "error", "outcome", "failure",
-        "meta", "deadline_at", "id", "due_again", "letter", "_cancelled", "_progress", "_origin",
+        "_cancelled",
+        "_origin",
+        "_progress",
+        "args",
+        "attempt",
+        "deadline_at",
+        "due",
+        "due_again",
+        "duration_s",
+        "error",
+        "failure",
+        "id",
+        "job_type",
+        "letter",
+        "message",
+        "meta",
+        "outcome",
+        "run",
+        "started_at",
     )  # fmt: skip
 
     id: str
@@ -201,7 +218,7 @@ class Job(Entry):
 
     @property
     def published_at(self) -> datetime:
-        return datetime.fromtimestamp(self.first_appended_at, timezone.utc)
+        return datetime.fromtimestamp(self.first_appended_at, UTC)
 
     @property
     def wait_s(self) -> float:
@@ -234,7 +251,7 @@ class Job(Entry):
     @property
     def deadline(self) -> datetime | None:
         """When its timeout strikes; None: it has none."""
-        return datetime.fromtimestamp(self.deadline_at, timezone.utc) if self.deadline_at else None
+        return datetime.fromtimestamp(self.deadline_at, UTC) if self.deadline_at else None
 
     def heartbeat(self, progress: Any = None) -> None:
         """Says that the job goes on, with anything that shows how far it is. Raises JobCancelled if it should stop."""

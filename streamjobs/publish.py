@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from streamjobs.core import record as wire
@@ -31,7 +31,7 @@ _SLICE_S = 0.05
 class Sending:
     """One record on its way: set once, by whichever thread polls the producer."""
 
-    __slots__ = ("job_id", "message", "error", "done", "then")
+    __slots__ = ("done", "error", "job_id", "message", "then")
 
     def __init__(self, job_id: str, then: Callable[[Sending], object] | None = None) -> None:
         self.job_id = job_id
@@ -323,7 +323,7 @@ def new_id() -> str:
 
 
 def _timestamp(now: float) -> bytes:
-    return datetime.fromtimestamp(now, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z").encode()
+    return datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z").encode()
 
 
 def _numbered(rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:

@@ -78,6 +78,8 @@ class Payload:
 
     def bind_row(self, row: Any) -> dict[str, Any]:
         """One row of many: a mapping, a tuple of positional arguments, or the payload's model. Raises PayloadError."""
+        if isinstance(row, dict) and self.model is None:
+            return self.bind((), row)
         if isinstance(row, Mapping):
             return self.validate(row)
         if isinstance(row, (tuple, list)):
@@ -235,17 +237,24 @@ class Payload:
 
     def caller(self, fn: Callable[..., Any]) -> Callable[[Any], Any]:
         """`call(job)`: calls the handler with `job.args` as `decode` gave them, and with the run if it asks for it."""
-        arguments = [f"{name}=a[{n}]" if each.keyword_only else f"a[{n}]" for n, (name, each) in enumerate(
-            zip(self.names, self._signature.parameters, strict=True)
-        )]
+        if len(self._positional) == len(self.names) and not self.run_parameter:
+            return lambda job: fn(*job.args)
+        if len(self._positional) == len(self.names) and self._signature.run_position == 0:
+            return lambda job: fn(job, *job.args)
+        call: Callable[[Any], Any] = eval(self._call(), {"fn": fn})
+        return call
+
+    def _call(self) -> str:
+        """Source of a call that passes the run, and what is keyword-only, by their places and names."""
+        arguments = [
+            f"{each.name}=a[{place}]" if each.keyword_only else f"a[{place}]"
+            for place, each in enumerate(self._signature.parameters)
+        ]
         if self._signature.run_keyword_only:
             arguments.append(f"{self.run_parameter}=job")
         elif self.run_parameter:
             arguments.insert(self._signature.run_position, "job")
-        plain = not self.run_parameter and len(self._positional) == len(self.names)
-        body = "fn(*job.args)" if plain else f"(lambda a: fn({', '.join(arguments)}))(job.args)"
-        call: Callable[[Any], Any] = eval(f"lambda job: {body}", {"fn": fn})
-        return call
+        return f"lambda job: (lambda a: fn({', '.join(arguments)}))(job.args)"
 
 
 def _on_run(parameter: Parameter) -> Convert | None:

@@ -25,8 +25,27 @@ class Partition:
     """
 
     __slots__ = (
-        "topic", "number", "queue", "retry", "topic_id", "epoch", "serving", "tracker", "lanes", "running", "open", "bytes", "waiting",
-        "full", "fetching", "committed_version", "committed_at", "started", "copies", "parked", "beginning",
+        "beginning",
+        "bytes",
+        "committed_at",
+        "committed_version",
+        "copies",
+        "epoch",
+        "fetching",
+        "full",
+        "lanes",
+        "number",
+        "open",
+        "parked",
+        "queue",
+        "retry",
+        "running",
+        "serving",
+        "started",
+        "topic",
+        "topic_id",
+        "tracker",
+        "waiting",
     )  # fmt: skip
 
     def __init__(self, topic: str, number: int, queue: str, *, retry: bool, topic_id: bytes, epoch: int, tracker: Any) -> None:
@@ -59,7 +78,7 @@ class Partition:
 class Entry:
     """What a dispatcher moves: one record of one epoch of a partition, in its lane (None: none)."""
 
-    __slots__ = ("home", "epoch", "offset", "lane", "next", "kind")
+    __slots__ = ("epoch", "home", "kind", "lane", "next", "offset")
 
     home: Partition
     epoch: int

@@ -33,6 +33,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import log
 from typing import NamedTuple
 
 #: Kafka's limit for commit metadata, in UTF-16 units; ours is ASCII.
@@ -217,11 +218,12 @@ class Tracker:
     @property
     def map_size(self) -> int:
         """At most so many characters does the metadata need now, parked heads not counted; a little high, never low."""
-        end = self._stored[0][1] if self._stored else self.position
-        span = end - self.base
-        runs = self._head_runs + self._flags.count(b"\x00\x01") + len(self._stored)
-        run_bytes = min(2 * runs + span // 128, 2 * runs * _varint_size(span)) if runs else 0
-        return _characters(_FIXED_SIZE + min(run_bytes, span // 8 + 1))
+        base, start, position = self.base, self._start, self.position
+        end = self._stored[0][1] if self._stored else position
+        runs = _runs_size(self._head_runs, start - base)
+        runs += _runs_size(self._flags.count(b"\x00\x01"), position - start)
+        runs += _runs_size(len(self._stored), end - position)
+        return _characters(_FIXED_SIZE + min(runs, (end - base) // 8 + 1))
 
     def snapshot(self) -> tuple[int, Finished]:
         """The base and what is finished beyond it, both of this instant.
@@ -499,9 +501,17 @@ def _put_varint(out: bytearray, value: int) -> None:
     out.append(value)
 
 
-def _varint_size(value: int) -> int:
-    return max(1, (value.bit_length() + 6) // 7)
+def _runs_size(runs: int, span: int) -> int:
+    """At most so many bytes do `runs` runs take that lie within `span` offsets.
 
+    A varint of v takes floor(log128 v) bytes beyond its first. Over k of them that add up to `span` this is at most
+    span / 128, and, since a logarithm is concave, at most k * log128(span / k).
+    """
+    if not runs:
+        return 0
+    varints = 2 * runs
+    concave = varints * log(max(1.0, span / varints), 128)
+    return varints + int(min(span / 128, concave)) + _ACROSS
 
 def _characters(body: int) -> int:
     return len(_MAGIC) + (body + 2) // 3 * 4
@@ -509,3 +519,5 @@ def _characters(body: int) -> int:
 
 #: Bytes of a body without parked heads and map: CRC, topic id, flags, takeovers, sought, count; sizes seen in practice.
 _FIXED_SIZE = 4 + 4 + 1 + 1 + 5 + 1
+#: Bytes by which a gap can be longer that begins in one of a tracker's parts and ends in the next.
+_ACROSS = 4

@@ -1,8 +1,9 @@
-"""What events say about jobs: a fold that gives the same answer in any order and however often an event comes (PROTOCOLS §1).
+"""What events say about jobs: a fold that gives the same answer in any order and however often an event comes
+(PROTOCOLS §1).
 
-Events arrive out of order (retry and main loops have their own batches, workers their own partitions) and twice (a batch that was
-sent again). So no event is ever "applied to a state": of each run the transition of the highest rank stands, and a job is what
-its highest run is.
+Events arrive out of order (retry and main loops have their own batches, workers their own partitions) and
+twice (a batch that was sent again). So no event is ever "applied to a state": of each run the transition of
+the highest rank stands, and a job is what its highest run is.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Generic, Protocol, TypeVar
 
-#: Of two transitions of one run the higher rank stands. One run can end twice: its worker dies after the end and before the
-#: commit, and the next owner runs it again. Then the end that leaves more to do wins, because its record exists.
+#: Of two transitions of one run the higher rank stands. One run can end twice: its worker dies after the end
+#: and before the commit, and the next owner runs it again. Then the end that leaves more to do wins, because
+#: its record exists.
 RANKS: dict[str, int] = {
     "held": 1,
     "started": 2,
@@ -51,7 +53,8 @@ T = TypeVar("T", bound=Transition)
 def precedence(event: Transition) -> Precedence:
     """Of two events of one job the one with the greater precedence says what the job is.
 
-    Time decides only between equals (a run that starts a second time, on another worker). Raises KeyError for an unknown kind.
+    Time decides only between equals (a run that starts a second time, on another worker). Raises KeyError for
+    an unknown kind.
     """
     return event.run, RANKS[event.kind], event.at, event.worker
 
@@ -63,7 +66,7 @@ class Projection(Generic[T]):
         self._runs: dict[tuple[str, str], dict[int, T]] = {}
 
     def apply(self, event: T) -> bool:
-        """Whether this changed anything. An event of an unknown kind, from a newer worker, changes nothing."""
+        """Whether this changed anything. A kind that only newer workers know changes nothing."""
         if event.kind not in RANKS:
             return False
         runs = self._runs.setdefault((event.group, event.origin), {})

@@ -1,7 +1,8 @@
 """The lifecycle of jobs as events: the one catalogue, and how a worker gathers and sends them.
 
-Jobs finish a hundred thousand a second, so an event is not an object: a worker appends lists of finished jobs to the columns of an
-`EventBatch`, and at each tick the batch becomes one Kafka record (`schemas/events.avsc`). Readers get `Event`s back by `decode`.
+Jobs finish a hundred thousand a second, so an event is not an object: a worker appends lists of finished jobs
+to the columns of an `EventBatch`, and at each tick the batch becomes one Kafka record
+(`schemas/events.avsc`). Readers get `Event`s back by `decode`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ class Kind:
 #: Every kind there is. DESIGN.md §9 has the outcomes; `core/projection.py` their ranks.
 KINDS: dict[str, Kind] = {
     "started": Kind("a handler began to run it; sent only for jobs still running at a tick", ends=False),
-    "held": Kind("it may not run now (paused, limited, schema or type unknown) and waits in the delay ladder", ends=False),
+    "held": Kind(
+        "it may not run now (paused, limited, schema or type unknown) and waits in the delay ladder",
+        ends=False,
+    ),
     "succeeded": Kind("its handler returned", ends=True),
     "retried": Kind("it failed and runs again when its backoff is over", ends=True),
     "snoozed": Kind("its handler asked for another run later; no attempt is charged", ends=True),
@@ -39,7 +43,9 @@ KINDS: dict[str, Kind] = {
     "dead": Kind("it failed for the last time, or can't be read: a dead letter", ends=True),
     "cancelled": Kind("an order, or its handler, cancelled it", ends=True),
     "expired": Kind("its expiry passed before it could run", ends=True),
-    "replayed": Kind("its dead letter was put back: the next run begins with a fresh count of attempts", ends=True),
+    "replayed": Kind(
+        "its dead letter was put back: the next run begins with a fresh count of attempts", ends=True
+    ),
 }
 
 
@@ -91,7 +97,8 @@ class Home(Protocol):
 
 
 class FinishedJob(Protocol):
-    """What telemetry reads of a job. What is read of every job should be a plain attribute; the rest may be computed.
+    """What telemetry reads of a job. What is read of every job should be a plain attribute; the rest may be
+    computed.
 
     `error_type`, `error_message`, `reason` and `due_again` are read only of jobs that did not succeed.
     """
@@ -146,7 +153,8 @@ class Packet(NamedTuple):
     events: int
 
 
-#: Says which schema a value was written with: CRC-64-AVRO of `schemas/events.avsc`, as it stands in the value.
+#: Says which schema a value was written with: CRC-64-AVRO of `schemas/events.avsc`, as it stands in the
+#: value.
 FINGERPRINT = bytes.fromhex("008d3bfdedb91233")
 SCHEMA_VERSION = 1
 
@@ -193,7 +201,9 @@ class _Columns:
     __slots__ = ("details", "duration", "ids", "offset", "origins", "shape", "shapes", "started", "wait")
 
     def __init__(self) -> None:
-        self.shapes = _Index()  # of (kind, job type, home, run, attempt): objects of the worker, or all of them in a _Shape
+        self.shapes = (
+            _Index()
+        )  # of (kind, job type, home, run, attempt): objects of the worker, or all of them in a _Shape
         self.shape = array("I")
         self.offset = array("q")
         self.started = array("d")
@@ -218,7 +228,8 @@ class _Columns:
 
 
 class EventBatch:
-    """Gathers the events of one loop, or of whoever else tells of jobs. One owner: not for several threads at once.
+    """Gathers the events of one loop, or of whoever else tells of jobs. One owner: not for several threads at
+    once.
 
     `mode`: `all`; `failures` (nothing of jobs that succeed or merely run); `off`.
     """
@@ -242,26 +253,40 @@ class EventBatch:
             jobs = [job for job in jobs if job.outcome != "succeeded"]
         first = len(self)
         shapes = self._columns.shapes
-        self._append(jobs, [shapes[job.outcome, job.job_type, job.home, job.run, job.attempt] for job in jobs])
+        self._append(
+            jobs, [shapes[job.outcome, job.job_type, job.home, job.run, job.attempt] for job in jobs]
+        )
         self._add_details(first, jobs)
 
     def started(self, jobs: Sequence[FinishedJob]) -> None:
         """Jobs that run at a tick and were not told of yet."""
         if self.mode == "all":
             shapes = self._columns.shapes
-            self._append(jobs, [shapes["started", job.job_type, job.home, job.run, job.attempt] for job in jobs])
+            self._append(
+                jobs, [shapes["started", job.job_type, job.home, job.run, job.attempt] for job in jobs]
+            )
 
     def tell(self, event: Event, topic_id: bytes = b"") -> None:
-        """One event, for those who have no job in hand (a replay); without a start it happened when the batch is taken."""
+        """One event, for those who have no job in hand (a replay); without a start it happened when the batch
+        is taken."""
         if self.mode == "off":
             return
         columns = self._columns
         shape = _Shape(
-            event.kind, event.queue, event.job_type, event.topic, topic_id, event.partition, event.run, event.attempt
+            event.kind,
+            event.queue,
+            event.job_type,
+            event.topic,
+            topic_id,
+            event.partition,
+            event.run,
+            event.attempt,
         )
         columns.origins.extend([""] * (len(columns.ids) - len(columns.origins)))
         columns.origins.append(event.origin)
-        columns.details[len(columns.ids)] = _Detail(event.error_type, event.error_message, event.reason, event.due)
+        columns.details[len(columns.ids)] = _Detail(
+            event.error_type, event.error_message, event.reason, event.due
+        )
         columns.ids.append(event.job_id)
         columns.shape.append(columns.shapes[shape])
         columns.offset.append(event.offset)
@@ -321,7 +346,9 @@ class EventBatch:
     def _add_details(self, first: int, jobs: Sequence[FinishedJob]) -> None:
         for row, job in enumerate(jobs, first):
             if job.outcome != "succeeded":
-                self._columns.details[row] = _Detail(job.error_type, job.error_message, job.reason, job.due_again)
+                self._columns.details[row] = _Detail(
+                    job.error_type, job.error_message, job.reason, job.due_again
+                )
 
 
 def _encoded(columns: _Columns) -> list[bytes]:
@@ -356,7 +383,8 @@ def _encoded_shape(shape: Any) -> bytes:
 
 
 def _encoded_texts(texts: list[str]) -> tuple[bytes, ...]:
-    """Lengths in bytes and the texts; in characters they are the same as long as all are ASCII, as ids and origins are."""
+    """Lengths in bytes and the texts; in characters they are the same as long as all are ASCII, as ids and
+    origins are."""
     joined = "".join(texts)
     lengths = list(map(len, texts))
     if joined.isascii() and max(lengths) <= _MAX_ID:
@@ -402,7 +430,8 @@ class Batch:
 
 
 def decode(value: bytes) -> list[Event]:
-    """The events in a record's value. Raises DecodeError for a damaged one, UnknownSchemaError for another version's."""
+    """The events in a record's value. Raises DecodeError for a damaged one, UnknownSchemaError for another
+    version's."""
     return decode_batch(value).events
 
 
@@ -417,7 +446,8 @@ def decode_batch(value: bytes) -> Batch:
     details = dict(reader.array(lambda: _read_detail(reader)))
     reader.ended()
     events = [
-        _event(worker, group, taken_at, row, details.get(number, _NO_DETAIL)) for number, row in enumerate(rows)
+        _event(worker, group, taken_at, row, details.get(number, _NO_DETAIL))
+        for number, row in enumerate(rows)
     ]
     return Batch(worker, group, taken_at, sequence, dropped, events)
 

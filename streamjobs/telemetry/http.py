@@ -20,7 +20,8 @@ Scrape = Callable[[str], tuple[bytes, str]]
 """`Accept` header → body and content type; see `metrics.exposition`."""
 
 Check = Callable[[], tuple[bool, Mapping[str, str]]]
-"""→ whether all is well, and what is not (or is worth saying), by subject. No secrets: anyone who reaches the port reads it."""
+"""→ whether all is well, and what is not (or is worth saying), by subject. No secrets: anyone who reaches the
+port reads it."""
 
 _JSON = "application/json; charset=utf-8"
 _TEXT = "text/plain; charset=utf-8"
@@ -30,7 +31,8 @@ logger = logging.getLogger(__name__)
 class Endpoint:
     """Serves from `start` to `close`, in threads of its own. Port 0: a free one, which `address` then tells.
 
-    `healthy`: False means that the process should be killed and started again; `ready`: False, that it does no work now.
+    `healthy`: False means that the process should be killed and started again; `ready`: False, that it does
+    no work now.
     """
 
     def __init__(self, listen: str, scrape: Scrape, healthy: Check, ready: Check) -> None:
@@ -45,11 +47,13 @@ class Endpoint:
             self._server = _Server((host, port), self._pages)
         except OSError as error:
             raise SettingsError(
-                f"can't listen on {self._listen}: {error.strerror or error}. Perhaps another worker has the port: choose another"
-                " one with --listen HOST:PORT (port 0: any free one)"
+                f"can't listen on {self._listen}: {error.strerror or error}. Perhaps another worker has the port:"
+                " choose another one with --listen HOST:PORT (port 0: any free one)"
             ) from error
         # The interval is how long `close` may take.
-        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="streamjobs-http", daemon=True).start()
+        threading.Thread(
+            target=self._server.serve_forever, args=(0.1,), name="streamjobs-http", daemon=True
+        ).start()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -77,7 +81,9 @@ def parsed(listen: str) -> tuple[str, int]:
     """`127.0.0.1:9464`, `[::1]:9464` or `:9464` (all addresses) as host and port. Raises SettingsError."""
     host, colon, port = listen.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise SettingsError(f"listen is {listen!r}: it must be HOST:PORT with a port from 0 to 65535, such as 127.0.0.1:9464")
+        raise SettingsError(
+            f"listen is {listen!r}: it must be HOST:PORT with a port from 0 to 65535, such as 127.0.0.1:9464"
+        )
     bare = host.removeprefix("[").removesuffix("]")
     if ":" in bare and bare == host:
         raise SettingsError(f"listen is {listen!r}: an IPv6 address stands in brackets, such as [::1]:9464")
@@ -96,7 +102,11 @@ def _probe(check: Check) -> Page:
     def page(_: str) -> tuple[HTTPStatus, bytes, str]:
         well, reasons = check()
         body = json.dumps({"ok": well, "reasons": dict(reasons)}, ensure_ascii=False) + "\n"
-        return HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE, body.encode("utf-8", "replace"), _JSON
+        return (
+            HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE,
+            body.encode("utf-8", "replace"),
+            _JSON,
+        )
 
     return page
 
@@ -110,7 +120,8 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
-        """Without the base class's look-up of the host's full name: a name server that is away would delay every start."""
+        """Without the base class's look-up of the host's full name: a name server that is away would delay
+        every start."""
         socketserver.TCPServer.server_bind(self)
 
     def handle_error(self, request: object, client_address: object) -> None:

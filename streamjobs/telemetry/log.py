@@ -1,7 +1,9 @@
-"""Log lines: `text` for people, `json` for machines (one object a line, UTC; OpenTelemetry's top-level `trace_id`, `span_id`).
+"""Log lines: `text` for people, `json` for machines (one object a line, UTC; OpenTelemetry's top-level
+`trace_id`, `span_id`).
 
-Only the command line calls `configure`; a library that sets up logging takes that from its user. A record that is written while a
-job runs says which one; a job that logs nothing costs nothing. Payloads are never logged.
+Only the command line calls `configure`; a library that sets up logging takes that from its user. A record
+that is written while a job runs says which one; a job that logs nothing costs nothing. Payloads are never
+logged.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ MAX_STACK = 8192
 BURST = 20
 BURST_S = 10.0
 
-# What could forge a line, or move a terminal's cursor: C0 and C1 controls, line and paragraph separators, bidi overrides.
+# What could forge a line, or move a terminal's cursor: C0 and C1 controls, line and paragraph separators,
+# bidi overrides.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _BYTES = (bytes, bytearray, memoryview)
@@ -50,7 +53,8 @@ def configure(
     stream: TextIO | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> logging.Handler:
-    """Sends all log records to `stream` (default: stderr) in one format; replaces what an earlier call set up.
+    """Sends all log records to `stream` (default: stderr) in one format; replaces what an earlier call set
+    up.
 
     `mask`: patterns of names whose values are not written (`*password*`).
     """
@@ -73,14 +77,15 @@ class _Handler(logging.StreamHandler[TextIO]):
 
 
 def with_job(record: logging.LogRecord) -> bool:
-    """A filter that lets all pass and notes the job in hand: when a record is written, not when a job starts."""
+    """A filter that lets all pass and notes the job in hand: when a record is written, not before."""
     if not hasattr(record, "job"):
         record.job = CURRENT.get()
     return True
 
 
 class Repeats:
-    """A filter of our own records: one message, whatever its arguments, passes `BURST` times in `BURST_S` seconds."""
+    """A filter of our own records: one message, whatever its arguments, passes `BURST` times in `BURST_S`
+    seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -104,7 +109,7 @@ class Repeats:
         return False
 
     def _forget(self, now: float) -> None:
-        """Messages that were last told of long ago; what was suppressed of them is kept until it can be told."""
+        """Messages last told of long ago; how many were suppressed is kept until it can be told."""
         if len(self._seen) > 1000:
             self._seen = {key: w for key, w in self._seen.items() if now - w.since < BURST_S or w.suppressed}
 
@@ -119,14 +124,16 @@ class _Window:
 
 
 class Masking:
-    """Hides values whose names match a pattern: in fields, and in text as `name=value`, `name: value` or JSON."""
+    """Hides values whose names match a pattern: in fields, and in text as `name=value`, `name: value` or
+    JSON."""
 
     def __init__(self, patterns: Sequence[str]) -> None:
         self._names = [re.compile(translate(pattern.lower())) for pattern in patterns]
         words = "|".join(re.escape(pattern.strip("*")) for pattern in patterns if pattern.strip("*"))
         self._text = (
             re.compile(
-                rf"""(?i)(["']?[\w.-]*(?:{words})[\w.-]*["']?\s*[=:]\s*)("[^"]*"|'[^']*'|(?:bearer|basic)\s+\S+|[^\s,;)}}&]+)"""
+                rf"""(?i)(["']?[\w.-]*(?:{words})[\w.-]*["']?\s*[=:]\s*)"""
+                r"""("[^"]*"|'[^']*'|(?:bearer|basic)\s+\S+|[^\s,;)}&]+)"""
             )
             if words
             else None
@@ -157,7 +164,11 @@ class _Formatter(logging.Formatter):
 
     def _extras(self, record: logging.LogRecord) -> dict[str, Any]:
         """What the caller gave as `extra`."""
-        given = {name: value for name, value in vars(record).items() if name not in _STANDARD | {"job", "suppressed"}}
+        given = {
+            name: value
+            for name, value in vars(record).items()
+            if name not in _STANDARD | {"job", "suppressed"}
+        }
         return {
             name: _fallback(value) if isinstance(value, _BYTES) else self._masking.field(name, value)
             for name, value in given.items()
@@ -199,12 +210,19 @@ class Json(_Formatter):
 
 
 class Text(_Formatter):
-    """`2024-05-01T10:00:00.123Z WARNING streamjobs.worker.loop message job_id=… job_type=…`; a traceback is set off by bars."""
+    """`2024-05-01T10:00:00.123Z WARNING streamjobs.worker.loop message job_id=… job_type=…`; a traceback is
+    set off by bars."""
 
     def format(self, record: logging.LogRecord) -> str:
-        job = {name: value for name, value in job_fields(getattr(record, "job", None)).items() if name in _IN_TEXT}
+        job = {
+            name: value
+            for name, value in job_fields(getattr(record, "job", None)).items()
+            if name in _IN_TEXT
+        }
         fields = " ".join(f"{name}={value}" for name, value in (job | self._extras(record)).items())
-        head = f"{timestamp(record.created)} {record.levelname} {record.name} {self._message(record)} {fields}"
+        head = (
+            f"{timestamp(record.created)} {record.levelname} {record.name} {self._message(record)} {fields}"
+        )
         stack = [f"    | {escaped(line)}" for line in self._stack(record).splitlines()]
         return "\n".join([escaped(head.rstrip()), *stack])
 
@@ -243,7 +261,7 @@ def timestamp(at: float) -> str:
 
 
 def escaped(text: str) -> str:
-    """Control characters as `\\n`, `\\x1b`: text from outside can neither forge a line nor steer a terminal."""
+    """Control characters as `\\n`, `\\x1b`: outside text neither forges a line nor steers a terminal."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
@@ -269,4 +287,3 @@ def _fallback(value: Any) -> str:
     if isinstance(value, _BYTES):
         return f"<{len(value)} bytes>"
     return clipped(str(value), MAX_MESSAGE)
-

@@ -1,7 +1,9 @@
-"""Metrics of one process: gathered from lists of jobs, added up over loops and processes, exposed to Prometheus.
+"""Metrics of one process: gathered from lists of jobs, added up over loops and processes, exposed to
+Prometheus.
 
-Every loop has a `Metrics` of its own. `merge` adds up the snapshots of loops, `Totals` those of processes; a scrape reads a snapshot
-and never asks a broker. Nothing is global: families are made fresh at each scrape, so that what vanished is not exposed.
+Every loop has a `Metrics` of its own. `merge` adds up the snapshots of loops, `Totals` those of processes; a
+scrape reads a snapshot and never asks a broker. Nothing is global: families are made fresh at each scrape, so
+that what vanished is not exposed.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from operator import add
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from streamjobs.telemetry.catalogue import METRICS, OTHER, REASONS, UNKNOWN_TYPE, Metric
 from streamjobs.telemetry.events import FinishedJob
@@ -33,7 +35,8 @@ _ERROR_TYPES = 50
 
 
 class Snapshot(NamedTuple):
-    """What a process has counted, as plain data that can be pickled. Histograms: counts by bucket (the last: beyond), sum."""
+    """What a process has counted, as plain data that can be pickled. Histograms: counts by bucket (the last:
+    beyond), sum."""
 
     counters: dict[Series, float]
     histograms: dict[Series, tuple[tuple[int, ...], float]]
@@ -54,7 +57,8 @@ class Histogram:
         self.total = 0.0
 
     def observe(self, values: list[float]) -> None:
-        """Values of one list mostly share a bucket: then two comparisons a value are all there is. Sorts the list if not."""
+        """Values of one list mostly share a bucket: then two comparisons a value are all there is. Sorts the
+        list if not."""
         if not values:
             return
         self.total += sum(values)
@@ -75,6 +79,13 @@ class Histogram:
         self.counts[highest] += len(values) - start
 
 
+class PublishedType(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def queue(self) -> str: ...
+
+
 _Key = tuple[str, str, str]  # queue, job type, outcome
 
 
@@ -90,7 +101,8 @@ class _Group(NamedTuple):
 
 
 class Metrics:
-    """What one loop, or one publisher, counts. Any thread may call it: there is a lock a call, and a call takes a list.
+    """What one loop, or one publisher, counts. Any thread may call it: there is a lock a call, and a call
+    takes a list.
 
     `tier`: main or retry. `job_types`: the registry; other types share one label.
     """
@@ -106,7 +118,7 @@ class Metrics:
         self._groups: dict[_Key, _Group] = {}
         self._error_types: defaultdict[str, _Recent] = defaultdict(_Recent)
 
-    # Jobs ---------------------------------------------------------------------------------------------------------------
+    # Jobs ---------------------------------------------------------------------------------------------------
 
     def observe(self, jobs: Sequence[FinishedJob]) -> None:
         """Runs that reached an outcome: one call for each list of results."""
@@ -128,7 +140,8 @@ class Metrics:
         outcome = key[2]
         if outcome != "succeeded":
             self._observe_failures(group.attempts[1], jobs)
-            jobs = [job for job in jobs if job.started_at]  # cancelled, expired, unreadable: it may never have run
+            # Cancelled, expired, unreadable: it may never have run.
+            jobs = [job for job in jobs if job.started_at]
         durations = [job.duration_s for job in jobs]
         waits = [job.wait_s for job in jobs]
         if group.end_to_end is not None and group.attempts_per_job is not None:
@@ -144,7 +157,9 @@ class Metrics:
         group = self._groups[key] = _Group(
             attempts=_series("attempts_total", queue, job_type, outcome),
             completed=_series("jobs_completed_total", queue, job_type, outcome) if over else None,
-            runs=self._histogram("execution_duration_seconds", queue, job_type, "error" if outcome in _ACTIONS else "ok"),
+            runs=self._histogram(
+                "execution_duration_seconds", queue, job_type, "error" if outcome in _ACTIONS else "ok"
+            ),
             waits=self._histogram("queue_wait_seconds", queue, self.group, job_type, self.tier),
             end_to_end=self._histogram("end_to_end_seconds", queue, job_type) if over else None,
             attempts_per_job=self._histogram("attempts_per_job", queue) if over else None,
@@ -164,16 +179,27 @@ class Metrics:
                 self._counters["dead_letters_total", (queue, job_type, reason)] += 1
 
     def _bounded(self, queue: str, error_type: str) -> str:
-        """The label of an error type. The one seen longest ago makes room, and what it counted moves to `_OTHER`."""
+        """The label of an error type. The one seen longest ago makes room, and what it counted moves to
+        `_OTHER`."""
         forgotten = self._error_types[queue].see(error_type)
         if forgotten is not None:
             _move_to_other(self._counters, queue, {forgotten})
         return error_type
 
-    # Everything else ----------------------------------------------------------------------------------------------------
+    def published(self, job_type: PublishedType, count: int, failed: int, took_s: float) -> None:
+        """Jobs handed to the broker in one go, how many of them it refused, and how long that took."""
+        name = job_type.name if job_type.name in self._job_types else UNKNOWN_TYPE
+        with self._lock:
+            self._counters[_series("jobs_published_total", job_type.queue, name, "ok")] += count - failed
+            if failed:
+                self._counters[_series("jobs_published_total", job_type.queue, name, "error")] += failed
+            self._histogram("publish_duration_seconds", job_type.queue).observe([took_s])
+
+    # Everything else ----------------------------------------------------------------------------------------
 
     def count(self, name: str, *labels: str, by: float = 1) -> None:
-        """Adds to a counter of the catalogue (name without prefix). Raises ValueError for what the catalogue does not have."""
+        """Adds to a counter of the catalogue (name without prefix). Raises ValueError for what the catalogue
+        does not have."""
         with self._lock:
             self._counters[_series(name, *labels)] += by
 
@@ -188,7 +214,8 @@ class Metrics:
             self._gauges[_series(name, *labels)] = value
 
     def replace(self, name: str, values: Mapping[tuple[str, ...], float]) -> None:
-        """Sets all series of a gauge at once: those that are not named are gone. Raises ValueError as `count` does."""
+        """Sets all series of a gauge at once: those that are not named are gone. Raises ValueError as `count`
+        does."""
         fresh = {_series(name, *labels): value for labels, value in values.items()}
         with self._lock:
             for series in [series for series in self._gauges if series[0] == name]:
@@ -196,7 +223,8 @@ class Metrics:
             self._gauges.update(fresh)
 
     def prepare(self, queue: str, job_types: Iterable[str]) -> None:
-        """Exposes the counters of a queue's jobs as 0 before the first: `rate()` does not see a series begin at 1."""
+        """Exposes the counters of a queue's jobs as 0 before the first: `rate()` does not see a series begin
+        at 1."""
         with self._lock:
             for job_type in job_types:
                 for outcome in COMPLETED:
@@ -230,14 +258,16 @@ class _Recent(OrderedDict[str, None]):
 def _series(name: str, *labels: str) -> Series:
     metric = METRICS.get(name)
     if metric is None or len(metric.labels) != len(labels):
-        wanted = "it is not in the catalogue" if metric is None else f"its labels are {', '.join(metric.labels) or 'none'}"
+        wanted = (
+            "it is not in the catalogue"
+            if metric is None
+            else f"its labels are {', '.join(metric.labels) or 'none'}"
+        )
         raise ValueError(f"metric {name} with labels {labels}: {wanted}")
     return name, labels
 
 
-def _grouped(
-    keys: Sequence[_Key], jobs: Sequence[FinishedJob]
-) -> Iterator[tuple[_Key, list[FinishedJob]]]:
+def _grouped(keys: Sequence[_Key], jobs: Sequence[FinishedJob]) -> Iterator[tuple[_Key, list[FinishedJob]]]:
     groups: defaultdict[_Key, list[FinishedJob]] = defaultdict(list)
     for key, job in zip(keys, jobs):
         groups[key].append(job)
@@ -260,11 +290,12 @@ def _move_to_other(counters: dict[Series, float], queue: str, error_types: Colle
             counters[other] = counters.get(other, 0) + counters.pop(series)
 
 
-# Adding up ------------------------------------------------------------------------------------------------------------
+# Adding up --------------------------------------------------------------------------------------------------
 
 
 def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
-    """One snapshot of several loops or processes: counters and histograms added up, gauges joined as the catalogue says."""
+    """One snapshot of several loops or processes: counters and histograms added up, gauges joined as the
+    catalogue says."""
     merged = Snapshot({}, {}, {})
     for snapshot in snapshots:
         for series, value in snapshot.counters.items():
@@ -274,7 +305,9 @@ def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
             merged.histograms[series] = tuple(map(add, known, counts)), sum_known + total
         for series, value in snapshot.gauges.items():
             known_value = merged.gauges.get(series)
-            merged.gauges[series] = value if known_value is None else _joined(METRICS[series[0]], known_value, value)
+            merged.gauges[series] = (
+                value if known_value is None else _joined(METRICS[series[0]], known_value, value)
+            )
     return merged
 
 
@@ -285,7 +318,8 @@ def _joined(metric: Metric, one: float, other: float) -> float:
 
 
 class Totals:
-    """What all processes of a worker have counted, the ended ones included: a counter must not fall when a process ends.
+    """What all processes of a worker have counted, the ended ones included: a counter must not fall when a
+    process ends.
 
     Any thread may call it. A process is named by whatever tells its lives apart (slot and pid).
     """
@@ -312,7 +346,8 @@ class Totals:
 
 
 def _bounded_errors(snapshot: Snapshot) -> Snapshot:
-    """Each process names its own error types: together they keep to the bound again, the most frequent ones by name."""
+    """Each process names its own error types: together they keep to the bound again, the most frequent ones
+    by name."""
     frequency: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     for (name, labels), value in snapshot.counters.items():
         if name == "failures_total" and labels[2] != OTHER:
@@ -324,7 +359,7 @@ def _bounded_errors(snapshot: Snapshot) -> Snapshot:
     return snapshot
 
 
-# Prometheus -----------------------------------------------------------------------------------------------------------
+# Prometheus -------------------------------------------------------------------------------------------------
 
 
 class Collector:
@@ -364,7 +399,8 @@ def _cumulative(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[st
 
 
 def exposition(source: Callable[[], Snapshot], accept: str = "") -> tuple[bytes, str]:
-    """A scrape's body and content type: OpenMetrics if the `Accept` header asks for it, else Prometheus' text format."""
+    """A scrape's body and content type: OpenMetrics if the `Accept` header asks for it, else Prometheus' text
+    format."""
     from prometheus_client import CollectorRegistry
     from prometheus_client.exposition import choose_encoder
 

@@ -1,7 +1,9 @@
-"""What a worker process tells about itself every two seconds: one record of the compacted topic `streamjobs.workers`.
+"""What a worker process tells about itself every two seconds: one record of the compacted topic
+`streamjobs.workers`.
 
-Key = worker id; a worker that ends in order writes `stopped`. Counters are absolute, so that a lost report loses nothing.
-`schemas/worker_report.avsc` is the contract, with the meaning of each field; a test holds this module to it.
+Key = worker id; a worker that ends in order writes `stopped`. Counters are absolute, so that a lost report
+loses nothing. `schemas/worker_report.avsc` is the contract, with the meaning of each field; a test holds this
+module to it.
 """
 
 from __future__ import annotations
@@ -83,7 +85,11 @@ class WorkerReport(TypedDict):
 
 
 def _record(name: str, /, **fields: Any) -> dict[str, Any]:
-    return {"type": "record", "name": name, "fields": [{"name": n, "type": type_} for n, type_ in fields.items()]}
+    return {
+        "type": "record",
+        "name": name,
+        "fields": [{"name": n, "type": type_} for n, type_ in fields.items()],
+    }
 
 
 def _array(items: Any) -> dict[str, Any]:
@@ -91,24 +97,62 @@ def _array(items: Any) -> dict[str, Any]:
 
 
 _PARTITION = _record(
-    "Partition", topic="string", topic_id="bytes", partition="int", base="long", unfinished="long",
-    finished_beyond="long", state="string",
-)  # fmt: skip
+    "Partition",
+    topic="string",
+    topic_id="bytes",
+    partition="int",
+    base="long",
+    unfinished="long",
+    finished_beyond="long",
+    state="string",
+)
 _LOOP = _record("Loop", name="string", group="string", turned_at="long", partitions=_array(_PARTITION))
 _RUNNING = _record(
-    "Running", job_id="string", job_type="string", queue="string", origin="string", run="int", attempt="int", topic="string",
-    partition="int", offset="long", started_at="long", deadline_at="long", progress="string",
-)  # fmt: skip
+    "Running",
+    job_id="string",
+    job_type="string",
+    queue="string",
+    origin="string",
+    run="int",
+    attempt="int",
+    topic="string",
+    partition="int",
+    offset="long",
+    started_at="long",
+    deadline_at="long",
+    progress="string",
+)
 _BREAKER = _record("Breaker", job_type="string", state="string", until="long")
 _VALUE = _record("Value", name="string", labels=_array("string"), value="double")
-_HISTOGRAM = _record("Histogram", name="string", labels=_array("string"), counts=_array("long"), total="double")
+_HISTOGRAM = _record(
+    "Histogram", name="string", labels=_array("string"), counts=_array("long"), total="double"
+)
 
 SCHEMA = _record(
-    "WorkerReport", schema_version="int", worker="string", host="string", pid="long", slot="int", app="string", group="string",
-    version="string", python="string", state="string", started_at="long", at="long", slots="int", control_offset="long",
-    loops=_array(_LOOP), running_count="int", running=_array(_RUNNING), breakers=_array(_BREAKER), alarms=_array("string"),
-    counters=_array(_VALUE), gauges=_array(_VALUE), histograms=_array(_HISTOGRAM),
-)  # fmt: skip
+    "WorkerReport",
+    schema_version="int",
+    worker="string",
+    host="string",
+    pid="long",
+    slot="int",
+    app="string",
+    group="string",
+    version="string",
+    python="string",
+    state="string",
+    started_at="long",
+    at="long",
+    slots="int",
+    control_offset="long",
+    loops=_array(_LOOP),
+    running_count="int",
+    running=_array(_RUNNING),
+    breakers=_array(_BREAKER),
+    alarms=_array("string"),
+    counters=_array(_VALUE),
+    gauges=_array(_VALUE),
+    histograms=_array(_HISTOGRAM),
+)
 SCHEMA["namespace"] = "streamjobs"
 
 #: CRC-64-AVRO of `schemas/worker_report.avsc`, as it stands in a value.
@@ -138,7 +182,8 @@ def _values(series: dict[tuple[str, tuple[str, ...]], float]) -> list[dict[str, 
 
 
 def decode(value: bytes) -> WorkerReport:
-    """Raises DecodeError for a damaged value, UnknownSchemaError for another version's; metrics we don't know are left out."""
+    """Raises DecodeError for a damaged value, UnknownSchemaError for another version's; metrics we don't know
+    are left out."""
     reader = wire.unframed(FINGERPRINT, value)
     found = wire.decode(SCHEMA, reader)
     reader.ended()

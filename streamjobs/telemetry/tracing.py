@@ -1,8 +1,10 @@
-"""Spans of publishing and running jobs, and the W3C headers that join them; the only importer of OpenTelemetry.
+"""Spans of publishing and running jobs, and the W3C headers that join them; the only importer of
+OpenTelemetry.
 
-Nothing is imported and nothing done unless the process has a tracer provider. A job whose `traceparent` says "not sampled" gets no
-span object at all, and its headers pass through as they are. Names and attributes: OpenTelemetry semantic conventions 1.44
-(messaging, in development), written out here because their Python constants are private.
+Nothing is imported and nothing done unless the process has a tracer provider. A job whose `traceparent` says
+"not sampled" gets no span object at all, and its headers pass through as they are. Names and attributes:
+OpenTelemetry semantic conventions 1.44 (messaging, in development), written out here because their Python
+constants are private.
 """
 
 from __future__ import annotations
@@ -22,20 +24,23 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Link, Span, SpanContext, SpanKind, TracerProvider
 
 Propagation = Literal["auto", "link", "child"]
-"""How a run's span belongs to the publisher's: `child` of it, or a trace of its own with a `link`; `auto`: child in the first
-attempt of a young job, so that no trace is stretched over hours of delay and backoff."""
+"""How a run's span belongs to the publisher's: `child` of it, or a trace of its own with a `link`; `auto`:
+child in the first attempt of a young job, so that no trace is stretched over hours of delay and backoff."""
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 #: An older job's run is a trace of its own in `auto`.
 YOUNG_S = 900.0
 
-_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
+_TRACEPARENT = re.compile(
+    rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?"
+)
 _UNSAMPLED = frozenset(b"02468ace")  # the last digit of a traceparent whose lowest flag is not set
 _NO_ERRORS = (Snooze, Cancel, JobCancelled)
 
 
 class RunningJob(Protocol):
-    """What spans read of a job. `traceparent` is written: the run's own span, which a retry or a letter continues."""
+    """What spans read of a job. `traceparent` is written: the run's own span, which a retry or a letter
+    continues."""
 
     traceparent: bytes
 
@@ -72,7 +77,8 @@ class Sent(NamedTuple):
 
 
 def sampled(traceparent: bytes | None) -> bool:
-    """Whether a job's run is to be traced: not if its publisher's trace says no; without one, the local sampler decides."""
+    """Whether a job's run is to be traced: not if its publisher's trace says no; without one, the local
+    sampler decides."""
     return not traceparent or len(traceparent) < 55 or traceparent[54] not in _UNSAMPLED
 
 
@@ -80,7 +86,10 @@ class Tracing:
     """Spans through one tracer provider."""
 
     def __init__(
-        self, provider: TracerProvider, propagation: Propagation = "auto", now: Callable[[], float] = time.time
+        self,
+        provider: TracerProvider,
+        propagation: Propagation = "auto",
+        now: Callable[[], float] = time.time,
     ) -> None:
         from opentelemetry import context, trace
 
@@ -92,7 +101,8 @@ class Tracing:
 
     @classmethod
     def find(cls, propagation: Propagation = "auto") -> Tracing | None:
-        """Tracing through the provider that this process has set; None: it has none, and nothing was imported for the answer."""
+        """Tracing through the provider that this process has set; None: it has none, and nothing was imported
+        for the answer."""
         if "opentelemetry.trace" not in sys.modules:
             return None
         from opentelemetry import trace
@@ -102,9 +112,11 @@ class Tracing:
             return None
         return cls(provider, propagation)
 
-    # Publishing -----------------------------------------------------------------------------------------------------------
+    # Publishing ---------------------------------------------------------------------------------------------
 
-    def send(self, topic: str, headers: Headers, *, job_id: str, job_type: str, queue: str, key: str | None = None) -> Sent:
+    def send(
+        self, topic: str, headers: Headers, *, job_id: str, job_type: str, queue: str, key: str | None = None
+    ) -> Sent:
         """A job that is published, inside whatever span is current."""
         attributes = _about(topic, job_id) | {"streamjobs.job.type": job_type, "streamjobs.queue": queue}
         if key is not None:
@@ -112,9 +124,18 @@ class Tracing:
         return self._sent(topic, headers, attributes)
 
     def again(
-        self, topic: str, headers: Headers, *, job_id: str, run: bytes, reason: str, delay_s: float = 0.0, letter: bool = False
+        self,
+        topic: str,
+        headers: Headers,
+        *,
+        job_id: str,
+        run: bytes,
+        reason: str,
+        delay_s: float = 0.0,
+        letter: bool = False,
     ) -> Sent:
-        """A retry or a dead letter of a run whose `job.traceparent` is `run`; of a run without a span nothing changes.
+        """A retry or a dead letter of a run whose `job.traceparent` is `run`; of a run without a span nothing
+        changes.
 
         The first trace stays in `sj_origin_traceparent`, so that every later run can link home.
         """
@@ -127,14 +148,27 @@ class Tracing:
         if letter:
             attributes |= {"streamjobs.dlt.reason": reason, "streamjobs.force_sample": True}
         else:
-            attributes |= {"streamjobs.retry.reason": reason, "streamjobs.retry.delay_ms": round(delay_s * 1000)}
+            attributes |= {
+                "streamjobs.retry.reason": reason,
+                "streamjobs.retry.delay_ms": round(delay_s * 1000),
+            }
         home = found.get("sj_origin_traceparent") or given or None
-        return self._sent(topic, replaced(headers, {"sj_origin_traceparent": home}), attributes, self._inside(parent), [home])
+        return self._sent(
+            topic,
+            replaced(headers, {"sj_origin_traceparent": home}),
+            attributes,
+            self._inside(parent),
+            [home],
+        )
 
     def replay(self, topic: str, headers: Headers, *, job_id: str, replays: int, actor: str = "") -> Sent:
-        """A letter that is put back. It links to its past and never continues it: what was decided now is its cause."""
+        """A letter that is put back. It links to its past and never continues it: what was decided now is its
+        cause."""
         found = dict(headers)
-        attributes = _about(topic, job_id) | {"streamjobs.replay.count": replays, "streamjobs.replay.actor": actor}
+        attributes = _about(topic, job_id) | {
+            "streamjobs.replay.count": replays,
+            "streamjobs.replay.actor": actor,
+        }
         return self._sent(
             topic, headers, attributes, links=[found.get("traceparent"), found.get("sj_origin_traceparent")]
         )
@@ -151,9 +185,12 @@ class Tracing:
         span = self._start(f"send {topic}", self._trace.SpanKind.PRODUCER, context, attributes, links)
         own = span.get_span_context()
         state = own.trace_state.to_header() or None
-        return Sent(replaced(headers, {"traceparent": _traceparent(own), "tracestate": state}), _ending(span, self._trace))
+        return Sent(
+            replaced(headers, {"traceparent": _traceparent(own), "tracestate": state}),
+            _ending(span, self._trace),
+        )
 
-    # Running --------------------------------------------------------------------------------------------------------------
+    # Running ------------------------------------------------------------------------------------------------
 
     @contextmanager
     def run(self, job: RunningJob, group: str) -> Iterator[None]:
@@ -192,7 +229,7 @@ class Tracing:
         span.set_status(self._trace.StatusCode.ERROR, str(error))
         span.record_exception(error)
 
-    # Contexts -------------------------------------------------------------------------------------------------------------
+    # Contexts -----------------------------------------------------------------------------------------------
 
     def _start(
         self,
@@ -202,7 +239,9 @@ class Tracing:
         attributes: Mapping[str, Any],
         links: Sequence[bytes | None],
     ) -> Span:
-        return self._tracer.start_span(name, context, kind=kind, attributes=attributes, links=self._links(links))
+        return self._tracer.start_span(
+            name, context, kind=kind, attributes=attributes, links=self._links(links)
+        )
 
     def _links(self, traceparents: Sequence[bytes | None]) -> list[Link]:
         contexts = map(self._remote, dict.fromkeys(traceparents))
@@ -253,7 +292,9 @@ def _ending(span: Span, trace: Any) -> Callable[..., None]:
             span.set_attribute("error.type", getattr(error, "code", type(error).__qualname__))
             span.set_status(trace.StatusCode.ERROR, str(error))
         elif partition >= 0:
-            span.set_attributes({"messaging.destination.partition.id": str(partition), "messaging.kafka.offset": offset})
+            span.set_attributes(
+                {"messaging.destination.partition.id": str(partition), "messaging.kafka.offset": offset}
+            )
         span.end()
 
     return done

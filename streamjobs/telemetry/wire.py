@@ -1,7 +1,8 @@
-"""Avro's binary encoding and single-object framing, for the few schemas of our own topics (Avro 1.12 specification).
+"""Avro's binary encoding and single-object framing, for the few schemas of our own topics (Avro 1.12
+specification).
 
-By hand, because what a worker tells about itself must not need the Avro library in its hot path; tests hold every value
-against that library and the `.avsc` files in `schemas/`.
+By hand, because what a worker tells about itself must not need the Avro library in its hot path; tests hold
+every value against that library and the `.avsc` files in `schemas/`.
 """
 
 from __future__ import annotations
@@ -50,19 +51,21 @@ def framed(fingerprint: bytes, body: bytes) -> bytes:
 
 
 def unframed(fingerprint: bytes, value: bytes) -> Reader:
-    """The body of a value that was written with exactly this schema. Raises DecodeError, UnknownSchemaError."""
+    """The body of a value written with exactly this schema. Raises DecodeError, UnknownSchemaError."""
     if value[:2] != MAGIC or len(value) < 10:
-        raise DecodeError(f"not an Avro single object: it begins with {value[:10].hex() or 'nothing'}, not c301")
+        raise DecodeError(
+            f"not an Avro single object: it begins with {value[:10].hex() or 'nothing'}, not c301"
+        )
     if value[2:10] != fingerprint:
         raise UnknownSchemaError(
-            f"written with schema {value[2:10].hex()}, this version reads {fingerprint.hex()}: upgrade the reader",
+            f"written with schema {value[2:10].hex()}, this reads {fingerprint.hex()}: upgrade the reader",
             value[2:10],
         )
     return Reader(value, 10)
 
 
 class Reader:
-    """Reads values one after another; everything that runs over the end, or is malformed, is a DecodeError."""
+    """Reads values one after another; what runs over the end, or is malformed, is a DecodeError."""
 
     def __init__(self, data: bytes, position: int = 0) -> None:
         self._data = data
@@ -117,7 +120,7 @@ class Reader:
             raise DecodeError(f"{len(self._data) - self._position} bytes follow the end of the value")
 
 
-# Any schema (reports, audit entries: once in seconds, not in the hot path) ---------------------------------------------
+# Any schema (reports, audit entries: once in seconds, not in the hot path) ----------------------------------
 
 
 def encode(schema: Schema, value: Any) -> bytes:

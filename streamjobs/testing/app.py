@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from streamjobs.core.record import Meta
 from streamjobs.testing.broker import MemoryBroker
@@ -89,7 +89,7 @@ class Testing:
         """The exceptions that handlers raised in the last `run`; signals are none."""
         self._process: Process | None = None
 
-    def __enter__(self) -> Testing:
+    def __enter__(self) -> Self:
         self._before = self.app.lend(self.broker, self.clock)
         self.app.load()
         self._process = self.app.process(clock=self.clock, executors=self._executors, errors=self.errors)

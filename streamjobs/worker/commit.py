@@ -32,7 +32,7 @@ LARGE_MAP_S = 2.0
 class Snapshot:
     """What one tick commits: offsets, and the tracker versions they were taken at."""
 
-    __slots__ = ("offsets", "homes", "began", "unacked", "failed_events", "records")
+    __slots__ = ("began", "failed_events", "homes", "offsets", "records", "unacked")
 
     def __init__(self, began: float) -> None:
         self.offsets: dict[TopicPartition, Commit] = {}

@@ -5,53 +5,48 @@ A turn takes results, settles, wakes what is due, fetches, hands out and commits
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from streamjobs.broker import Admin, Broker, Message, Producer, TopicPartition
 from streamjobs.core.assignment import Admission, Beginning
 from streamjobs.core.clock import Clock
 from streamjobs.core.control import Desired
-from streamjobs.core.delay import Climb, Run, on_receive
-from streamjobs.core.dispatch import Dispatcher, Parallelism, Partition, chunk_size
+from streamjobs.core.dispatch import Dispatcher, Partition
 from streamjobs.core.lifecycle import Failure, Outcome, Reason, Settlement, decide
 from streamjobs.core.offsets import Parked
-from streamjobs.core.record import Meta, Record
+from streamjobs.core.record import Record
 from streamjobs.errors import BrokerError
 from streamjobs.job import Job, JobType, Timeout
 from streamjobs.telemetry.events import EventBatch
+from streamjobs.worker.admit import Arrivals
 from streamjobs.worker.commit import Committer
-from streamjobs.worker.decode import Decoder, Undecodable
+from streamjobs.worker.decode import Decoder
+from streamjobs.worker.execute import Execution
 from streamjobs.worker.executors import Chunk, Executor, Gate
 from streamjobs.worker.poll import Poller
-from streamjobs.worker.settle import Cause, Open, Routes, Settler, classify, held_record, letter_record, retry_record
+from streamjobs.worker.settle import (
+    Cause,
+    Open,
+    Routes,
+    Settler,
+    classify,
+    letter_record,
+    retry_record,
+)
 
 logger = logging.getLogger(__name__)
 
 BATCH = 250
-#: How long one wait for results may take while work waits: the pulse of alternating loop and threads.
-RESULT_WAIT_S = 0.002
 IDLE_POLL_S = 0.05
-#: A chunk that is out for longer gives back what it has not begun.
-STUCK_S = 0.02
 #: How often a loop looks after its running jobs: time-outs, stuck chunks, cancellations.
 WATCH_S = 0.05
-#: Waits of a job that may not run now, in minutes; together an hour (PROTOCOLS §8, §14).
-HOLD_MINUTES = (1, 2, 4, 8, 10, 10, 10, 10, 10)
 #: `key_strict`: the longest backoff in place, and how long a failing head may block its key.
 STRICT_BACKOFF_S = 60.0
 STRICT_BLOCK_S = 600.0
-
-
-_DECODE_LABELS = {
-    "undecodable": "payload", "type_unknown": "header", "schema_unknown": "schema",
-}  # fmt: skip
 
 
 class Stopped(Exception):
@@ -121,15 +116,7 @@ class Loop:
         self._desired = shared.view()
         self._now = shared.clock.now
         self._mono = shared.clock.monotonic
-        self._results: SimpleQueue[Chunk] = SimpleQueue()
-        self._learned: SimpleQueue[list[Undecodable]] = SimpleQueue()
-        self._unknown: list[Undecodable] = []
-        self._out: dict[Chunk, float] = {}
-        self._out_by_kind: dict[str, int] = dict.fromkeys(shared.executors, 0)
-        self._parallel = {kind: Parallelism(executor.slots) for kind, executor in shared.executors.items()}
         self._dispatcher: Dispatcher[Job] = Dispatcher(shared.executors)
-        self._due: list[tuple[float, int, Job]] = []
-        self._number = itertools.count()
         self._idle_s = 0.001
         self._watched = 0.0
         self._told: set[tuple[int, int]] = set()
@@ -144,6 +131,27 @@ class Loop:
             limits=shared.admission,
             owner=self,
             now=self._now,
+        )
+        self.execution = Execution(
+            shared.executors,
+            self._dispatcher,
+            self._mono,
+            finished=self._ended,
+            returned=self._returned,
+            overdue=self._overdue,
+        )
+        self.arrivals = Arrivals(
+            app=shared.app,
+            group=shared.group,
+            routes=shared.routes,
+            decoder=shared.decoder,
+            dispatcher=self._dispatcher,
+            settler=self.settler,
+            desired=self._desired,
+            now=self._now,
+            metrics=self.metrics,
+            settle=self._settle,
+            learn_schemas=shared.learn_schemas,
         )
         self.committer = Committer(
             self.poller,
@@ -166,24 +174,26 @@ class Loop:
     def turn(self) -> bool:
         """One round; True: something happened."""
         self.turned_at = self._mono()
-        happened = self._take_results(wait=True)
+        happened = self.execution.take_results()
         happened += self.settler.serve()
-        happened += self._wake_due()
+        happened += self.arrivals.wake()
         happened += self._fetch()
-        self._hand_out()
+        if not self.draining:
+            self.execution.hand_out()
         self._tick()
-        if self._mono() - self._watched >= WATCH_S:
-            self._watch()
+        if self.turned_at - self._watched >= WATCH_S:
+            self._watched = self.turned_at
+            self.execution.watch()
         self._idle_s = 0.001 if happened else min(self._shared.idle_poll_s, self._idle_s * 2)
         return bool(happened)
 
     def drain(self, deadline: float) -> bool:
         """Admits nothing more, keeps polling, ends what runs, commits and leaves the group. False: something was abandoned."""
         self.draining = True
-        while (self._out or self.settler.open) and self._mono() < deadline:
+        while (self.execution.out or self.settler.open) and self._mono() < deadline:
             self.turn()
-        abandoned = len(self._running())
-        for job in self._running():
+        abandoned = self.execution.running()
+        for job in abandoned:
             logger.warning("%r is abandoned: it still ran when the drain time was over; another worker will run it again", job)
         self.committer.commit_now(list(self.poller.partitions.values()), self._event_records(), timeout=2.0)
         self.poller.consumer.close()
@@ -194,53 +204,33 @@ class Loop:
     @property
     def idle(self) -> bool:
         """Nothing runs, waits to run, or is being settled."""
-        return not (self._out or self._dispatcher.count() or self.settler.open or self._unknown)
+        waiting = self._dispatcher.count() or self.settler.open or self.arrivals.learning
+        return not (self.execution.out or waiting)
 
     def next_due(self) -> float | None:
         """When the next job that waits in memory is due, epoch seconds."""
-        return self._due[0][0] if self._due else None
+        return self.arrivals.next_due()
 
     # Results ----------------------------------------------------------------------------------------------------------
 
-    def _take_results(self, *, wait: bool) -> int:
-        """Takes chunks that are over; with work waiting, waits up to 2 ms for one."""
-        taken = 0
-        if not self._out:
-            return 0
-        try:
-            if wait and self._dispatcher.count():
-                chunk = self._results.get(timeout=RESULT_WAIT_S)
-            else:
-                chunk = self._results.get_nowait()
-            while True:
-                self._over(chunk)
-                taken += 1
-                chunk = self._results.get_nowait()
-        except Empty:
-            if not taken and wait:
-                self._missed()
-        return taken
+    def _ended(self, jobs: Sequence[Job]) -> None:
+        """Jobs that ran to an end, in the order of their ends."""
+        succeeded = []
+        for job in jobs:
+            if job.epoch != job.home.epoch or job.outcome:
+                continue  # its partition left while it ran, or it was settled as timed out: this end means nothing
+            if job.error is not None:
+                self._failed(job)
+                continue
+            job.outcome = "succeeded"
+            job.home.tracker.finish(job.offset)
+            if job.home.parked:
+                job.home.parked.pop(job.offset, None)
+            succeeded.append(job)
+        if succeeded:
+            self._tell(succeeded)
 
-    def _missed(self) -> None:
-        """Nothing came back in 2 ms with work waiting: have more chunks out."""
-        for kind, parallel in self._parallel.items():
-            if self._dispatcher.count(kind):
-                parallel.missed()
-
-    def _over(self, chunk: Chunk) -> None:
-        del self._out[chunk]
-        kind = chunk.kind
-        self._out_by_kind[kind] -= 1
-        self._parallel[kind].returned(chunk.cpu_s, self._mono())
-        self._harvest(chunk)
-        for last in chunk.stops:
-            # A strict lane waits for what becomes of its failed head.
-            if last.error is None or not last.job_type.strict:
-                self._dispatcher.stopped(last)
-        if chunk.returned:
-            self._take_back(chunk.returned)
-
-    def _take_back(self, jobs: Sequence[Job]) -> None:
+    def _returned(self, jobs: Sequence[Job]) -> None:
         """Jobs that were handed out and not started; the cancelled ones among them are settled."""
         for job in jobs:
             if job.cancelled and job.epoch == job.home.epoch:
@@ -249,34 +239,24 @@ class Loop:
                     self._dispatcher.stopped(job)
         self._dispatcher.give_back([job for job in jobs if not job.cancelled])
 
-    def _harvest(self, chunk: Chunk) -> None:
-        """Takes what a chunk finished since the last look."""
-        done = chunk.done[chunk.harvested :]
-        chunk.harvested += len(done)
-        if not done:
-            return
-        succeeded = []
-        for job in done:
-            if job.epoch != job.home.epoch or job.outcome:
-                continue  # its partition left while it ran, or it was settled as timed out: this end means nothing
-            if job.error is None:
-                job.outcome = "succeeded"
-                job.home.tracker.finish(job.offset)
-                if job.home.parked:
-                    job.home.parked.pop(job.offset, None)
-                succeeded.append(job)
-            else:
-                self._failed(job)
-        last = done[-1]
-        last.job_type.observe_mean(last.duration_s)
-        if succeeded:
-            self._tell(succeeded)
-
     def _tell(self, jobs: Sequence[Job]) -> None:
         """Events and metrics of jobs that reached their outcome."""
         self.finished += len(jobs)
         self.events.add(jobs)
         self.metrics.observe(jobs)
+
+    def _overdue(self, chunk: Chunk, job: Job) -> None:
+        """A thread can't be ended: a job past its timeout is told of once, and settled if its type says so."""
+        timeout_s = job.job_type.timeout_s
+        late = timeout_s is not None and chunk.kind == "threads" and self._now() >= job.started_at + timeout_s
+        if not late or chunk.zombie is job:
+            return
+        chunk.zombie = job
+        logger.warning("%r runs longer than its timeout of %g s; a thread can't be ended", job, timeout_s)
+        if job.job_type.on_timeout == "retry":
+            job.error = Timeout(f"it ran longer than {timeout_s:g} s")
+            job.duration_s = self._now() - job.started_at
+            self._failed(job)
 
     # Settling ---------------------------------------------------------------------------------------------------------
 
@@ -346,7 +326,7 @@ class Loop:
         home.parked[job.offset] = Parked(job.offset, parked.starts + 1, blocked_s)
         job.run, job.attempt = settlement.run, settlement.attempt
         job.error = None
-        heapq.heappush(self._due, (due, next(self._number), job))
+        self.arrivals.wake_at(due, job)
         return True
 
     # Fetching ---------------------------------------------------------------------------------------------------------
@@ -357,9 +337,13 @@ class Loop:
         messages = self.poller.fetch(limit, self._fetch_wait(ready))
         if self.poller.faults:
             self._take_faults()
-        self._take_learned()
+        self.arrivals.take_learned()
         if messages:
-            self._receive(messages)
+            touched = self.arrivals.receive(messages, self.poller.partitions)
+            self._count_bytes(messages, touched)
+            self.poller.admit(touched)
+            for home, count in touched.items():
+                self.metrics.count("jobs_received_total", home.queue, self.tier, by=count)
         return len(messages)
 
     def _fetch_wait(self, ready: int) -> float:
@@ -367,223 +351,19 @@ class Loop:
         if ready:
             return 0.0
         wait = 0.001 if self.settler.unacknowledged else self._idle_s
-        if self._due:
-            wait = min(wait, max(0.0, self._due[0][0] - self._now()))
-        return min(wait, 0.001) if self._out and self._behind_keys() else wait
+        due = self.arrivals.next_due()
+        if due is not None:
+            wait = min(wait, max(0.0, due - self._now()))
+        return min(wait, 0.001) if self.execution.out and self._behind_keys() else wait
 
     def _behind_keys(self) -> bool:
         return any(home.lanes for home in self.poller.partitions.values())
-
-    def _receive(self, messages: Sequence[Message]) -> None:
-        partitions = self.poller.partitions
-        decode = self._shared.decoder.decode
-        add = self._dispatcher.add
-        touched: dict[Partition, int] = {}
-        for message in messages:
-            home = partitions.get((message.topic(), message.partition()))
-            if home is None or not home.tracker.receive(message.offset()):
-                continue  # not ours any more (edge 6), or finished before
-            touched[home] = touched.get(home, 0) + 1
-            job = decode(message, home)
-            if isinstance(job, Job):
-                if job.meta is None and not home.parked:
-                    add(job)
-                else:
-                    self._admit(job)
-            else:
-                self._refuse(job)
-        self._count_bytes(messages, touched)
-        self.poller.admit(touched)
-        for home, count in touched.items():
-            self.metrics.count("jobs_received_total", home.queue, self.tier, by=count)
 
     def _count_bytes(self, messages: Sequence[Message], touched: Mapping[Partition, int]) -> None:
         """Bytes held by a partition: unfinished jobs times the mean size of what came last."""
         mean = sum([len(message.value() or b"") for message in messages]) / len(messages)
         for home in touched:
             home.bytes = int(home.tracker.unfinished * mean)
-
-    def _admit(self, job: Job) -> None:
-        """A job whose headers say more than type and id: a copy, expired, cancelled, not due yet, or ready."""
-        meta, home, now = job.full_meta, job.home, self._now()
-        if meta.origin and self._is_copy(job):
-            home.tracker.finish(job.offset)
-            return
-        if self._is_over(job, now):
-            return
-        parked = home.parked.get(job.offset)
-        if parked is not None:
-            job.run += parked.starts
-            job.attempt += parked.starts
-        step = on_receive(
-            now, job.due, job.appended_at, came_down=bool(meta.next), waiting=home.waiting, moves=meta.holds
-        )
-        if isinstance(step, Run):
-            self._dispatcher.add(job)
-        elif isinstance(step, Climb):
-            self._hold(job.message, home, meta, job.due, meta.reason or "delayed")
-        else:
-            home.waiting += 1
-            heapq.heappush(self._due, (step.until, next(self._number), job))
-
-    def _is_copy(self, job: Job) -> bool:
-        """The same run of the same job, received twice in one epoch of a partition (PROTOCOLS §1)."""
-        meta, copies = job.full_meta, job.home.copies
-        identity = (meta.origin, meta.run, meta.holds)
-        if identity in copies:
-            logger.info("%r is a copy of the record at offset %d: skipped", job, copies[identity])
-            return True
-        copies[identity] = job.offset
-        if len(copies) > 20_000:
-            base = job.home.tracker.base
-            for old in list(itertools.islice(copies, 10_000)):
-                if copies[old] < base:
-                    del copies[old]
-        return False
-
-    def _is_over(self, job: Job, now: float) -> bool:
-        """Expired, cancelled or skipped by an order: settled without a run."""
-        meta, desired = job.full_meta, self._desired()
-        if meta.expires and now > meta.expires:
-            self._settle(job, Failure("expired", "it did not start in time"))
-        elif desired.anything_cancelled and desired.cancelled(self._shared.app, job.id, job.first_appended_at, now):
-            self._settle(job, Failure("cancelled", "cancelled by an order"))
-        elif desired.anything_skipped and (desired.skip_up_to(self._shared.group, job.origin) or 0) >= job.run:
-            job.home.tracker.finish(job.offset)
-        else:
-            return False
-        return True
-
-    def _wake_due(self) -> int:
-        """Jobs whose wait in memory is over are ready."""
-        if not self._due or self._due[0][0] > self._now():
-            return 0
-        now, woken = self._now(), 0
-        while self._due and self._due[0][0] <= now:
-            _, _, job = heapq.heappop(self._due)
-            home = job.home
-            if job.epoch != home.epoch:
-                continue
-            woken += 1
-            if job.offset in home.parked:
-                self._dispatcher.ready[job.kind].append(job)  # it is its lane's head already
-                continue
-            home.waiting -= 1
-            if not self._is_over(job, now):
-                self._dispatcher.add(job)
-        return woken
-
-    # What is no job ---------------------------------------------------------------------------------------------------
-
-    def _refuse(self, bad: Undecodable) -> None:
-        if bad.kind == "tombstone":
-            logger.warning("%s/%d@%d has no value: skipped", bad.home.topic, bad.home.number, bad.message.offset())
-            self.metrics.count("decode_errors_total", bad.home.queue, "payload")
-            bad.home.tracker.finish(bad.message.offset())
-        elif bad.kind == "schema_unknown" and bad not in self._unknown:
-            self._learn(bad)
-        else:
-            self._put_aside(bad)
-
-    def _learn(self, bad: Undecodable) -> None:
-        """Its schema may have come after the last look at the schema topic: look again, then decide (PROTOCOLS §14)."""
-        self._unknown.append(bad)
-        if len(self._unknown) == 1:
-            self._shared.learn_schemas(lambda: self._learned.put([]))
-
-    def _take_learned(self) -> None:
-        if not self._unknown or self._learned.empty():
-            return
-        self._learned.get_nowait()
-        waiting, self._unknown = self._unknown, []
-        for bad in waiting:
-            if bad.home.epoch < 0:
-                continue
-            job = self._shared.decoder.decode(bad.message, bad.home)
-            if isinstance(job, Job):
-                self._admit(job)
-            else:
-                self._put_aside(job)
-
-    def _put_aside(self, bad: Undecodable) -> None:
-        """What another version of the code may know waits in the ladder for an hour; the rest is a letter at once."""
-        self.metrics.count("decode_errors_total", bad.home.queue, _DECODE_LABELS[bad.kind])
-        holds = bad.meta.holds if bad.meta.reason == bad.kind else 0
-        if bad.kind in ("type_unknown", "schema_unknown") and holds < len(HOLD_MINUTES):
-            logger.warning(
-                "%s/%d@%d: %s; it waits %d min for a worker that knows it",
-                bad.home.topic, bad.home.number, bad.message.offset(), bad.error, HOLD_MINUTES[holds],
-            )  # fmt: skip
-            due = self._now() + 60 * HOLD_MINUTES[holds]
-            self._hold(bad.message, bad.home, bad.meta, due, bad.kind)
-            return
-        cause = Cause(Reason(bad.kind), bad.error, run=bad.meta.run, attempt=bad.meta.attempt)
-        record = letter_record(self._shared.routes, bad.message, bad.home, bad.meta, cause)
-        logger.error("%s/%d@%d is a dead letter: %s", bad.home.topic, bad.home.number, bad.message.offset(), bad.error)
-        self.settler.settle(Open(bad.home, bad.message.offset(), record, lambda: self._letter_of(bad)))
-
-    def _letter_of(self, bad: Undecodable) -> None:
-        bad.home.tracker.finish(bad.message.offset())
-        self.metrics.count("dead_letters_total", bad.home.queue, "_unknown", bad.kind)
-
-    def _hold(self, message: Message, home: Partition, meta: Meta, due: float, reason: str) -> None:
-        """Moves a record to the ladder without a new run."""
-        record = held_record(self._shared.routes, message, home, meta, due, reason, self._now())
-        offset = message.offset()
-        self.settler.settle(Open(home, offset, record, lambda: home.tracker.finish(offset)))
-
-    # Handing out ------------------------------------------------------------------------------------------------------
-
-    def _hand_out(self) -> None:
-        if self.draining:
-            return
-        for kind, executor in self._shared.executors.items():
-            room = self._parallel[kind].value - self._out_by_kind[kind]
-            while room > 0 and self._dispatcher.ready[kind]:
-                head = self._dispatcher.ready[kind][0]
-                jobs = self._dispatcher.take(kind, chunk_size(head.job_type.mean_s))
-                if not jobs:
-                    continue
-                chunk = Chunk(kind, jobs, self._results)
-                self._out[chunk] = self._mono()
-                self._out_by_kind[kind] += 1
-                executor.submit(chunk)
-                room -= 1
-
-    def _running(self) -> list[Job]:
-        """The jobs that executors are running for this loop at this moment."""
-        return [job for chunk in list(self._out) if (job := chunk.current) is not None]
-
-    def _watch(self) -> None:
-        """Looks after chunks that are out for long: takes what they finished, and back what they have not begun."""
-        self._watched = now = self._mono()
-        for chunk, since in list(self._out.items()):
-            if now - since < STUCK_S:
-                continue
-            self._harvest(chunk)
-            rest = chunk.take_back()
-            if rest:
-                self._take_back(rest)
-            job = chunk.current
-            if job is not None:
-                self._watch_job(chunk, job)
-
-    def _watch_job(self, chunk: Chunk, job: Job) -> None:
-        if job.epoch != job.home.epoch:
-            self._shared.executors[chunk.kind].cancel(job)
-            return
-        timeout_s = job.job_type.timeout_s
-        if timeout_s is None or chunk.kind != "threads" or job.outcome:
-            return
-        if self._now() < job.started_at + timeout_s or not job.started_at:
-            return
-        if chunk.zombie is not job:
-            chunk.zombie = job
-            logger.warning("%r runs longer than its timeout of %g s; a thread can't be ended", job, timeout_s)
-            if job.job_type.on_timeout == "retry":
-                job.error = Timeout(f"it ran longer than {timeout_s:g} s")
-                job.duration_s = self._now() - job.started_at
-                self._failed(job)
 
     # Ticking ----------------------------------------------------------------------------------------------------------
 
@@ -606,7 +386,7 @@ class Loop:
 
     def _tell_started(self) -> None:
         """Jobs that run at this tick and were not told of yet."""
-        running = [job for job in self._running() if job.started_at]
+        running = [job for job in self.execution.running() if job.started_at]
         fresh = [job for job in running if (job.epoch, job.offset) not in self._told]
         self._told = {(job.epoch, job.offset) for job in running}
         if fresh:
@@ -625,7 +405,7 @@ class Loop:
     def gauge(self) -> None:
         """Sets the gauges of this moment; called where metrics are read."""
         homes = list(self.poller.partitions.values())
-        self.metrics.replace("jobs_running", _counted((job.queue, job.type) for job in self._running()))
+        self.metrics.replace("jobs_running", _counted((job.queue, job.type) for job in self.execution.running()))
         self.metrics.replace("partitions_assigned", _counted((home.queue, self.tier) for home in homes))
         self.metrics.replace("partitions_paused", _counted((home.queue, "backpressure") for home in homes if home.full))
         age_s = self._mono() - self.turned_at
@@ -647,20 +427,16 @@ class Loop:
             home.serving = -1
         going = set(partitions)
         while self._mono() < deadline - min(2.0, budget / 2) and self._busy(going):
-            self._take_results(wait=True)
-            self._harvest_all()
+            self.execution.take_results()
+            self.execution.harvest_all()
             self.settler.serve()
-            self._wake_due()
-            self._hand_out()
-        self._harvest_all()
+            self.arrivals.wake()
+            self.execution.hand_out()
+        self.execution.harvest_all()
         self.committer.commit_now(partitions, self._event_records(), timeout=min(2.0, budget / 2))
 
     def _busy(self, going: set[Partition]) -> bool:
-        return any(job.home in going for job in self._running()) or any(home.open for home in going)
-
-    def _harvest_all(self) -> None:
-        for chunk in list(self._out):
-            self._harvest(chunk)
+        return any(job.home in going for job in self.execution.running()) or any(home.open for home in going)
 
     def gone(self, partitions: Sequence[Partition], *, lost: bool) -> None:
         going = {TopicPartition(home.topic, home.number) for home in partitions}
@@ -668,9 +444,7 @@ class Loop:
             home.serving = -1
             self._dispatcher.drop(home)
         self.settler.forget(going)
-        self._due = [entry for entry in self._due if entry[2].epoch == entry[2].home.epoch]
-        heapq.heapify(self._due)
-        self._unknown = [bad for bad in self._unknown if bad.home.epoch >= 0]
+        self.arrivals.forget_stale()
         self.metrics.count("rebalances_total", self.group, "lost" if lost else "revoked", by=len(partitions))
 
     def _take_faults(self) -> None:

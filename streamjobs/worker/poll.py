@@ -10,7 +10,15 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from streamjobs.broker import Admin, Commit, Consumer, Message, Start, TopicPartition
-from streamjobs.core.assignment import LOOKUP_FAILED, Admission, AlarmKind, Beginning, Lookup, Why, where_to_start
+from streamjobs.core.assignment import (
+    LOOKUP_FAILED,
+    Admission,
+    AlarmKind,
+    Beginning,
+    Lookup,
+    Why,
+    where_to_start,
+)
 from streamjobs.core.control import Desired
 from streamjobs.core.dispatch import Partition
 from streamjobs.core.offsets import Mark, Tracker, encode
@@ -160,7 +168,7 @@ class Poller:
                 commit=commits if isinstance(commits, Lookup) else commits.get(tp),
                 topic_id=topic_id,
                 started=desired.started(self.group, tp.topic, topic_id, tp.partition),
-                seek=desired.seek_for(self.group, tp.topic, tp.partition),
+                seek=desired.seek_for(self.group, tp.topic, tp.partition, self._now()),
                 registered=registration.starts if registration else None,
                 partition=tp.partition,
                 log_start=starts.get(tp, 0),

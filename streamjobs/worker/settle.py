@@ -190,7 +190,7 @@ class Open:
     to send instead of one that keeps failing since an instant, or None to try again.
     """
 
-    __slots__ = ("home", "epoch", "offset", "record", "then", "tries", "too_large", "retreat", "failing_since")
+    __slots__ = ("epoch", "failing_since", "home", "offset", "record", "retreat", "then", "too_large", "tries")
 
     def __init__(
         self,

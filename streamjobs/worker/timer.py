@@ -34,7 +34,7 @@ TOPICS_S = 30.0
 class Waiting:
     """A record in a tier, and when it was first seen."""
 
-    __slots__ = ("home", "epoch", "message", "meta", "seen")
+    __slots__ = ("epoch", "home", "message", "meta", "seen")
 
     def __init__(self, home: Partition, message: Message, meta: Meta, seen: float) -> None:
         self.home = home

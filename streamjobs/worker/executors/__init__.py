@@ -40,7 +40,7 @@ class Chunk:
     `next` first has the job.
     """
 
-    __slots__ = ("kind", "jobs", "results", "done", "stops", "returned", "current", "harvested", "cpu_s", "zombie")
+    __slots__ = ("cpu_s", "current", "done", "harvested", "jobs", "kind", "results", "returned", "stops", "zombie")
 
     def __init__(self, kind: str, jobs: list[Job], results: SimpleQueue[Chunk]) -> None:
         self.kind = kind

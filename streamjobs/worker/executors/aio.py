@@ -116,7 +116,7 @@ class Aio:
         except asyncio.CancelledError as error:
             task.uncancel()
             job.error = JobCancelled("cancelled while it ran") if job.cancelled or self._stopping else error
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (whatever a handler raises is its result)
             ours = isinstance(error, TimeoutError) and timeout_s is not None and scope.expired()
             job.error = Timeout(f"it ran longer than {timeout_s:g} s") if ours else error
         finally:
@@ -139,7 +139,7 @@ class Aio:
         done = asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop)
         try:
             done.result(timeout)
-        except Exception:
+        except Exception:  # noqa: BLE001 (told, whatever it is: the process ends anyway)
             logger.warning("async handlers did not end within %g s; they end with the process", timeout)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout)

@@ -1,0 +1,238 @@
+"""Admitting: what a loop does with each record that arrives: run it, wait for its time, put it aside, bury it."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from queue import SimpleQueue
+from typing import Protocol
+
+from streamjobs.broker import Message
+from streamjobs.core.control import Desired
+from streamjobs.core.delay import Climb, Run, on_receive
+from streamjobs.core.dispatch import Dispatcher, Partition
+from streamjobs.core.lifecycle import Failure, Reason
+from streamjobs.core.record import Meta
+from streamjobs.job import Job
+from streamjobs.worker.decode import Decoder, Undecodable
+from streamjobs.worker.settle import Cause, Open, Routes, Settler, held_record, letter_record
+
+logger = logging.getLogger(__name__)
+
+#: Waits of a job that may not run now, in minutes; together an hour (PROTOCOLS §8, §14).
+HOLD_MINUTES = (1, 2, 4, 8, 10, 10, 10, 10, 10)
+#: So many identities are remembered per partition before the finished ones among the oldest are forgotten.
+COPIES = 20_000
+_DECODE_LABELS = {"undecodable": "payload", "type_unknown": "header", "schema_unknown": "schema", "tombstone": "payload"}
+
+
+class Counting(Protocol):
+    def count(self, name: str, *labels: str, by: float = 1) -> None: ...
+
+
+class Arrivals:
+    """The records of one loop that arrived and are not in a lane yet. One owner: the loop's thread.
+
+    `settle` gets jobs that are over without a run.
+    """
+
+    def __init__(
+        self,
+        *,
+        app: str,
+        group: str,
+        routes: Routes,
+        decoder: Decoder,
+        dispatcher: Dispatcher[Job],
+        settler: Settler,
+        desired: Callable[[], Desired],
+        now: Callable[[], float],
+        metrics: Counting,
+        settle: Callable[[Job, Failure], None],
+        learn_schemas: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self._app = app
+        self._group = group
+        self._routes = routes
+        self._decoder = decoder
+        self._dispatcher = dispatcher
+        self._settler = settler
+        self._desired = desired
+        self._now = now
+        self._metrics = metrics
+        self._settle = settle
+        self._learn_schemas = learn_schemas
+        self._due: list[tuple[float, int, Job]] = []
+        self._number = itertools.count()
+        self._unknown: list[Undecodable] = []
+        self._learned: SimpleQueue[bool] = SimpleQueue()
+
+    def receive(self, messages: Sequence[Message], partitions: Mapping[tuple[str, int], Partition]) -> dict[Partition, int]:
+        """Takes a batch; returns how many records of each partition were new."""
+        decode, add = self._decoder.decode, self._dispatcher.add
+        touched: dict[Partition, int] = {}
+        for message in messages:
+            home = partitions.get((message.topic(), message.partition()))
+            if home is None or not home.tracker.receive(message.offset()):
+                continue  # not ours any more (edge 6), or finished before
+            touched[home] = touched.get(home, 0) + 1
+            job = decode(message, home)
+            if not isinstance(job, Job):
+                self._refuse(job)
+            elif job.meta is None and not home.parked:
+                add(job)
+            else:
+                self._admit(job)
+        return touched
+
+    def _admit(self, job: Job) -> None:
+        """A job whose headers say more than type and id: a copy, expired, cancelled, not due yet, or ready."""
+        meta, home, now = job.full_meta, job.home, self._now()
+        if meta.origin and self._is_copy(job):
+            home.tracker.finish(job.offset)
+            return
+        if self._is_over(job, now):
+            return
+        parked = home.parked.get(job.offset)
+        if parked is not None:
+            job.run += parked.starts
+            job.attempt += parked.starts
+        came_down = bool(meta.next)
+        step = on_receive(now, job.due, job.appended_at, came_down=came_down, waiting=home.waiting, moves=meta.holds)
+        if isinstance(step, Run):
+            self._dispatcher.add(job)
+        elif isinstance(step, Climb):
+            self.hold(job.message, home, meta, job.due, meta.reason or "delayed")
+        else:
+            home.waiting += 1
+            self.wake_at(step.until, job)
+
+    def _is_copy(self, job: Job) -> bool:
+        """The same run of the same job, received twice in one epoch of a partition (PROTOCOLS §1)."""
+        meta, copies = job.full_meta, job.home.copies
+        identity = (meta.origin, meta.run, meta.holds)
+        if identity in copies:
+            logger.info("%r is a copy of the record at offset %d: skipped", job, copies[identity])
+            return True
+        copies[identity] = job.offset
+        if len(copies) > COPIES:
+            base = job.home.tracker.base
+            for old in list(itertools.islice(copies, COPIES // 2)):
+                if copies[old] < base:
+                    del copies[old]
+        return False
+
+    def _is_over(self, job: Job, now: float) -> bool:
+        """Expired, cancelled or skipped by an order: settled without a run."""
+        meta, desired = job.full_meta, self._desired()
+        if meta.expires and now > meta.expires:
+            self._settle(job, Failure("expired", "it did not start in time"))
+        elif desired.cancelled(self._app, job.id, job.first_appended_at, now):
+            self._settle(job, Failure("cancelled", "cancelled by an order"))
+        elif (desired.skip_up_to(self._group, job.origin, now) or 0) >= job.run:
+            job.home.tracker.finish(job.offset)
+        else:
+            return False
+        return True
+
+    # Waiting in memory ------------------------------------------------------------------------------------------------
+
+    def wake_at(self, at: float, job: Job) -> None:
+        """The job is ready then, unless its partition has left."""
+        heapq.heappush(self._due, (at, next(self._number), job))
+
+    def next_due(self) -> float | None:
+        """When the next job that waits in memory is due, epoch seconds."""
+        return self._due[0][0] if self._due else None
+
+    def wake(self) -> int:
+        """Jobs whose wait in memory is over are ready; returns how many."""
+        if not self._due or self._due[0][0] > self._now():
+            return 0
+        now, woken = self._now(), 0
+        while self._due and self._due[0][0] <= now:
+            _, _, job = heapq.heappop(self._due)
+            if job.epoch == job.home.epoch:
+                woken += 1
+                self._wake(job, now)
+        return woken
+
+    def _wake(self, job: Job, now: float) -> None:
+        if job.offset in job.home.parked:
+            self._dispatcher.ready[job.kind].append(job)  # it is its lane's head already
+            return
+        job.home.waiting -= 1
+        if not self._is_over(job, now):
+            self._dispatcher.add(job)
+
+    def forget_stale(self) -> None:
+        """Drops what waits of partitions that have left."""
+        self._due = [entry for entry in self._due if entry[2].epoch == entry[2].home.epoch]
+        heapq.heapify(self._due)
+        self._unknown = [bad for bad in self._unknown if bad.home.epoch >= 0]
+
+    # What is no job ---------------------------------------------------------------------------------------------------
+
+    def _refuse(self, bad: Undecodable) -> None:
+        if bad.kind == "tombstone":
+            logger.warning("%s/%d@%d has no value: skipped", bad.home.topic, bad.home.number, bad.message.offset())
+            self._metrics.count("decode_errors_total", bad.home.queue, _DECODE_LABELS[bad.kind])
+            bad.home.tracker.finish(bad.message.offset())
+        elif bad.kind == "schema_unknown":
+            self._learn(bad)
+        else:
+            self._put_aside(bad)
+
+    def _learn(self, bad: Undecodable) -> None:
+        """Its schema may have come after the last look at the schema topic: look again, then decide (PROTOCOLS §14)."""
+        self._unknown.append(bad)
+        if len(self._unknown) == 1:
+            self._learn_schemas(lambda: self._learned.put(True))
+
+    @property
+    def learning(self) -> bool:
+        """Records wait for a look at the schema topic."""
+        return bool(self._unknown)
+
+    def take_learned(self) -> None:
+        """Decides over the records that waited for a look at the schema topic, once it has been taken."""
+        if self._learned.empty():
+            return
+        self._learned.get_nowait()
+        waiting, self._unknown = self._unknown, []
+        for bad in waiting:
+            job = self._decoder.decode(bad.message, bad.home)
+            if isinstance(job, Job):
+                self._admit(job)
+            else:
+                self._put_aside(job)
+
+    def _put_aside(self, bad: Undecodable) -> None:
+        """What another version of the code may know waits in the ladder for an hour; the rest is a letter at once."""
+        self._metrics.count("decode_errors_total", bad.home.queue, _DECODE_LABELS[bad.kind])
+        holds = bad.meta.holds if bad.meta.reason == bad.kind else 0
+        if bad.kind == "undecodable" or holds >= len(HOLD_MINUTES):
+            self._bury(bad)
+            return
+        minutes = HOLD_MINUTES[holds]
+        where = f"{bad.home.topic}/{bad.home.number}@{bad.message.offset()}"
+        logger.warning("%s: %s; it waits %d min for a worker that knows it", where, bad.error, minutes)
+        self.hold(bad.message, bad.home, bad.meta, self._now() + 60 * minutes, bad.kind)
+
+    def _bury(self, bad: Undecodable) -> None:
+        cause = Cause(Reason(bad.kind), bad.error, run=bad.meta.run, attempt=bad.meta.attempt)
+        record = letter_record(self._routes, bad.message, bad.home, bad.meta, cause)
+        logger.error("%s/%d@%d is a dead letter: %s", bad.home.topic, bad.home.number, bad.message.offset(), bad.error)
+        self._settler.settle(Open(bad.home, bad.message.offset(), record, lambda: self._buried(bad)))
+
+    def _buried(self, bad: Undecodable) -> None:
+        bad.home.tracker.finish(bad.message.offset())
+        self._metrics.count("dead_letters_total", bad.home.queue, "_unknown", bad.kind)
+
+    def hold(self, message: Message, home: Partition, meta: Meta, due: float, reason: str) -> None:
+        """Moves a record to the ladder without a new run."""
+        record = held_record(self._routes, message, home, meta, due, reason, self._now())
+        offset = message.offset()
+        self._settler.settle(Open(home, offset, record, lambda: home.tracker.finish(offset)))

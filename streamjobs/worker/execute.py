@@ -1,0 +1,131 @@
+"""Executing: chunks of jobs to the executors, and what they finished back to the loop (PERFORMANCE.md §3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from queue import Empty, SimpleQueue
+
+from streamjobs.core.dispatch import Dispatcher, Parallelism, chunk_size
+from streamjobs.job import Job
+from streamjobs.worker.executors import Chunk, Executor
+
+#: How long one wait for results may take while work waits: the pulse of alternating loop and threads.
+RESULT_WAIT_S = 0.002
+#: A chunk that is out for longer gives back what it has not begun.
+STUCK_S = 0.02
+
+
+class Execution:
+    """The chunks of one loop that are out. One owner: the loop's thread.
+
+    `finished` gets the jobs that ran to an end, `returned` those that were handed out and not started.
+    """
+
+    def __init__(
+        self,
+        executors: Mapping[str, Executor],
+        dispatcher: Dispatcher[Job],
+        mono: Callable[[], float],
+        *,
+        finished: Callable[[Sequence[Job]], None],
+        returned: Callable[[Sequence[Job]], None],
+        overdue: Callable[[Chunk, Job], None],
+    ) -> None:
+        self.out: dict[Chunk, float] = {}
+        self._executors = executors
+        self._dispatcher = dispatcher
+        self._mono = mono
+        self._finished = finished
+        self._returned = returned
+        self._overdue = overdue
+        self._results: SimpleQueue[Chunk] = SimpleQueue()
+        self._out_by_kind = dict.fromkeys(executors, 0)
+        self._parallel = {kind: Parallelism(executor.slots) for kind, executor in executors.items()}
+
+    def hand_out(self) -> None:
+        """Gives every executor as many chunks as are worth having out."""
+        ready = self._dispatcher.ready
+        for kind, executor in self._executors.items():
+            room = self._parallel[kind].value - self._out_by_kind[kind]
+            while room > 0 and ready[kind]:
+                jobs = self._dispatcher.take(kind, chunk_size(ready[kind][0].job_type.mean_s))
+                if jobs:
+                    executor.submit(self._new_chunk(kind, jobs))
+                    room -= 1
+
+    def _new_chunk(self, kind: str, jobs: list[Job]) -> Chunk:
+        chunk = Chunk(kind, jobs, self._results)
+        self.out[chunk] = self._mono()
+        self._out_by_kind[kind] += 1
+        return chunk
+
+    def take_results(self) -> int:
+        """Takes chunks that are over; with work waiting, waits up to 2 ms for one. Returns how many there were."""
+        if not self.out:
+            return 0
+        taken = 0
+        try:
+            chunk = self._results.get(timeout=RESULT_WAIT_S) if self._dispatcher.count() else self._results.get_nowait()
+            while True:
+                self._over(chunk)
+                taken += 1
+                chunk = self._results.get_nowait()
+        except Empty:
+            if not taken:
+                self._missed()
+        return taken
+
+    def _missed(self) -> None:
+        """Nothing came back in 2 ms with work waiting: have more chunks out."""
+        for kind, parallel in self._parallel.items():
+            if self._dispatcher.count(kind):
+                parallel.missed()
+
+    def _over(self, chunk: Chunk) -> None:
+        del self.out[chunk]
+        self._out_by_kind[chunk.kind] -= 1
+        self._parallel[chunk.kind].returned(chunk.cpu_s, self._mono())
+        self.harvest([chunk])
+        for last in chunk.stops:
+            # A strict lane waits for what becomes of its failed head.
+            if last.error is None or not last.job_type.strict:
+                self._dispatcher.stopped(last)
+        if chunk.returned:
+            self._returned(chunk.returned)
+
+    def harvest(self, chunks: Iterable[Chunk]) -> None:
+        """Takes what these chunks finished since the last look, also while they go on."""
+        for chunk in chunks:
+            done = chunk.done[chunk.harvested :]
+            if done:
+                chunk.harvested += len(done)
+                last = done[-1]
+                last.job_type.observe_mean(last.duration_s)
+                self._finished(done)
+
+    def harvest_all(self) -> None:
+        self.harvest(list(self.out))
+
+    def running(self) -> list[Job]:
+        """The jobs that executors run for this loop at this moment. Any thread may ask."""
+        return [job for chunk in list(self.out) if (job := chunk.current) is not None]
+
+    def watch(self) -> None:
+        """Looks after chunks that are out for long: takes what they finished, and back what they have not begun."""
+        now = self._mono()
+        for chunk, since in list(self.out.items()):
+            if now - since < STUCK_S:
+                continue
+            self.harvest([chunk])
+            rest = chunk.take_back()
+            if rest:
+                self._returned(rest)
+            job = chunk.current
+            if job is not None:
+                self._look_at(chunk, job)
+
+    def _look_at(self, chunk: Chunk, job: Job) -> None:
+        if job.cancelled:
+            self._executors[chunk.kind].cancel(job)
+        elif job.started_at:
+            self._overdue(chunk, job)
