@@ -47,8 +47,8 @@ class Endpoint:
             self._server = _Server((host, port), self._pages)
         except OSError as error:
             raise SettingsError(
-                f"can't listen on {self._listen}: {error.strerror or error}. Perhaps another worker has the port:"
-                " choose another one with --listen HOST:PORT (port 0: any free one)"
+                f"can't listen on {self._listen}: {error.strerror or error}. Perhaps another worker has"
+                " the port: choose another one with --listen HOST:PORT (port 0: any free one)"
             ) from error
         # The interval is how long `close` may take.
         threading.Thread(

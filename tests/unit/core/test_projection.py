@@ -36,8 +36,16 @@ events = st.builds(
 )
 
 
-@given(st.lists(events).flatmap(lambda told: st.tuples(st.just(told), st.permutations(told), st.lists(st.sampled_from(told or [Told("held")])))))
-def test_order_and_duplicates_of_events_change_nothing(case: tuple[list[Told], list[Told], list[Told]]) -> None:
+@given(
+    st.lists(events).flatmap(
+        lambda told: st.tuples(
+            st.just(told), st.permutations(told), st.lists(st.sampled_from(told or [Told("held")]))
+        )
+    )
+)
+def test_order_and_duplicates_of_events_change_nothing(
+    case: tuple[list[Told], list[Told], list[Told]],
+) -> None:
     told, shuffled, again = case
     one: Projection[Told] = Projection()
     other: Projection[Told] = Projection()
@@ -75,7 +83,8 @@ def test_the_end_of_a_run_outranks_its_start_whatever_the_clocks_say() -> None:
 
 
 def test_a_run_that_ended_twice_is_what_leaves_more_to_do() -> None:
-    """A worker acks the retry and dies before the commit; the next owner runs it again, and this time it succeeds."""
+    """A worker acks the retry and dies before the commit; the next owner runs it again, and this time it
+    succeeds."""
     latest = fold(Told("retried", at=1.0), Told("succeeded", at=2.0, worker="w2"))
 
     assert latest is not None and latest.kind == "retried"

@@ -45,16 +45,34 @@ def test_a_finished_job_becomes_one_event_that_carries_its_start(job: Make) -> N
 
     assert decode(only(batch.take(1001.0))) == [
         Event(
-            kind="succeeded", job_id="inv-7", job_type="send_invoice", queue="invoices", group="billing",
-            origin="jobs.invoices@1f2e3d4c/3/70012", run=1, attempt=1, topic="jobs.invoices", partition=3, offset=70012,
-            at=1000.75, started_at=1000.5, duration_s=0.25, wait_s=0.125, worker="host-1-0",
+            kind="succeeded",
+            job_id="inv-7",
+            job_type="send_invoice",
+            queue="invoices",
+            group="billing",
+            origin="jobs.invoices@1f2e3d4c/3/70012",
+            run=1,
+            attempt=1,
+            topic="jobs.invoices",
+            partition=3,
+            offset=70012,
+            at=1000.75,
+            started_at=1000.5,
+            duration_s=0.25,
+            wait_s=0.125,
+            worker="host-1-0",
         )
-    ]  # fmt: skip
+    ]
 
 
 def test_the_avro_library_reads_what_is_written(job: Make) -> None:
     batch = EventBatch("w", "billing")
-    batch.add([job(), job(outcome="dead", error_type="Timeout", error_message="30 s", reason="exhausted", attempt=8)])
+    batch.add(
+        [
+            job(),
+            job(outcome="dead", error_type="Timeout", error_message="30 s", reason="exhausted", attempt=8),
+        ]
+    )
     value = only(batch.take(1001.5))
 
     record: Any = fastavro.schemaless_reader(io.BytesIO(value[10:]), SCHEMA, None)
@@ -78,12 +96,22 @@ def test_what_the_avro_library_writes_is_read(job: Make) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"ids": b"inv-"}, {"id_lengths": b"\5"}, {"id_lengths": b"\5\0\5\0"}, {"origin_lengths": b"\1\0"}, {"rows": 2}, {"rows": 0},
-        {"shape": b"\1\0\0\0"}, {"shapes": []}, {"offset": b""}, {"started_s": b"\0" * 9}, {"duration_s": b"\0" * 8},
-        {"wait_s": b"\0"}, {"rows": -1},
+        {"ids": b"inv-"},
+        {"id_lengths": b"\5"},
+        {"id_lengths": b"\5\0\5\0"},
+        {"origin_lengths": b"\1\0"},
+        {"rows": 2},
+        {"rows": 0},
+        {"shape": b"\1\0\0\0"},
+        {"shapes": []},
+        {"offset": b""},
+        {"started_s": b"\0" * 9},
+        {"duration_s": b"\0" * 8},
+        {"wait_s": b"\0"},
+        {"rows": -1},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_columns_that_do_not_fit_together_are_an_error(job: Make, change: dict[str, Any]) -> None:
     batch = EventBatch("w", "billing")
     batch.add([job()])
@@ -138,9 +166,21 @@ def test_a_job_that_never_started_ended_when_the_batch_was_taken(job: Make) -> N
 
 def test_a_replay_is_told_without_a_job_in_hand(job: Make) -> None:
     told = Event(
-        "replayed", "inv-7", "send_invoice", "invoices", "billing", "jobs.invoices@aabbccdd/0/9", 3, 8,
-        "jobs.invoices.billing.dlt", 0, 12, 1002.0, reason="fixed", worker="w",
-    )  # fmt: skip
+        "replayed",
+        "inv-7",
+        "send_invoice",
+        "invoices",
+        "billing",
+        "jobs.invoices@aabbccdd/0/9",
+        3,
+        8,
+        "jobs.invoices.billing.dlt",
+        0,
+        12,
+        1002.0,
+        reason="fixed",
+        worker="w",
+    )
     batch = EventBatch("w", "billing")
     batch.add([job()])
     batch.tell(told)
@@ -149,7 +189,9 @@ def test_a_replay_is_told_without_a_job_in_hand(job: Make) -> None:
     assert decode(only(batch.take(1002.0)))[1] == told
 
 
-@pytest.mark.parametrize(("mode", "kinds"), [("all", ["succeeded", "dead", "started"]), ("failures", ["dead"]), ("off", [])])
+@pytest.mark.parametrize(
+    ("mode", "kinds"), [("all", ["succeeded", "dead", "started"]), ("failures", ["dead"]), ("off", [])]
+)
 def test_a_mode_leaves_out_what_it_says(job: Make, mode: events.Mode, kinds: list[str]) -> None:
     batch = EventBatch("w", "billing", mode)
     batch.add([job(), job(outcome="dead")])
@@ -200,7 +242,9 @@ def test_a_batch_that_is_too_large_for_a_record_is_split(job: Make, long_text: b
     assert all(len(packet.value) <= 4000 for packet in packets)
     assert [packet.events for packet in packets] == [len(decode(packet.value)) for packet in packets]
     told = [event for packet in packets for event in decode(packet.value)]
-    assert [(e.job_id, e.attempt, e.error_message) for e in told] == [(f"job-{n}", n, error) for n in range(100)]
+    assert [(e.job_id, e.attempt, e.error_message) for e in told] == [
+        (f"job-{n}", n, error) for n in range(100)
+    ]
     assert told[40].origin == "o"
     assert [decode_batch(packet.value).sequence for packet in packets] == list(range(1, len(packets) + 1))
 
@@ -217,7 +261,23 @@ def test_one_event_is_sent_however_large(job: Make) -> None:
 def test_any_text_travels(error: str, ids: list[str]) -> None:
     batch = EventBatch("w", "billing")
     told = [
-        Event("dead", id_, "t", "q", "billing", "o" + id_, 1, 1, "jobs.q", 0, 0, 0.0, error_message=error, worker="w") for id_ in ids
+        Event(
+            "dead",
+            id_,
+            "t",
+            "q",
+            "billing",
+            "o" + id_,
+            1,
+            1,
+            "jobs.q",
+            0,
+            0,
+            0.0,
+            error_message=error,
+            worker="w",
+        )
+        for id_ in ids
     ]
     for event in told:
         batch.tell(event)
@@ -257,7 +317,10 @@ def test_a_value_of_another_version_names_its_schema(job: Make) -> None:
 
 def test_the_example_is_what_it_says() -> None:
     example = json.loads((SCHEMAS / "examples" / "events.json").read_text())
-    record = {name: text.encode("latin-1") if isinstance(text, str) else text for name, text in example["record"].items()}
+    record = {
+        name: text.encode("latin-1") if isinstance(text, str) else text
+        for name, text in example["record"].items()
+    }
     for name in ("worker", "group"):
         record[name] = record[name].decode()
     for shape in record["shapes"]:

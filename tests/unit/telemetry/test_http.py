@@ -75,7 +75,9 @@ def test_head_has_no_body(endpoint: Endpoint) -> None:
     assert int(response.headers["Content-Length"]) > 0
 
 
-@pytest.mark.parametrize(("path", "method", "status"), [("/", "GET", 404), ("/../etc", "GET", 404), ("/metrics", "POST", 501)])
+@pytest.mark.parametrize(
+    ("path", "method", "status"), [("/", "GET", 404), ("/../etc", "GET", 404), ("/metrics", "POST", 501)]
+)
 def test_there_is_nothing_else(endpoint: Endpoint, path: str, method: str, status: int) -> None:
     assert get(endpoint, path, method)[0].status == status
 
@@ -97,7 +99,9 @@ def test_a_taken_port_is_said_with_what_to_do(endpoint: Endpoint) -> None:
     host, port = endpoint.address
     second = Endpoint(f"{host}:{port}", lambda _: (b"", ""), check({}), check({}))
 
-    with pytest.raises(SettingsError, match=rf"can't listen on {host}:{port}: Address already in use.*--listen"):
+    with pytest.raises(
+        SettingsError, match=rf"can't listen on {host}:{port}: Address already in use.*--listen"
+    ):
         second.start()
 
 
@@ -114,13 +118,21 @@ def test_a_closed_endpoint_frees_its_port(endpoint: Endpoint) -> None:
 
 @pytest.mark.parametrize(
     ("listen", "address"),
-    [("127.0.0.1:9464", ("127.0.0.1", 9464)), ("[::1]:80", ("::1", 80)), (":0", ("", 0)), ("localhost:65535", ("localhost", 65535))],
+    [
+        ("127.0.0.1:9464", ("127.0.0.1", 9464)),
+        ("[::1]:80", ("::1", 80)),
+        (":0", ("", 0)),
+        ("localhost:65535", ("localhost", 65535)),
+    ],
 )
 def test_an_address_is_host_and_port(listen: str, address: tuple[str, int]) -> None:
     assert parsed(listen) == address
 
 
-@pytest.mark.parametrize("listen", ["", "9464", "localhost", "localhost:", "localhost:http", "localhost:65536", "::1:80", "a:-1", "a:²"])
+@pytest.mark.parametrize(
+    "listen",
+    ["", "9464", "localhost", "localhost:", "localhost:http", "localhost:65536", "::1:80", "a:-1", "a:²"],
+)
 def test_what_is_no_address_is_refused(listen: str) -> None:
     with pytest.raises(SettingsError, match="listen is"):
         parsed(listen)

@@ -83,9 +83,16 @@ def test_a_json_line_has_the_documented_keys(configure: Configure) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("timestamp"))
     assert line.pop("pid") > 0
     assert line == {
-        "level": "warning", "logger": "streamjobs.test", "message": "queue invoices is paused", "event": "queue_paused",
-        "service": "billing", "version": "0.1", "worker_id": "host-1-0", "group": "billing", "thread": "MainThread",
-    }  # fmt: skip
+        "level": "warning",
+        "logger": "streamjobs.test",
+        "message": "queue invoices is paused",
+        "event": "queue_paused",
+        "service": "billing",
+        "version": "0.1",
+        "worker_id": "host-1-0",
+        "group": "billing",
+        "thread": "MainThread",
+    }
 
 
 def test_a_line_says_which_job_was_in_hand(configure: Configure, in_hand: InHand) -> None:
@@ -94,7 +101,12 @@ def test_a_line_says_which_job_was_in_hand(configure: Configure, in_hand: InHand
     theirs.info("mailed")
     (line,) = lines.objects
 
-    assert (line["job_id"], line["job_type"], line["attempt"], line["offset"]) == ("inv-7", "send_invoice", 2, 70012)
+    assert (line["job_id"], line["job_type"], line["attempt"], line["offset"]) == (
+        "inv-7",
+        "send_invoice",
+        2,
+        70012,
+    )
     assert (line["trace_id"], line["span_id"], line["trace_flags"]) == ("a" * 32, "b" * 16, "01")
 
 
@@ -110,7 +122,9 @@ def test_a_text_line_is_for_people(configure: Configure, in_hand: InHand) -> Non
     ours.error("mailed nothing", extra={"wait_ms": 12})
 
     assert re.fullmatch(
-        r"\S+Z ERROR streamjobs\.test mailed nothing job_id=inv-7 job_type=send_invoice attempt=2 wait_ms=12\n", lines.text
+        r"\S+Z ERROR streamjobs\.test mailed nothing "
+        r"job_id=inv-7 job_type=send_invoice attempt=2 wait_ms=12\n",
+        lines.text,
     )
 
 
@@ -176,9 +190,11 @@ def test_masked_names_hide_their_values_everywhere(configure: Configure, format:
         raise ValueError("db_password=hunter2 refused")
     except ValueError:
         ours.exception(
-            "with %s and %s, Authorization: Bearer hunter2", {"api_token": "hunter2", "id": 7}, "PASSWORD = 'hunter2 b'",
+            "with %s and %s, Authorization: Bearer hunter2",
+            {"api_token": "hunter2", "id": 7},
+            "PASSWORD = 'hunter2 b'",
             extra={"sasl.password": "hunter2"},
-        )  # fmt: skip
+        )
 
     assert "hunter2" not in lines.text
     assert "'id': 7" in lines.text

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from bisect import bisect_left
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,7 +48,7 @@ def scraped(snapshot: Snapshot) -> dict[str, dict[tuple[tuple[str, str], ...], f
     return samples
 
 
-# -- gathering ----------------------------------------------------------------------------------------------------------
+# -- gathering -----------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.lists(st.floats(0, 20_000)), max_size=5))
@@ -72,7 +73,9 @@ def test_a_value_on_a_bound_is_within_it() -> None:
 
 def test_a_list_of_jobs_is_counted_by_queue_type_and_outcome(job: Make) -> None:
     metrics = gatherer()
-    metrics.observe([job(), job(), job(type="remind"), job(queue="mails"), job(outcome="retried", error_type="Timeout")])
+    metrics.observe(
+        [job(), job(), job(type="remind"), job(queue="mails"), job(outcome="retried", error_type="Timeout")]
+    )
     seen = metrics.snapshot()
 
     assert counted(seen, "attempts_total") == {
@@ -133,14 +136,25 @@ def test_the_wait_knows_its_tier_and_group(job: Make) -> None:
     metrics = gatherer("retry")
     metrics.observe([job(wait_s=0.3)])
 
-    counts, total = metrics.snapshot().histograms["queue_wait_seconds", ("invoices", "billing", "send_invoice", "retry")]
+    counts, total = metrics.snapshot().histograms[
+        "queue_wait_seconds", ("invoices", "billing", "send_invoice", "retry")
+    ]
     assert (sum(counts), total) == (1, 0.3)
 
 
 def test_from_end_to_end_a_retried_job_counts_from_its_first_record(job: Make) -> None:
     metrics = gatherer()
     metrics.observe([job(wait_s=2.0, duration_s=1.0)])
-    metrics.observe([job(meta=Meta("send_invoice", attempt=2), started_at=1500.0, duration_s=1.0, first_appended_at=1000.0)])
+    metrics.observe(
+        [
+            job(
+                meta=Meta("send_invoice", attempt=2),
+                started_at=1500.0,
+                duration_s=1.0,
+                first_appended_at=1000.0,
+            )
+        ]
+    )
 
     _, total = metrics.snapshot().histograms["end_to_end_seconds", ("invoices", "send_invoice")]
     assert total == 3.0 + 501.0
@@ -153,7 +167,20 @@ def test_an_empty_list_counts_nothing() -> None:
     assert metrics.snapshot() == Snapshot({}, {}, {})
 
 
-# -- bounds -------------------------------------------------------------------------------------------------------------
+def test_published_jobs_are_counted_with_those_that_were_refused() -> None:
+    metrics = gatherer()
+    metrics.published(SimpleNamespace(name="send_invoice", queue="invoices"), 10, 0, 0.02)
+    metrics.published(SimpleNamespace(name="send_invoice", queue="invoices"), 5, 2, 0.02)
+    seen = metrics.snapshot()
+
+    assert counted(seen, "jobs_published_total") == {
+        ("invoices", "send_invoice", "ok"): 13,
+        ("invoices", "send_invoice", "error"): 2,
+    }
+    assert seen.histograms["publish_duration_seconds", ("invoices",)][0][2] == 2
+
+
+# -- bounds --------------------------------------------------------------------------------------------------
 
 
 def test_job_types_that_no_code_declares_share_a_label(job: Make) -> None:
@@ -166,7 +193,9 @@ def test_job_types_that_no_code_declares_share_a_label(job: Make) -> None:
 def test_error_types_are_bounded_and_none_is_lost(job: Make) -> None:
     metrics = gatherer()
     for n in range(120):
-        metrics.observe([job(outcome="retried", error_type=f"Error{n}"), job(outcome="retried", error_type="Common")])
+        metrics.observe(
+            [job(outcome="retried", error_type=f"Error{n}"), job(outcome="retried", error_type="Common")]
+        )
     failures = counted(metrics.snapshot(), "failures_total")
     names = {labels[2] for labels in failures}
 
@@ -197,19 +226,22 @@ def test_processes_together_keep_to_the_bound_too(job: Make) -> None:
     assert sum(failures.values()) == 164
 
 
-@pytest.mark.parametrize("call", [
-    lambda metrics: metrics.count("no_such_total"),
-    lambda metrics: metrics.count("commits_total", "billing"),
-    lambda metrics: metrics.time("commit_duration_seconds", 1.0),
-    lambda metrics: metrics.set("worker_slots", 1.0, "billing", "more"),
-    lambda metrics: metrics.replace("jobs_running", {("invoices",): 1.0}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda metrics: metrics.count("no_such_total"),
+        lambda metrics: metrics.count("commits_total", "billing"),
+        lambda metrics: metrics.time("commit_duration_seconds", 1.0),
+        lambda metrics: metrics.set("worker_slots", 1.0, "billing", "more"),
+        lambda metrics: metrics.replace("jobs_running", {("invoices",): 1.0}),
+    ],
+)
 def test_what_the_catalogue_does_not_have_is_refused(call: Callable[[Metrics], None]) -> None:
     with pytest.raises(ValueError, match="metric .* with labels"):
         call(gatherer())
 
 
-# -- the rest -----------------------------------------------------------------------------------------------------------
+# -- the rest ------------------------------------------------------------------------------------------------
 
 
 def test_counters_times_and_gauges() -> None:
@@ -232,7 +264,10 @@ def test_a_replaced_gauge_forgets_what_is_not_named() -> None:
     metrics.replace("jobs_running", {("invoices", "send_invoice"): 3, ("mails", "remind"): 1})
     metrics.replace("jobs_running", {("mails", "remind"): 2})
 
-    assert metrics.snapshot().gauges == {("worker_slots", ("billing",)): 32, ("jobs_running", ("mails", "remind")): 2}
+    assert metrics.snapshot().gauges == {
+        ("worker_slots", ("billing",)): 32,
+        ("jobs_running", ("mails", "remind")): 2,
+    }
 
 
 def test_counters_of_a_queue_are_there_before_its_first_job() -> None:
@@ -244,7 +279,7 @@ def test_counters_of_a_queue_are_there_before_its_first_job() -> None:
     }
 
 
-# -- adding up ----------------------------------------------------------------------------------------------------------
+# -- adding up -----------------------------------------------------------------------------------------------
 
 
 def test_loops_add_up(job: Make) -> None:
@@ -298,7 +333,9 @@ def test_a_later_report_replaces_an_earlier_one(job: Make) -> None:
         metrics.observe([job()])
         totals.report(1, metrics.snapshot())
 
-    assert counted(totals.snapshot(), "jobs_completed_total") == {("invoices", "send_invoice", "succeeded"): 3}
+    assert counted(totals.snapshot(), "jobs_completed_total") == {
+        ("invoices", "send_invoice", "succeeded"): 3
+    }
 
 
 def test_a_snapshot_crosses_processes(job: Make) -> None:
@@ -308,7 +345,7 @@ def test_a_snapshot_crosses_processes(job: Make) -> None:
     assert pickle.loads(pickle.dumps(metrics.snapshot())) == metrics.snapshot()
 
 
-# -- Prometheus ---------------------------------------------------------------------------------------------------------
+# -- Prometheus ----------------------------------------------------------------------------------------------
 
 
 def test_a_scrape_has_counters_gauges_and_cumulative_buckets(job: Make) -> None:
@@ -356,12 +393,18 @@ def test_what_vanished_is_not_exposed() -> None:
 
 
 def test_gathering_does_not_import_prometheus() -> None:
-    code = "import sys, streamjobs.telemetry.metrics as m; m.Metrics().snapshot(); print('prometheus_client' in sys.modules)"
+    code = (
+        "import sys, streamjobs.telemetry.metrics as m; m.Metrics().snapshot();"
+        " print('prometheus_client' in sys.modules)"
+    )
 
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "False\n"
+    )
 
 
-# -- the catalogue ------------------------------------------------------------------------------------------------------
+# -- the catalogue -------------------------------------------------------------------------------------------
 
 
 def test_names_follow_the_conventions() -> None:
@@ -374,11 +417,29 @@ def test_names_follow_the_conventions() -> None:
 
 
 def test_no_label_grows_without_bound() -> None:
-    """A label is a name that code, topics or settings declare; `partition` only where a monitor is asked for it."""
+    """A label is a name that code, topics or settings declare; `partition` only where a monitor is asked for
+    it."""
     allowed = {
-        "action", "age", "app", "error_type", "event", "group", "job_type", "outcome", "partition", "python", "queue", "reason",
-        "result", "state", "status", "tier", "topic", "version", "window",
-    }  # fmt: skip
+        "action",
+        "age",
+        "app",
+        "error_type",
+        "event",
+        "group",
+        "job_type",
+        "outcome",
+        "partition",
+        "python",
+        "queue",
+        "reason",
+        "result",
+        "state",
+        "status",
+        "tier",
+        "topic",
+        "version",
+        "window",
+    }
 
     assert {label for metric in METRICS.values() for label in metric.labels} <= allowed
 
@@ -392,7 +453,9 @@ def test_the_table_for_the_docs_has_every_metric() -> None:
     rows = catalogue.markdown().splitlines()
 
     assert len(rows) == 2 + len(METRICS)
-    assert "| `streamjobs_jobs_completed_total` | counter | queue, job_type, outcome |" in catalogue.markdown()
+    assert (
+        "| `streamjobs_jobs_completed_total` | counter | queue, job_type, outcome |" in catalogue.markdown()
+    )
 
 
 def test_a_histogram_has_three_series() -> None:

@@ -82,7 +82,11 @@ def test_reported_metrics_can_be_added_up() -> None:
 
 
 def test_metrics_that_only_another_version_knows_are_left_out() -> None:
-    newer = Snapshot({("new_total", ()): 1.0}, {("commit_duration_seconds", ("billing",)): ((1, 2), 0.5)}, {("new", ()): 1.0})
+    newer = Snapshot(
+        {("new_total", ()): 1.0},
+        {("commit_duration_seconds", ("billing",)): ((1, 2), 0.5)},
+        {("new", ()): 1.0},
+    )
 
     assert decode(encode(report(metrics=newer)))["metrics"] == Snapshot({}, {}, {})
 

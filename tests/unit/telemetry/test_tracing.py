@@ -73,10 +73,12 @@ def linked(span: ReadableSpan) -> list[str]:
 
 
 def publish(tracing: Tracing, headers: list[tuple[str, bytes]]) -> Any:
-    return tracing.send("jobs.invoices", headers, job_id="inv-7", job_type="send_invoice", queue="invoices", key="acme")
+    return tracing.send(
+        "jobs.invoices", headers, job_id="inv-7", job_type="send_invoice", queue="invoices", key="acme"
+    )
 
 
-# -- publishing ---------------------------------------------------------------------------------------------------------
+# -- publishing ----------------------------------------------------------------------------------------------
 
 
 def test_a_published_job_carries_its_span(spans: Spans) -> None:
@@ -89,11 +91,17 @@ def test_a_published_job_carries_its_span(spans: Spans) -> None:
     assert sent.headers == [("ce_id", b"inv-7"), ("traceparent", traceparent_of(span))]
     assert span.instrumentation_scope is not None and span.instrumentation_scope.schema_url == SCHEMA_URL
     assert dict(span.attributes or {}) == {
-        "messaging.system": "kafka", "messaging.operation.name": "send", "messaging.operation.type": "send",
-        "messaging.destination.name": "jobs.invoices", "messaging.message.id": "inv-7", "messaging.kafka.message.key": "acme",
-        "messaging.destination.partition.id": "3", "messaging.kafka.offset": 70012, "streamjobs.job.type": "send_invoice",
+        "messaging.system": "kafka",
+        "messaging.operation.name": "send",
+        "messaging.operation.type": "send",
+        "messaging.destination.name": "jobs.invoices",
+        "messaging.message.id": "inv-7",
+        "messaging.kafka.message.key": "acme",
+        "messaging.destination.partition.id": "3",
+        "messaging.kafka.offset": 70012,
+        "streamjobs.job.type": "send_invoice",
         "streamjobs.queue": "invoices",
-    }  # fmt: skip
+    }
 
 
 def test_a_context_that_a_record_had_is_replaced_and_never_joined_by_another(spans: Spans) -> None:
@@ -128,16 +136,22 @@ def test_an_unsampled_publisher_says_so_to_the_runs() -> None:
     assert spans.all() == ()
 
 
-# -- running ------------------------------------------------------------------------------------------------------------
+# -- running -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("traceparent", "wanted"),
     [
-        (PARENT, True), (UNSAMPLED, False), (None, True), (b"", True), (b"garbage", True),
-        (PARENT[:-2] + b"03", True), (PARENT[:-2] + b"02", False), (PARENT + b"-more", True),
+        (PARENT, True),
+        (UNSAMPLED, False),
+        (None, True),
+        (b"", True),
+        (b"garbage", True),
+        (PARENT[:-2] + b"03", True),
+        (PARENT[:-2] + b"02", False),
+        (PARENT + b"-more", True),
     ],
-)  # fmt: skip
+)
 def test_the_sampled_flag_is_read_without_opentelemetry(traceparent: bytes | None, wanted: bool) -> None:
     assert sampled(traceparent) is wanted
 
@@ -153,21 +167,32 @@ def test_the_first_attempt_of_a_young_job_is_a_child_and_links(spans: Spans) -> 
     assert span.context.trace_state.to_header() == "vendor=1"
     assert job.traceparent == traceparent_of(span)
     assert dict(span.attributes or {}) == {
-        "messaging.system": "kafka", "messaging.operation.name": "process", "messaging.operation.type": "process",
-        "messaging.destination.name": "jobs.invoices", "messaging.message.id": "inv-7",
-        "messaging.consumer.group.name": "billing", "messaging.destination.partition.id": "3", "messaging.kafka.offset": 70012,
-        "streamjobs.job.type": "send_invoice", "streamjobs.queue": "invoices", "streamjobs.attempt": 1,
-        "streamjobs.max_attempts": 8, "streamjobs.wait_ms": 250,
-    }  # fmt: skip
+        "messaging.system": "kafka",
+        "messaging.operation.name": "process",
+        "messaging.operation.type": "process",
+        "messaging.destination.name": "jobs.invoices",
+        "messaging.message.id": "inv-7",
+        "messaging.consumer.group.name": "billing",
+        "messaging.destination.partition.id": "3",
+        "messaging.kafka.offset": 70012,
+        "streamjobs.job.type": "send_invoice",
+        "streamjobs.queue": "invoices",
+        "streamjobs.attempt": 1,
+        "streamjobs.max_attempts": 8,
+        "streamjobs.wait_ms": 250,
+    }
 
 
 @pytest.mark.parametrize(
     ("propagation", "attempt", "age_s", "child"),
     [
-        ("auto", 1, 1.0, True), ("auto", 2, 1.0, False), ("auto", 1, 901.0, False),
-        ("link", 1, 1.0, False), ("child", 5, 9999.0, True),
+        ("auto", 1, 1.0, True),
+        ("auto", 2, 1.0, False),
+        ("auto", 1, 901.0, False),
+        ("link", 1, 1.0, False),
+        ("child", 5, 9999.0, True),
     ],
-)  # fmt: skip
+)
 def test_whether_a_run_is_a_child_or_linked(
     spans: Spans, propagation: Propagation, attempt: int, age_s: float, child: bool
 ) -> None:
@@ -179,7 +204,10 @@ def test_whether_a_run_is_a_child_or_linked(
 
 
 def test_a_run_begins_a_trace_whatever_is_current_in_its_thread(spans: Spans) -> None:
-    with spans.provider.get_tracer("user").start_as_current_span("left open"), spans.tracing().run(Running(), "billing"):
+    with (
+        spans.provider.get_tracer("user").start_as_current_span("left open"),
+        spans.tracing().run(Running(), "billing"),
+    ):
         pass
 
     assert spans.all()[0].parent is None
@@ -204,7 +232,9 @@ def test_a_failed_run_is_an_error_that_passes_on(spans: Spans) -> None:
     assert [event.name for event in span.events] == ["exception"]
 
 
-@pytest.mark.parametrize(("signal", "status"), [(Snooze("5s"), StatusCode.UNSET), (Reject("void"), StatusCode.ERROR)])
+@pytest.mark.parametrize(
+    ("signal", "status"), [(Snooze("5s"), StatusCode.UNSET), (Reject("void"), StatusCode.ERROR)]
+)
 def test_only_signals_of_failure_are_errors(spans: Spans, signal: BaseException, status: StatusCode) -> None:
     with pytest.raises(type(signal)), spans.tracing().run(Running(), "billing"):
         raise signal
@@ -220,12 +250,14 @@ def test_a_malformed_context_begins_a_trace(spans: Spans) -> None:
     assert all(span.parent is None and not span.links for span in spans.all())
 
 
-# -- again --------------------------------------------------------------------------------------------------------------
+# -- again ---------------------------------------------------------------------------------------------------
 
 
 def retry(tracing: Tracing, job: Running, *, letter: bool = False) -> Any:
     headers = list(job.headers.items())
-    return tracing.again("to", headers, job_id=job.id, run=job.traceparent, reason="Timeout", delay_s=5.0, letter=letter)
+    return tracing.again(
+        "to", headers, job_id=job.id, run=job.traceparent, reason="Timeout", delay_s=5.0, letter=letter
+    )
 
 
 def test_a_retry_continues_its_run_and_remembers_the_first_trace(spans: Spans) -> None:  # edge 69
@@ -279,13 +311,14 @@ def test_a_replay_links_to_its_past_and_does_not_continue_it(spans: Spans) -> No
     assert dict(sent.headers)["traceparent"] == traceparent_of(send)
 
 
-# -- without it ---------------------------------------------------------------------------------------------------------
+# -- without it ----------------------------------------------------------------------------------------------
 
 
 def test_without_a_provider_nothing_is_imported_or_traced() -> None:
     code = (
         "import sys; from streamjobs.telemetry.tracing import Tracing; print(Tracing.find(),"
-        " any(m.startswith('opentelemetry') for m in sys.modules)); import opentelemetry.trace; print(Tracing.find())"
+        " any(m.startswith('opentelemetry') for m in sys.modules));"
+        " import opentelemetry.trace; print(Tracing.find())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
@@ -301,5 +334,3 @@ def test_a_provider_that_the_process_has_set_is_found() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout == "Tracing\n"
-
-
