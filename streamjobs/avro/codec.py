@@ -237,9 +237,10 @@ class Payload:
 
     def caller(self, fn: Callable[..., Any]) -> Callable[[Any], Any]:
         """`call(job)`: calls the handler with `job.args` as `decode` gave them, and with the run if it asks for it."""
-        if len(self._positional) == len(self.names) and not self.run_parameter:
+        by_place = len(self._positional) == len(self.names) and not self._signature.run_keyword_only
+        if by_place and not self.run_parameter:
             return lambda job: fn(*job.args)
-        if len(self._positional) == len(self.names) and self._signature.run_position == 0:
+        if by_place and self._signature.run_position == 0:
             return lambda job: fn(job, *job.args)
         call: Callable[[Any], Any] = eval(self._call(), {"fn": fn})
         return call

@@ -231,6 +231,16 @@ def test_the_handler_is_called_with_the_run_where_it_is_annotated(fn: Callable[.
     assert payload.caller(fn)(run) == (run if payload.run_parameter else None, 1, "x")
 
 
+def only_the_run(*, job: Job) -> Any:
+    return job
+
+
+def test_the_run_may_be_all_that_a_handler_takes() -> None:
+    run = SimpleNamespace(args=())
+
+    assert Payload(only_the_run, "job").caller(only_the_run)(run) is run
+
+
 def test_the_run_is_not_the_publishers_to_give() -> None:
     with pytest.raises(PayloadError, match="the worker gives it"):
         Payload(run_first, "job").bind((), {"a": 1, "b": "x", "job": None})
