@@ -1,7 +1,7 @@
 """Orders and questions of operators: one place behind the command line, the monitor and the dashboard.
 
-What writes comes in two steps: a plan that can be shown, and an application that looks again and acts on what is the case
-then. Every application leaves a record in the audit topic.
+What writes comes in two steps: a plan that can be shown, and an application that looks again and acts on what
+is the case then. Every application leaves a record in the audit topic.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from streamjobs.core.topics import Role
 from streamjobs.deployment import Deployment, consumed
 from streamjobs.errors import BrokerError, UsageError
 
-# --- how far behind -----------------------------------------------------------------------------------------------------
+# --- how far behind -----------------------------------------------------------------------------------------
 
 
 def queue_lags(app: Deployment, queues: Collection[str] = ()) -> list[QueueLag]:
@@ -33,7 +33,7 @@ def queue_lags(app: Deployment, queues: Collection[str] = ()) -> list[QueueLag]:
     return list(Collector(app).collect(queues).queues)
 
 
-# --- groups ---------------------------------------------------------------------------------------------------------------
+# --- groups -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +69,11 @@ def _group_topics(app: Deployment, desired: Desired) -> list[tuple[str, str]]:
     return list(dict.fromkeys([*consumed(app), *others]))
 
 
-# --- seek -----------------------------------------------------------------------------------------------------------------
+# --- seek ---------------------------------------------------------------------------------------------------
 
 To = Literal["earliest", "latest", "reported"] | float
-"""Where a group shall stand: the log's start, its end, the base in the last worker report, or the first record appended at or
-after an instant."""
+"""Where a group shall stand: the log's start, its end, the base in the last worker report, or the first
+record appended at or after an instant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class SeekPlan:
-    """`live`: the group has members, so each partition's owner carries the order out; else the admin API does."""
+    """`live`: the group has members, so the partitions' owners carry it out; else the admin API does."""
 
     group: str
     to: To
@@ -117,8 +117,9 @@ def plan_seek(
 ) -> SeekPlan:
     """Where a group's commits would move. `group` is Kafka's (`billing`, `billing.retry`, `billing.timer`).
 
-    `topics`: some of those that it is registered on (none named: all), `partitions`: some of their partitions. `reported`:
-    the bases of the last worker reports; partitions that are not in it are `missing`. Raises UsageError, BrokerError.
+    `topics`: some of those that it is registered on (none named: all), `partitions`: some of their
+    partitions. `reported`: the bases of the last worker reports; partitions that are not in it are `missing`.
+    Raises UsageError, BrokerError.
     """
     admin = app.broker.admin()
     chosen = _chosen(app, admin, group, topics, partitions)
@@ -126,7 +127,9 @@ def plan_seek(
     targets = _targets(admin, chosen, to, reported or {})
     state = admin.groups([group]).get(group)
     moves = (
-        Move(tp, committed[tp].offset if tp in committed else None, targets[tp]) for tp in chosen if tp in targets
+        Move(tp, committed[tp].offset if tp in committed else None, targets[tp])
+        for tp in chosen
+        if tp in targets
     )
     missing = tuple(tp for tp in chosen if tp not in targets)
     return SeekPlan(group, to, tuple(moves), bool(state and state.members), missing)
@@ -135,12 +138,12 @@ def plan_seek(
 def apply_seek(
     app: Deployment, approved: SeekPlan, *, reason: str, reported: Mapping[TopicPartition, int] | None = None
 ) -> tuple[SeekPlan, str]:
-    """Moves the partitions of an approved plan to where it says, as that is now; returns what was ordered, and a complaint
-    or "".
+    """Moves the partitions of an approved plan to where it says, as that is now; returns what was ordered,
+    and a complaint or "".
 
-    Owners are ordered to: a commit that an outsider makes is overwritten by the owner's next one. Only an empty group is
-    altered directly; if a worker joined in the meantime, that is refused, and the order is left for the owner instead.
-    Raises BrokerError.
+    Owners are ordered to: a commit that an outsider makes is overwritten by the owner's next one. Only an
+    empty group is altered directly; if a worker joined in the meantime, that is refused, and the order is
+    left for the owner instead. Raises BrokerError.
     """
     wanted = [move.partition for move in approved.moves]
     now = plan_seek(
@@ -164,7 +167,9 @@ def apply_seek(
 def _chosen(
     app: Deployment, admin: Admin, group: str, topics: Collection[str], partitions: Collection[int]
 ) -> list[TopicPartition]:
-    registered = {name for reader, name in orders.read(app.broker, app.names).registrations() if reader == group}
+    registered = {
+        name for reader, name in orders.read(app.broker, app.names).registrations() if reader == group
+    }
     unknown = sorted(set(topics) - registered)
     if unknown or not registered:
         where = f"on {unknown[0]}" if unknown else "anywhere"
@@ -210,7 +215,7 @@ def _altered(app: Deployment, group: str, moves: Sequence[Move]) -> bool:
 
 
 def _commit(move: Move, topic: Topic, old: Mapping[TopicPartition, Commit]) -> Commit:
-    """The number of the last seek order is kept, so that the next owner doesn't take an old order for a new one."""
+    """The last seek order's number is kept: else the next owner takes an old order for a new one."""
     before = old.get(move.partition)
     mark = decode(*before) if before else None
     sought = mark.sought if mark else -1
@@ -218,7 +223,7 @@ def _commit(move: Move, topic: Topic, old: Mapping[TopicPartition, Commit]) -> C
 
 
 def _order_seek(app: Deployment, group: str, moves: Sequence[Move], reason: str) -> None:
-    """An offset as a number, not "latest": what was planned and shown is what happens, however late the owner reads it."""
+    """An offset as a number, not "latest": what was shown is what happens, however late it is read."""
     now, order = app.clock.now(), uuid.uuid4().hex
     wanted = {
         control.seek_key(group, *move.partition, order): control.seek_value(
@@ -233,12 +238,12 @@ def _order_seek(app: Deployment, group: str, moves: Sequence[Move], reason: str)
 SEEK_UNTIL_S = 86_400.0
 
 
-# --- trim: the janitor ----------------------------------------------------------------------------------------------------
+# --- trim: the janitor --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Records of one partition that everybody has finished and that are older than the history: offsets [start, before)."""
+    """Records [start, before) of a partition: older than the history, and finished by everybody."""
 
     partition: TopicPartition
     start: int
@@ -278,11 +283,13 @@ class Trimmed:
 
 
 def plan_trim(app: Deployment, *, topics: Collection[str] = ()) -> TrimPlan:
-    """What is older than `history` and finished by every group that has a say (PROTOCOLS §13). Raises BrokerError.
+    """What is older than `history` and finished by every group that has a say (PROTOCOLS §13). Raises
+    BrokerError.
 
-    A say have the groups that are registered on a topic and every other that has a commit there. In doubt nothing is
-    deleted: no registered group, one without a commit, a commit in an earlier topic of that name. *Bites*: a queue whose
-    workers start in two weeks is finished by all of its groups, of which there are none.
+    A say have the groups that are registered on a topic and every other that has a commit there. In doubt
+    nothing is deleted: no registered group, one without a commit, a commit in an earlier topic of that name.
+    *Bites*: a queue whose workers start in two weeks is finished by all of its groups, of which there are
+    none.
     """
     horizon = app.clock.now() - app.settings.history
     admin = app.broker.admin()
@@ -304,12 +311,18 @@ def apply_trim(app: Deployment, approved: TrimPlan, *, reason: str = "") -> Trim
     """Deletes what of the approved plan may still be deleted, as things are now. Raises BrokerError, also
     (`UNSUPPORTED_VERSION`) on a broker that can't delete records."""
     if "delete_records" in app.broker.lacks:
-        raise BrokerError("UNSUPPORTED_VERSION", "this broker can't delete records; the embedded one forgets by itself")
+        raise BrokerError(
+            "UNSUPPORTED_VERSION", "this broker can't delete records; the embedded one forgets by itself"
+        )
     agreed = {cut.partition: cut.before for cut in approved.cuts}
-    fresh = plan_trim(app, topics={cut.partition.topic for cut in approved.cuts}) if agreed else TrimPlan((), ())
+    fresh = (
+        plan_trim(app, topics={cut.partition.topic for cut in approved.cuts}) if agreed else TrimPlan((), ())
+    )
     trimmed = Trimmed()
     starts = {cut.partition: cut.start for cut in fresh.cuts}
-    before = {cut.partition: min(cut.before, agreed[cut.partition]) for cut in fresh.cuts if cut.partition in agreed}
+    before = {
+        cut.partition: min(cut.before, agreed[cut.partition]) for cut in fresh.cuts if cut.partition in agreed
+    }
     errors = app.broker.admin().delete_records(before) if before else {}
     for partition, offset in before.items():
         cut = Cut(partition, starts[partition], offset)
@@ -327,7 +340,9 @@ def _note_trim(app: Deployment, trimmed: Trimmed, reason: str) -> str:
         return ""
     target = ", ".join(sorted({cut.partition.topic for cut in trimmed.done}))
     result = f"{len(trimmed.failed)} partitions failed" if trimmed.failed else "ok"
-    return audit.record(app, audit.Entry("topic trim", target, sum(cut.count for cut in trimmed.done), result, reason))
+    return audit.record(
+        app, audit.Entry("topic trim", target, sum(cut.count for cut in trimmed.done), result, reason)
+    )
 
 
 def _trimmable(app: Deployment, existing: Mapping[str, Topic], wanted: Collection[str]) -> list[Topic]:
@@ -342,7 +357,9 @@ def _trimmable(app: Deployment, existing: Mapping[str, Topic], wanted: Collectio
 _Commits = Mapping[TopicPartition, Mapping[str, Commit]]
 
 
-def _all_commits(admin: Admin, topics: Iterable[Topic], desired: Desired) -> dict[TopicPartition, dict[str, Commit]]:
+def _all_commits(
+    admin: Admin, topics: Iterable[Topic], desired: Desired
+) -> dict[TopicPartition, dict[str, Commit]]:
     names = {topic.name for topic in topics}
     everyone = {*admin.group_names(), *(group for group, name in desired.registrations() if name in names)}
     found: dict[TopicPartition, dict[str, Commit]] = {}
@@ -354,7 +371,7 @@ def _all_commits(admin: Admin, topics: Iterable[Topic], desired: Desired) -> dic
 
 
 def _old(admin: Admin, topic: Topic, horizon: float) -> dict[TopicPartition, tuple[int, int]]:
-    """Where each partition starts, and where the records begin that are younger; without those that hold no older one."""
+    """Where each partition starts, and where its younger records begin; only those that hold older ones."""
     partitions = [TopicPartition(topic.name, number) for number in range(topic.partitions)]
     starts = admin.offsets(partitions, "earliest")
     young = admin.offsets(partitions, horizon)
@@ -398,7 +415,8 @@ def _held_back(old: Mapping[TopicPartition, tuple[int, int]], commits: _Commits)
     for partition, (_, young) in old.items():
         group, base = _slowest(commits[partition])
         if base < young:
-            text = f"group {group} has not finished offset {base} of {partition.topic}/{partition.partition}, which is older"
+            where = f"{partition.topic}/{partition.partition}"
+            text = f"group {group} has not finished offset {base} of {where}, which is older"
             yield Blocked(partition.topic, partition.partition, group, text)
 
 

@@ -14,7 +14,7 @@ from streamjobs.errors import BrokerError
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An order as the audit topic keeps it. `action` is noun and verb (`topic apply`), `count` how many things it changed."""
+    """An order. `action`: noun and verb (`topic apply`); `count`: how many things it changed."""
 
     action: str
     target: str
@@ -32,11 +32,14 @@ def actor() -> str:
 
 
 def record(app: Deployment, entry: Entry, *, who: str = "") -> str:
-    """Appends the entry; returns "" or, when it could not be written, a sentence for the one who gave the order.
+    """Appends the entry; returns "" or, when it could not be written, a sentence for the one who gave the
+    order.
 
     It never raises for that: the order is already carried out, and an exception would say that it is not.
     """
-    value = json.dumps({"who": who or actor(), "when": round(app.clock.now() * 1000), "app": app.name, **_fields(entry)})
+    value = json.dumps(
+        {"who": who or actor(), "when": round(app.clock.now() * 1000), "app": app.name, **_fields(entry)}
+    )
     try:
         tables.write_once(app.broker, [Record(app.names.audit, value.encode())])
     except BrokerError as error:
@@ -45,4 +48,6 @@ def record(app: Deployment, entry: Entry, *, who: str = "") -> str:
 
 
 def _fields(entry: Entry) -> dict[str, object]:
-    return {name: clipped(value) if isinstance(value, str) else value for name, value in asdict(entry).items()}
+    return {
+        name: clipped(value) if isinstance(value, str) else value for name, value in asdict(entry).items()
+    }

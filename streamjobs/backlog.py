@@ -1,7 +1,8 @@
-"""How far each queue's groups are behind: depth, age of the oldest job, growth. From the broker alone (DESIGN.md §7).
+"""How far each queue's groups are behind: depth, age of the oldest job, growth. From the broker alone
+(DESIGN.md §7).
 
-Everything comes from broker offsets and commit metadata, so the numbers go on when no worker lives. Commits are asked for
-before end offsets: a lag is then never negative, at worst a moment's work too high.
+Everything comes from broker offsets and commit metadata, so the numbers go on when no worker lives. Commits
+are asked for before end offsets: a lag is then never negative, at worst a moment's work too high.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ Tier = Literal["main", "retry"]
 REGISTRATIONS_S = 30.0
 #: Samples that are kept for each queue, group and tier.
 SAMPLES = 720
-#: The records at the heads are waited for this long; an age that is not known then stays unknown until the next look.
+#: The records at the heads are waited for this long; an age that is not known then stays unknown until the
+#: next look.
 _FETCH_S = 3.0
 
 
@@ -37,8 +39,9 @@ _FETCH_S = 3.0
 class QueueLag:
     """A group's lag in one topic of a queue, by partition.
 
-    `ages`: seconds since the oldest waiting job could have run (None: unknown), of partitions in which one waits. `samples`:
-    what was seen of it so far, oldest first: `core.lag` makes rates, trends and forecasts of it.
+    `ages`: seconds since the oldest waiting job could have run (None: unknown), of partitions in which one
+    waits. `samples`: what was seen of it so far, oldest first: `core.lag` makes rates, trends and forecasts
+    of it.
     """
 
     queue: str
@@ -65,13 +68,13 @@ class QueueLag:
 
     @property
     def rates(self) -> Rates | None:
-        """Of the last minute, or of the time since the first look where that is shorter; None: too little is known."""
+        """Of the last minute, or since the first look if that is less; None: too little is known."""
         return rates(self.samples, min(WINDOWS_S[0], self.samples[-1].at - self.samples[0].at))
 
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """One look at the cluster, at `taken` (epoch seconds). `delayed`: jobs in the app's delay ladder, by tier."""
+    """One look, at `taken` (epoch seconds). `delayed`: jobs in the app's delay ladder, by tier."""
 
     queues: tuple[QueueLag, ...]
     delayed: Mapping[str, int]
@@ -134,8 +137,8 @@ def _commits(admin: Admin, readings: Iterable[Reading]) -> dict[tuple[str, Topic
 
 
 def _position(topic: Topic, commit: Commit | None, registered: int, log: Position) -> Position:
-    """`log` with the group's part in it. A map that knows more than the log has belongs to a log that was truncated, or to
-    an earlier topic: its offsets are new jobs now."""
+    """`log` with the group's part in it. A map that knows more than the log has belongs to a log that was
+    truncated, or to an earlier topic: its offsets are new jobs now."""
     if commit is None:
         return replace(log, base=registered, committed=False, topic_id=topic.id)
     mark = decode(*commit)
@@ -145,7 +148,8 @@ def _position(topic: Topic, commit: Commit | None, registered: int, log: Positio
 
 
 class Collector:
-    """Looks again and again, and remembers what makes the next look cheap: registrations, ages of heads, samples.
+    """Looks again and again, and remembers what makes the next look cheap: registrations, ages of heads,
+    samples.
 
     For one thread at a time.
     """
@@ -176,20 +180,28 @@ class Collector:
             self._desired_until = now + REGISTRATIONS_S
 
     def _readings(self, admin: Admin, queues: Collection[str]) -> list[Reading]:
-        """Our own groups, every other that is registered on these queues, and the ladder with its draining tiers."""
+        """Our own groups, all others that are registered on these queues, and the ladder, old tiers too."""
         names, app = self._app.names, self._app
         topics = admin.topics()
-        ladder = [(timer_group(app.name), name) for name in sorted(topics) if _is_tier(names.role(name), app.name)]
+        ladder = [
+            (timer_group(app.name), name) for name in sorted(topics) if _is_tier(names.role(name), app.name)
+        ]
         found: list[Reading] = []
-        for consumer, name in dict.fromkeys([*consumed(app), *sorted(self._desired.registrations()), *ladder]):
+        for consumer, name in dict.fromkeys(
+            [*consumed(app), *sorted(self._desired.registrations()), *ladder]
+        ):
             role = names.role(name)
             if role and name in topics and (role.queue in queues or _is_tier(role, app.name)):
                 found.append(Reading(consumer, topics[name], role))
         return found
 
-    def _queue_lag(self, reading: Reading, places: Mapping[int, Position], since: _Since, now: float) -> QueueLag:
+    def _queue_lag(
+        self, reading: Reading, places: Mapping[int, Position], since: _Since, now: float
+    ) -> QueueLag:
         role, topic = reading.role, reading.topic.name
-        heads = {number: since.get((TopicPartition(topic, number), place.base)) for number, place in places.items()}
+        heads = {
+            number: since.get((TopicPartition(topic, number), place.base)) for number, place in places.items()
+        }
         known = {
             number: replace(place, gaps=place.pending) if heads[number] == NOTHING else place
             for number, place in places.items()
@@ -217,7 +229,7 @@ def _age(since: float | None, now: float) -> float | None:
     return None if since is None else max(0.0, now - since)
 
 
-# --- ages -----------------------------------------------------------------------------------------------------------------
+# --- ages ---------------------------------------------------------------------------------------------------
 
 _Head = tuple[TopicPartition, int]
 """A partition and the offset at which a group stands in it."""
@@ -239,12 +251,17 @@ class _Ages:
     def since(self, pairs: Iterable[tuple[Reading, Mapping[int, Position]]]) -> _Since:
         """Of all heads at which something waits; those that did not answer in time are absent."""
         heads = {
-            (TopicPartition(reading.topic.name, number), place.base): (max(place.base, place.start), place.end)
+            (TopicPartition(reading.topic.name, number), place.base): (
+                max(place.base, place.start),
+                place.end,
+            )
             for reading, places in pairs
             for number, place in places.items()
             if place.pending
         }
-        self._known = {head: since for head, since in self._known.items() if head in heads and since != NOTHING}
+        self._known = {
+            head: since for head, since in self._known.items() if head in heads and since != NOTHING
+        }
         self._fetch({head: limits for head, limits in heads.items() if head not in self._known})
         return self._known
 
@@ -258,9 +275,11 @@ class _Ages:
                 self._known[turn[tp]] = available(message) if message else NOTHING
 
 
-def first_records(broker: Broker, limits: tables.Bounds, timeout: float) -> dict[TopicPartition, Message | None]:
-    """The first record at or behind each start and before each end; None: there is none. Partitions that did not answer in
-    time are absent."""
+def first_records(
+    broker: Broker, limits: tables.Bounds, timeout: float
+) -> dict[TopicPartition, Message | None]:
+    """The first record at or behind each start and before each end; None: there is none. Partitions that did
+    not answer in time are absent."""
     reader = broker.consumer(None)
     found: dict[TopicPartition, Message | None] = {}
     open_ends = {tp: end for tp, (_, end) in limits.items()}
@@ -292,7 +311,8 @@ def _take_first(
 def available(message: Message) -> float:
     """Since when the job could run: its due time, else its publish, else its append.
 
-    A record that the layer itself wrote (a retry, a replay) is as old as itself: a replayed job is not weeks late.
+    A record that the layer itself wrote (a retry, a replay) is as old as itself: a replayed job is not weeks
+    late.
     """
     try:
         meta = Meta.parse(message.headers())

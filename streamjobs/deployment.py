@@ -1,4 +1,4 @@
-"""The port to an app: what plans, orders and questions need to know of it. `App` is one; so is anything with these names."""
+"""The port to an app: what plans, orders and questions need to know of it."""
 
 from __future__ import annotations
 

@@ -10,14 +10,17 @@ from streamjobs.core.control import Desired
 from streamjobs.core.record import Record
 from streamjobs.core.topics import Names
 
-#: Orders are folded by their offsets, so there is one partition, and it is named even where a broker made more of them.
+#: Orders are folded by their offsets, so there is one partition, and it is named even where a broker made
+#: more of them.
 PARTITION = 0
 
 
 def read(broker: Broker, names: Names) -> Desired:
     """What the control topic asks for now. Raises BrokerError."""
     desired = Desired()
-    limits = {tp: limit for tp, limit in tables.bounds(broker, names.control).items() if tp.partition == PARTITION}
+    limits = {
+        tp: limit for tp, limit in tables.bounds(broker, names.control).items() if tp.partition == PARTITION
+    }
     for message in tables.changes(broker, limits):
         key = (message.key() or b"").decode("utf-8", "replace")
         desired.apply(key, message.value(), message.offset(), tables.appended(message))

@@ -1,8 +1,8 @@
 """The topics, registrations and group settings that an app needs: planned, applied, checked (PROTOCOLS §2).
 
-`plan` compares what should be with what is; `apply` reads again and does what of the plan is still needed; `check` is what a
-worker asks before its first job. Registrations are acknowledged before a partition is created or grown: a partition that a
-worker meets has a start offset, as a number.
+`plan` compares what should be with what is; `apply` reads again and does what of the plan is still needed;
+`check` is what a worker asks before its first job. Registrations are acknowledged before a partition is
+created or grown: a partition that a worker meets has a start offset, as a number.
 """
 
 from __future__ import annotations
@@ -42,12 +42,14 @@ class CreateTopic:
 
     def text(self) -> str:
         settings = ", ".join(f"{key}={value}" for key, value in sorted(self.topic.config.items()))
-        return f"{_count(self.topic.partitions, 'partition')}, replication {self.topic.replication}; {settings}"
+        return (
+            f"{_count(self.topic.partitions, 'partition')}, replication {self.topic.replication}; {settings}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class AddPartitions:
-    """`keyed`: keys change their partition, so jobs of one key may overtake each other while old ones are still waiting."""
+    """`keyed`: keys change their partition, so new jobs of a key may overtake waiting ones."""
 
     target: str
     before: int
@@ -59,7 +61,7 @@ class AddPartitions:
     def warning(self) -> str:
         if not self.keyed:
             return ""
-        return "most keys move to another partition: until the jobs published before are done, the order by key is broken"
+        return "most keys move to another partition: until older jobs are done, the order by key is broken"
 
     def text(self) -> str:
         return f"from {self.before} to {_count(self.total, 'partition')}"
@@ -75,7 +77,9 @@ class AlterConfig:
     warning = ""
 
     def text(self) -> str:
-        return ", ".join(f"{key}: {old or 'not set'} → {new}" for key, (old, new) in sorted(self.changes.items()))
+        return ", ".join(
+            f"{key}: {old or 'not set'} → {new}" for key, (old, new) in sorted(self.changes.items())
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,9 @@ class Register:
     def text(self) -> str:
         if not any(self.starts.values()):
             return f"{_count(len(self.starts), 'partition')} from the beginning"
-        return "from " + ", ".join(f"{partition}:{offset}" for partition, offset in sorted(self.starts.items()))
+        return "from " + ", ".join(
+            f"{partition}:{offset}" for partition, offset in sorted(self.starts.items())
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +122,7 @@ Change = CreateTopic | AddPartitions | AlterConfig | Register | DeleteTier
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A difference that `apply` leaves alone. `blocks`: a worker must not start before someone has put it right."""
+    """A difference that `apply` leaves alone. `blocks`: no worker may start before someone puts it right."""
 
     kind: str
     target: str
@@ -126,7 +132,8 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What `apply` would do, in that order. `group_settings` are set at every apply: Kafka keeps them, no one can compare them."""
+    """What `apply` would do, in that order. `group_settings` are set at every apply: Kafka keeps them, no one
+    can compare them."""
 
     changes: tuple[Change, ...]
     findings: tuple[Finding, ...]
@@ -140,7 +147,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Applied:
-    """What became of a plan. `refused`: needs `yes`. `notes`: sentences about what did not work and does no harm."""
+    """What became of a plan. `refused`: needs `yes`. `notes`: what did not work and does no harm."""
 
     done: list[Change] = field(default_factory=list)
     refused: list[Change] = field(default_factory=list)
@@ -156,13 +163,14 @@ class Problem:
     command: str
 
 
-# --- plan ---------------------------------------------------------------------------------------------------------------
+# --- plan ---------------------------------------------------------------------------------------------------
 
 
 def plan(app: Deployment, *, from_: From = "earliest") -> Plan:
     """What has to change so that the app's queues and group can work. Raises BrokerError.
 
-    `from_`: where the group starts in partitions of main topics that exist already and in which it is not registered.
+    `from_`: where the group starts in partitions of main topics that exist already and in which it is not
+    registered.
     """
     state = _State.read(app)
     wanted = wanted_topics(app, brokers=state.brokers)
@@ -200,7 +208,7 @@ def _names(app: Deployment) -> Iterable[tuple[Kind, str, int]]:
 
 
 def _config(app: Deployment, kind: Kind) -> dict[str, str]:
-    """Append time everywhere: with clients' clocks, one that runs 65 minutes ahead has every record it sends refused."""
+    """Append time everywhere: with clients' clocks, a record from 65 minutes ahead is refused."""
     stamp = {"message.timestamp.type": "LogAppendTime"}
     forever = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
     size = app.settings.max_message_bytes
@@ -244,7 +252,11 @@ def _topic_changes(app: Deployment, topic: Topic, state: _State) -> list[Change]
         return [CreateTopic(_durable(topic))]
     changes: list[Change] = []
     kind = _kind(app, topic.name)
-    if found.partitions < topic.partitions and kind in ("main", "retry", "delay") and "topic_admin" not in state.lacks:
+    if (
+        found.partitions < topic.partitions
+        and kind in ("main", "retry", "delay")
+        and "topic_admin" not in state.lacks
+    ):
         changes.append(AddPartitions(topic.name, found.partitions, topic.partitions, keyed=kind != "delay"))
     unfit = {} if "topic_config" in state.lacks else _unfit(found.config, topic.config)
     if unfit:
@@ -253,7 +265,8 @@ def _topic_changes(app: Deployment, topic: Topic, state: _State) -> list[Change]
 
 
 def _durable(topic: Topic) -> Topic:
-    """A new topic with three replicas: an acknowledged job is on two of them. On topics that exist it is the owner's choice."""
+    """A new topic with three replicas: an acknowledged job is on two of them. On topics that exist it is the
+    owner's choice."""
     if topic.replication < 3:
         return topic
     return replace(topic, config={**topic.config, "min.insync.replicas": "2"})
@@ -261,12 +274,16 @@ def _durable(topic: Topic) -> Topic:
 
 def _unfit(found: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """The settings of ours that don't fit; what others set beside them is theirs."""
-    return {key: (found.get(key, ""), value) for key, value in wanted.items() if not _fits(key, found.get(key, ""), value)}
+    return {
+        key: (found.get(key, ""), value)
+        for key, value in wanted.items()
+        if not _fits(key, found.get(key, ""), value)
+    }
 
 
 def _fits(key: str, found: str, wanted: str) -> bool:
-    """A larger size fits (two apps that share a queue would lower each other's for ever), and so does any finite retention
-    where a finite one is wanted."""
+    """A larger size fits (two apps that share a queue would lower each other's for ever), and so does any
+    finite retention where a finite one is wanted."""
     if found == wanted:
         return True
     if key == "max.message.bytes":
@@ -281,20 +298,22 @@ def _topic_findings(app: Deployment, topic: Topic, state: _State) -> Iterable[Fi
     kind = _kind(app, topic.name)
     has = f"has {_count(found.partitions, 'partition')}"
     if kind == "control" and found.partitions != 1:
-        text = f"{topic.name} {has}: orders need exactly one; delete it while all workers are stopped, then apply again"
+        text = f"{topic.name} {has}: orders need exactly one; stop all workers, delete it, then apply"
         yield Finding("control_partitions", topic.name, text, blocks=True)
     elif kind == "dead" and found.partitions != topic.partitions:
-        text = f"{topic.name} {has}, the settings say {topic.partitions}; the count of a dead-letter topic never changes"
+        text = f"{topic.name} {has}, the settings say {topic.partitions}; its count never changes"
         yield Finding("dlt_partitions", topic.name, text)
     elif kind in ("main", "retry") and found.partitions > topic.partitions:
         text = f"{topic.name} {has}, the settings say {topic.partitions}; Kafka can't take partitions away"
         yield Finding("fewer_partitions", topic.name, text)
     if found.replication < topic.replication:
-        text = f"{topic.name} has {found.replication} of {topic.replication} replicas; kafka-reassign-partitions adds them"
+        text = (
+            f"{topic.name} has {found.replication} of {topic.replication} replicas: kafka-reassign-partitions"
+        )
         yield Finding("replication", topic.name, text)
 
 
-# --- registrations ------------------------------------------------------------------------------------------------------
+# --- registrations ------------------------------------------------------------------------------------------
 
 
 def _registrations(app: Deployment, wanted: Mapping[str, Topic], state: _State, from_: From) -> list[Change]:
@@ -304,8 +323,14 @@ def _registrations(app: Deployment, wanted: Mapping[str, Topic], state: _State, 
         before = state.desired.registration(group, name)
         ends = _offsets(state.admin, found, "latest") if found and before else {}
         fresh = found and not before and _kind(app, name) == "main"
-        begin = _offsets(state.admin, found, "earliest" if from_ == "earliest" else "latest") if found and fresh else {}
-        total = max(wanted[name].partitions, found.partitions if found and "topic_admin" not in state.lacks else 0)
+        begin = (
+            _offsets(state.admin, found, "earliest" if from_ == "earliest" else "latest")
+            if found and fresh
+            else {}
+        )
+        total = max(
+            wanted[name].partitions, found.partitions if found and "topic_admin" not in state.lacks else 0
+        )
         starts = starting_offsets(total, before.starts if before else {}, begin, ends)
         if before is None or starts != dict(before.starts) or before.app != app.name:
             changes.append(Register(group, name, starts))
@@ -317,8 +342,8 @@ def starting_offsets(
 ) -> dict[int, int]:
     """The start offset of each of `total` partitions.
 
-    A registered one stays, unless the log ends before it: then the topic was made anew, and what it holds starts at 0.
-    One that nobody registered starts where `begin` says; one that is not there yet starts at 0.
+    A registered one stays, unless the log ends before it: then the topic was made anew, and what it holds
+    starts at 0. One that nobody registered starts where `begin` says; one that is not there yet starts at 0.
     """
     kept = {p: offset for p, offset in registered.items() if offset <= ends.get(p, 0)}
     return {p: kept.get(p, begin.get(p, 0)) for p in range(total)}
@@ -329,7 +354,7 @@ def _offsets(admin: Admin, topic: Topic, at: At) -> dict[int, int]:
     return {tp.partition: offset for tp, offset in admin.offsets(partitions, at).items()}
 
 
-# --- the ladder's old tiers and the groups' settings ---------------------------------------------------------------------
+# --- the ladder's old tiers and the groups' settings --------------------------------------------------------
 
 
 def _abandoned_tiers(
@@ -341,23 +366,26 @@ def _abandoned_tiers(
             continue
         waiting = _waiting(state.admin, group, topic)
         if waiting:
-            text = f"{name} left the settings, but {_count(waiting, 'job')} wait in it; it is deleted when it is empty"
+            text = f"{name} left the settings; it is deleted when {_count(waiting, 'job')} left it"
             yield Finding("tier_draining", name, text)
         elif "topic_admin" not in state.lacks:
             yield DeleteTier(name, group)
 
 
 def _waiting(admin: Admin, group: str, topic: Topic) -> int:
-    """Records between the group's commits and the end: the commits first, so that the difference is never too small."""
+    """Records between commits and end; the commits are asked for first, so that it is never too few."""
     partitions = [TopicPartition(topic.name, number) for number in range(topic.partitions)]
     committed = admin.committed(group, partitions)
     starts = admin.offsets(partitions, "earliest")
     ends = admin.offsets(partitions, "latest", "read_uncommitted")
-    return sum(ends[tp] - max(starts[tp], committed[tp].offset if tp in committed else 0) for tp in partitions)
+    return sum(
+        ends[tp] - max(starts[tp], committed[tp].offset if tp in committed else 0) for tp in partitions
+    )
 
 
 def _group_settings(app: Deployment, state: _State) -> dict[str, dict[str, str]]:
-    """A dead worker's partitions are taken over after the session timeout, and a joining one waits for the others' heartbeats."""
+    """A dead worker's partitions are taken over after the session timeout, and a joining one waits for the
+    others' heartbeats."""
     worker = app.settings.worker
     if "consumer" not in state.protocols or worker.protocol == "classic" or "topic_config" in state.lacks:
         return {}
@@ -368,18 +396,20 @@ def _group_settings(app: Deployment, state: _State) -> dict[str, dict[str, str]]
     return dict.fromkeys((app.group, retry_group(app.group), timer_group(app.name)), timeouts)
 
 
-# --- apply --------------------------------------------------------------------------------------------------------------
+# --- apply --------------------------------------------------------------------------------------------------
 
 
 def apply(app: Deployment, approved: Plan, *, yes: bool = False, reason: str = "") -> Applied:
     """Does what of the approved plan is still needed, as things are now.
 
-    `yes` also does what breaks the order by key. Raises BrokerError when a registration can't be written: nothing that
-    depends on it was created then.
+    `yes` also does what breaks the order by key. Raises BrokerError when a registration can't be written:
+    nothing that depends on it was created then.
     """
     applied = Applied()
     agreed = {(change.action, change.target) for change in approved.changes}
-    changes = [item for item in plan(app, from_=approved.from_).changes if (item.action, item.target) in agreed]
+    changes = [
+        item for item in plan(app, from_=approved.from_).changes if (item.action, item.target) in agreed
+    ]
     applied.refused = [change for change in changes if change.warning and not yes]
     changes = [change for change in changes if not change.warning or yes]
     for _, stage in groupby(changes, key=lambda change: _order(app, change)[:2]):
@@ -390,7 +420,7 @@ def apply(app: Deployment, approved: Plan, *, yes: bool = False, reason: str = "
 
 
 def _carry_out(app: Deployment, stage: Sequence[Change], applied: Applied) -> None:
-    """Changes of one sort. Registrations fail as a whole and end it all; of other changes each fails for itself."""
+    """Changes of one sort. Registrations fail together and end it all; others fail one by one."""
     if isinstance(stage[0], Register):
         _register(app, [change for change in stage if isinstance(change, Register)])
         applied.done += stage
@@ -407,7 +437,10 @@ def _carry_out(app: Deployment, stage: Sequence[Change], applied: Applied) -> No
 def _create(app: Deployment, topics: Sequence[Topic]) -> dict[str, BrokerError | None]:
     """Who made it first, when two apply at once, doesn't matter."""
     errors = app.broker.admin().create_topics(topics) if topics else {}
-    return {name: error if error and error.code != "TOPIC_ALREADY_EXISTS" else None for name, error in errors.items()}
+    return {
+        name: error if error and error.code != "TOPIC_ALREADY_EXISTS" else None
+        for name, error in errors.items()
+    }
 
 
 def _failure(app: Deployment, change: Change) -> BrokerError | None:
@@ -437,7 +470,7 @@ def _register(app: Deployment, changes: Iterable[Register]) -> None:
 
 
 def _delete_tier(app: Deployment, name: str, group: str) -> None:
-    """The registration goes first: one without its topic would stop the janitor, a topic without one is found again."""
+    """The registration goes first: a topic that is left without one is found again, and deleted."""
     admin = app.broker.admin()
     found = admin.topics([name]).get(name)
     if found is not None and _waiting(admin, group, found):
@@ -447,7 +480,8 @@ def _delete_tier(app: Deployment, name: str, group: str) -> None:
 
 
 def _set_group_settings(admin: Admin, settings: Mapping[str, Mapping[str, str]]) -> Iterable[str]:
-    """One by one: a cluster that refuses the short session (its minimum is 45 s by default) may take the short heartbeat."""
+    """One by one: a cluster that refuses the short session (its minimum is 45 s by default) may take the
+    short heartbeat."""
     refused: dict[str, str] = {}
     for group, config in settings.items():
         for key, value in config.items():
@@ -468,18 +502,21 @@ def _note(app: Deployment, applied: Applied, reason: str) -> None:
         applied.notes.append(complaint)
 
 
-# --- check --------------------------------------------------------------------------------------------------------------
+# --- check --------------------------------------------------------------------------------------------------
 
 
 def check(app: Deployment) -> list[Problem]:
-    """What keeps a worker of this app from starting, each with the command that mends it. Raises BrokerError."""
+    """What keeps a worker of this app from starting, each with the command that mends it. Raises
+    BrokerError."""
     return _problems(plan(app))
 
 
 def require(app: Deployment) -> Applied:
-    """What a worker does before its first job: nothing but look, or with `provision = "auto"` apply what harms nobody.
+    """What a worker does before its first job: nothing but look, or with `provision = "auto"` apply what
+    harms nobody.
 
-    Raises ProvisionError with everything that is missing or unfit, BrokerError when the cluster can't be asked.
+    Raises ProvisionError with everything that is missing or unfit, BrokerError when the cluster can't be
+    asked.
     """
     current = plan(app)
     applied = Applied()
@@ -493,7 +530,9 @@ def require(app: Deployment) -> Applied:
 
 
 def _problems(current: Plan) -> list[Problem]:
-    found = [Problem(_missing(change), _mend(change)) for change in current.changes if change.action != "delete"]
+    found = [
+        Problem(_missing(change), _mend(change)) for change in current.changes if change.action != "delete"
+    ]
     return found + [Problem(item.message, f"{COMMAND} --yes") for item in current.findings if item.blocks]
 
 
@@ -522,13 +561,13 @@ def _told(problems: Sequence[Problem]) -> str:
     return "\n".join(["the cluster is not ready for this app:", *shown, f"run: {commands[-1]}"])
 
 
-# --- list ---------------------------------------------------------------------------------------------------------------
+# --- list ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A topic as it is. `records`: offsets from its start to its end; `groups`: who is registered; `state`: "ok", or what is
-    wrong with it."""
+    """A topic as it is. `records`: offsets from its start to its end; `groups`: who is registered; `state`:
+    "ok", or what is wrong with it."""
 
     topic: Topic
     kind: Kind
@@ -538,16 +577,14 @@ class Listed:
 
 
 def listed(app: Deployment, *, everything: bool = False) -> list[Listed]:
-    """The app's topics, missing ones included; with `everything` all under its prefixes. Raises BrokerError."""
+    """The app's topics, missing ones included; with `everything` all under its prefixes. Raises
+    BrokerError."""
     state = _State.read(app)
     wanted = wanted_topics(app, brokers=state.brokers)
     names = {*wanted, *(name for name in state.topics if everything or _is_own_tier(app, name))}
     present = [state.topics[name] for name in names if name in state.topics]
     records = _records(state.admin, present)
-    return [
-        _as_listed(app, state, name, wanted.get(name), records.get(name, 0))
-        for name in sorted(names)
-    ]
+    return [_as_listed(app, state, name, wanted.get(name), records.get(name, 0)) for name in sorted(names)]
 
 
 def _as_listed(app: Deployment, state: _State, name: str, wanted: Topic | None, records: int) -> Listed:
@@ -558,11 +595,19 @@ def _as_listed(app: Deployment, state: _State, name: str, wanted: Topic | None, 
     if wanted is not None:
         problems = [_missing(change) for change in _topic_changes(app, wanted, state)]
         told = "; ".join(problems + [item.message for item in _topic_findings(app, wanted, state)]) or "ok"
-    return Listed(is_ or replace(wanted or Topic(name, 0), partitions=0, replication=0), kind, records, tuple(groups), told)
+    return Listed(
+        is_ or replace(wanted or Topic(name, 0), partitions=0, replication=0),
+        kind,
+        records,
+        tuple(groups),
+        told,
+    )
 
 
 def _records(admin: Admin, topics: Sequence[Topic]) -> dict[str, int]:
-    partitions = [TopicPartition(topic.name, number) for topic in topics for number in range(topic.partitions)]
+    partitions = [
+        TopicPartition(topic.name, number) for topic in topics for number in range(topic.partitions)
+    ]
     starts = admin.offsets(partitions, "earliest") if partitions else {}
     ends = admin.offsets(partitions, "latest") if partitions else {}
     found = dict.fromkeys((topic.name for topic in topics), 0)
@@ -576,7 +621,7 @@ def _is_own_tier(app: Deployment, name: str) -> bool:
     return role is not None and role.kind == "delay" and role.app == app.name
 
 
-# --- words --------------------------------------------------------------------------------------------------------------
+# --- words --------------------------------------------------------------------------------------------------
 
 
 def _kind(app: Deployment, topic: str) -> Kind | None:

@@ -1,4 +1,4 @@
-"""Compacted topics as tables: read to an end that is fixed when reading begins, written with every record acknowledged."""
+"""Compacted topics as tables: read to an end that is fixed at the beginning, written and acknowledged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
 
 def bounds(broker: Broker, topic: str) -> dict[TopicPartition, tuple[int, int]]:
-    """Where the topic's partitions start and end now, open transactions included; {} when there is no such topic."""
+    """Where each partition starts and ends now, open transactions included; {}: there is no such topic."""
     admin = broker.admin()
     found = admin.topics([topic]).get(topic)
     if found is None:
@@ -68,9 +68,10 @@ def live(
 ) -> Iterator[Message]:
     """The newest record of each key that no tombstone took away, in the order of offsets within a partition.
 
-    A small table comes out of one pass. A long one is read twice, partition by partition: first to learn which offset is
-    the newest of each key (about 100 bytes of memory a key of one partition), then to yield those records, so that a caller
-    who only counts or copies needs no memory for values. Both passes end at `within` (default: the bounds at the call).
+    A small table comes out of one pass. A long one is read twice, partition by partition: first to learn
+    which offset is the newest of each key (about 100 bytes of memory a key of one partition), then to yield
+    those records, so that a caller who only counts or copies needs no memory for values. Both passes end at
+    `within` (default: the bounds at the call).
     """
     limits = bounds(broker, topic) if within is None else within
     if sum(end - start for start, end in limits.values()) <= SMALL:
@@ -87,7 +88,7 @@ def live(
 def changes(
     broker: Broker, limits: Bounds, *, isolation: Isolation = "read_committed", patience: float = PATIENCE
 ) -> Iterator[Message]:
-    """Every record within the limits, old versions and tombstones included; in order of offsets within a partition."""
+    """Every record within the limits, old versions and tombstones too; each partition in its order."""
     unread = {tp: end for tp, (start, end) in limits.items() if start < end}
     if not unread:
         return
@@ -105,7 +106,7 @@ def appended(message: Message) -> float:
 
 
 def write(producer: Producer, records: Iterable[Record], timeout: float = 10.0) -> None:
-    """Sends the records and returns when all are acknowledged. Raises the first BrokerError; others may be stored then."""
+    """Returns when all records are acknowledged. Raises the first BrokerError; others may be stored then."""
     failed: list[BrokerError] = []
     unanswered = 0
 
@@ -124,7 +125,9 @@ def write(producer: Producer, records: Iterable[Record], timeout: float = 10.0) 
     if failed:
         raise failed[0]
     if unanswered:
-        raise BrokerError("_TIMED_OUT", f"{unanswered} records were not acknowledged within {timeout:g} s", retriable=True)
+        raise BrokerError(
+            "_TIMED_OUT", f"{unanswered} records were not acknowledged within {timeout:g} s", retriable=True
+        )
 
 
 def write_once(broker: Broker, records: Iterable[Record], timeout: float = 10.0) -> None:
@@ -186,7 +189,7 @@ def _held(messages: Iterable[Message]) -> list[Message]:
 
 
 def _newest(messages: Iterable[Message]) -> dict[int, int]:
-    """Offsets by the hash of their keys: two of a million keys share a 64-bit hash once in 40 million tables."""
+    """Offsets by the keys' 64-bit hashes: in one of 40 million tables of a million keys two are equal."""
     newest: dict[int, int] = {}
     for message in messages:
         if message.value() is None:

@@ -52,7 +52,8 @@ _SEEK = (
 def group() -> None:
     """Show the consumer groups of an app, and move where they read.
 
-    A group NAME has up to three of Kafka's: NAME for main topics, NAME.retry for retries, and APP.timer for the delay ladder.
+    A group NAME has up to three of Kafka's: NAME for main topics, NAME.retry for retries, and APP.timer for
+    the delay ladder.
     """
 
 
@@ -67,7 +68,10 @@ def list_(session: Session, /) -> None:
 
 
 @group.command(
-    examples=["streamjobs group show billing -A billing:app", "streamjobs group show billing.retry -A billing:app -o json"],
+    examples=[
+        "streamjobs group show billing -A billing:app",
+        "streamjobs group show billing.retry -A billing:app -o json",
+    ],
 )
 @click.argument("name")
 @pass_session
@@ -87,8 +91,15 @@ def show(session: Session, /, name: str) -> None:
 )
 @click.argument("name")
 @click.argument("topics", nargs=-1)
-@click.option("--to", required=True, metavar="PLACE", help="earliest, latest, reported, an instant (ISO 8601), or 2h: so long ago.")
-@click.option("--partition", "partitions", type=int, multiple=True, help="Only this partition; may be given again.")
+@click.option(
+    "--to",
+    required=True,
+    metavar="PLACE",
+    help="earliest, latest, reported, an instant (ISO 8601), or 2h: so long ago.",
+)
+@click.option(
+    "--partition", "partitions", type=int, multiple=True, help="Only this partition; may be given again."
+)
 @click.option("--reason", default="", help="Noted in the order and in the audit topic.")
 @plan_options
 @pass_session
@@ -105,9 +116,9 @@ def seek(
 ) -> int:
     """Move group NAME in TOPICS (none named: in all that it is registered on).
 
-    Backwards, jobs run again; forwards, jobs that wait never run. While the group has members their owners are ordered to do it,
-    and do so within seconds. `reported` is the oldest unfinished job in the last worker report: for a group whose commits the
-    broker has forgotten.
+    Backwards, jobs run again; forwards, jobs that wait never run. While the group has members their owners
+    are ordered to do it, and do so within seconds. `reported` is the oldest unfinished job in the last worker
+    report: for a group whose commits the broker has forgotten.
     """
     place = parse_place(to, session.app.clock.now())
     reported = reported_bases(session, name) if place == "reported" else None
@@ -126,7 +137,8 @@ def seek(
 
 
 def parse_place(text: str, now: float) -> admin.To:
-    """`earliest`, `latest`, `reported`, an ISO instant (local time unless it says otherwise), or a duration: so long ago.
+    """`earliest`, `latest`, `reported`, an ISO instant (local time unless it says otherwise), or a duration:
+    so long ago.
 
     Raises UsageError.
     """
@@ -140,12 +152,12 @@ def parse_place(text: str, now: float) -> admin.To:
         return now - duration.seconds(text)
     except ValueError:
         raise UsageError(
-            f"--to {text!r}: say earliest, latest, reported, an instant such as 2026-03-01T12:00, or 2h for two hours ago"
+            f"--to {text!r}: say earliest, latest, reported, an instant such as 2026-03-01T12:00, or 2h (ago)"
         ) from None
 
 
 def reported_bases(session: Session, group: str) -> dict[TopicPartition, int]:
-    """The oldest unfinished offsets in the newest report on each partition, of topics that are still the same."""
+    """The oldest unfinished offset in the newest report on each partition, if the topic is still the same."""
     from streamjobs import tables
     from streamjobs.telemetry import reports
 
@@ -159,7 +171,9 @@ def reported_bases(session: Session, group: str) -> dict[TopicPartition, int]:
         except DecodeError as error:
             session.say(f"a worker report can't be read: {error}")
             continue
-        for part in (part for loop in report["loops"] if loop["group"] == group for part in loop["partitions"]):
+        for part in (
+            part for loop in report["loops"] if loop["group"] == group for part in loop["partitions"]
+        ):
             topic = topics.get(part["topic"])
             if topic and topic.id[:4] == part["topic_id"][:4] and part["state"] != "lost_commit":
                 found[TopicPartition(part["topic"], part["partition"])] = part["base"]

@@ -49,14 +49,17 @@ _WATCHED = (*_COLUMNS, Column("spark", "PENDING SO FAR"))
 @click.argument("queues", nargs=-1, shell_complete=completion.queues)
 @click.option("--watch", is_flag=True, help="Look again and again; rates need three looks. Ctrl-C ends it.")
 @click.option("--every", metavar="DURATION", default="2s", show_default=True, help="With --watch: how often.")
-@click.option("--fail-above", type=click.IntRange(min=0), help="Exit code 3 when a group has more pending in a queue.")
+@click.option(
+    "--fail-above", type=click.IntRange(min=0), help="Exit code 3 when a group has more pending in a queue."
+)
 @pass_session
 def lag(session: Session, /, queues: tuple[str, ...], watch: bool, every: str, fail_above: int | None) -> int:
-    """Show what is pending in QUEUES (none named: in all of the app's), for each group, main and retry topics apart.
+    """Show what is pending in QUEUES (none named: in all of the app's), for each group, main and retry topics
+    apart.
 
-    The numbers come from the broker alone: they are right, and grow, when no worker lives. OLDEST is the time since the oldest
-    waiting job could have run. Jobs that wait for their time are shown as delayed; they are not pending. DELETED counts offsets
-    that retention took before anyone had finished them.
+    The numbers come from the broker alone: they are right, and grow, when no worker lives. OLDEST is the time
+    since the oldest waiting job could have run. Jobs that wait for their time are shown as delayed; they are
+    not pending. DELETED counts offsets that retention took before anyone had finished them.
     """
     _check(session, queues)
     collector = Collector(session.app)
@@ -92,7 +95,9 @@ def above(found: Backlog, limit: int) -> list[str]:
 def spark(values: Sequence[float | None]) -> str:
     """A line of bars from 0 to the largest value; a gap is a space."""
     highest = max((value for value in values if value is not None), default=0) or 1
-    return "".join(" " if value is None else _BARS[round(value / highest * (len(_BARS) - 1))] for value in values)
+    return "".join(
+        " " if value is None else _BARS[round(value / highest * (len(_BARS) - 1))] for value in values
+    )
 
 
 def _row(item: QueueLag) -> dict[str, Any]:
@@ -128,7 +133,7 @@ def _interval(text: str) -> float:
 
 
 def _watch(session: Session, look: Callable[[], Backlog], interval: float) -> None:
-    """In place on a terminal; in a pipe one table after the other, or one JSON array a line. Ends with Ctrl-C."""
+    """In place on a terminal; in a pipe table after table, or one JSON array a line. Ends with Ctrl-C."""
     app, pause = session.app.name, threading.Event()
     if sys.stdout.isatty() and session.output == "table":
         from rich.live import Live

@@ -1,4 +1,4 @@
-"""`streamjobs topic`: the topics, registrations and group settings that an app needs; and what may be deleted from them."""
+"""`streamjobs topic`: the topics and registrations that an app needs, and what may be deleted from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from streamjobs.cli.command import Exit, Group, approved, counted, pass_session,
 from streamjobs.cli.render import Column
 from streamjobs.cli.session import Session
 
-_PLAN = (Column("action", "ACTION"), Column("target", "TARGET"), Column("detail", "DETAIL"), Column("warning", "WARNING"))
+_PLAN = (
+    Column("action", "ACTION"),
+    Column("target", "TARGET"),
+    Column("detail", "DETAIL"),
+    Column("warning", "WARNING"),
+)
 _LIST = (
     Column("topic", "TOPIC"),
     Column("kind", "KIND"),
@@ -52,7 +57,10 @@ _from = click.option(
 
 
 @topic.command(
-    examples=["streamjobs topic plan -A billing:app", "streamjobs topic plan -A billing:app --from now -o json"],
+    examples=[
+        "streamjobs topic plan -A billing:app",
+        "streamjobs topic plan -A billing:app --from now -o json",
+    ],
 )
 @_from
 @pass_session
@@ -64,16 +72,22 @@ def plan(session: Session, /, from_: provision.From) -> int:
 
 
 @topic.command(
-    examples=["streamjobs topic apply -A billing:app", "streamjobs topic apply -A billing:app --from now --yes"],
+    examples=[
+        "streamjobs topic apply -A billing:app",
+        "streamjobs topic apply -A billing:app --from now --yes",
+    ],
 )
 @_from
-@click.option("--yes", is_flag=True, help="Don't ask; also add partitions, which breaks the order by key for a while.")
+@click.option(
+    "--yes", is_flag=True, help="Don't ask; also add partitions, which breaks the order by key for a while."
+)
 @click.option("--reason", default="", help="Noted in the audit topic.")
 @pass_session
 def apply(session: Session, /, from_: provision.From, yes: bool, reason: str) -> int:
     """Create topics, register the group, add partitions, set what is configured otherwise.
 
-    Registrations are written first, so that no worker meets a partition without a start offset. Doing it twice changes nothing.
+    Registrations are written first, so that no worker meets a partition without a start offset. Doing it
+    twice changes nothing.
     """
     found = provision.plan(session.app, from_=from_)
     _show_plan(session, found)
@@ -84,7 +98,10 @@ def apply(session: Session, /, from_: provision.From, yes: bool, reason: str) ->
 
 @topic.command(
     name="list",
-    examples=["streamjobs topic list -A billing:app", "streamjobs topic list -A billing:app -o json | jq '.[].topic'"],
+    examples=[
+        "streamjobs topic list -A billing:app",
+        "streamjobs topic list -A billing:app -o json | jq '.[].topic'",
+    ],
 )
 @click.option("--all", "everything", is_flag=True, help="Also topics of other apps under the same prefixes.")
 @pass_session
@@ -94,7 +111,10 @@ def list_(session: Session, /, everything: bool) -> None:
 
 
 @topic.command(
-    examples=["streamjobs topic trim -A billing:app", "streamjobs topic trim jobs.invoices -A billing:app --apply --yes"],
+    examples=[
+        "streamjobs topic trim -A billing:app",
+        "streamjobs topic trim jobs.invoices -A billing:app --apply --yes",
+    ],
 )
 @click.argument("topics", nargs=-1)
 @click.option("--reason", default="", help="Noted in the audit topic.")
@@ -107,7 +127,9 @@ def trim(session: Session, /, topics: tuple[str, ...], reason: str, apply: bool,
     """
     found = admin.plan_trim(session.app, topics=topics)
     session.show(_trim_rows(found), _TRIM)
-    if not approved(len(found.cuts), apply=apply, yes=yes, question=f"Delete {counted(found.count, 'record')}?"):
+    if not approved(
+        len(found.cuts), apply=apply, yes=yes, question=f"Delete {counted(found.count, 'record')}?"
+    ):
         return Exit.DONE
     trimmed = admin.apply_trim(session.app, found, reason=reason)
     for cut, error in trimmed.failed:
@@ -127,7 +149,12 @@ def _show_plan(session: Session, found: provision.Plan) -> None:
 
 
 def _change_row(change: provision.Change) -> dict[str, str]:
-    return {"action": change.action, "target": change.target, "detail": change.text(), "warning": change.warning}
+    return {
+        "action": change.action,
+        "target": change.target,
+        "detail": change.text(),
+        "warning": change.warning,
+    }
 
 
 def _tell(session: Session, applied: provision.Applied) -> int:

@@ -93,11 +93,15 @@ def test_a_worker_that_lacks_a_topic_is_told_at_once(app: Any) -> None:  # edge 
 
     problems = provision.check(app)
 
-    assert [problem.message for problem in problems] == [f"topic {app.names.dead('invoices', app.group)} is missing"]
+    assert [problem.message for problem in problems] == [
+        f"topic {app.names.dead('invoices', app.group)} is missing"
+    ]
     assert time.monotonic() - began < 10
 
 
-def test_an_abandoned_tier_goes_when_it_is_empty(app: Any, app_on: AppOn, prefix: str, wait_until: WaitUntil) -> None:
+def test_an_abandoned_tier_goes_when_it_is_empty(
+    app: Any, app_on: AppOn, prefix: str, wait_until: WaitUntil
+) -> None:
     fewer = app_on(app.broker, "invoices", **{**prefixes(prefix), "delay.tiers": ["5s"]})
     tier = app.names.delay(app.name, "1m")
 
@@ -119,13 +123,19 @@ def test_a_table_is_read_behind_markers_and_aborted_records(app: Any) -> None:  
         end()
     producer.close()
 
-    assert {key: row.value for key, row in tables.read_table(app.broker, topic, patience=5).items()} == {b"k1": b"kept"}
+    assert {key: row.value for key, row in tables.read_table(app.broker, topic, patience=5).items()} == {
+        b"k1": b"kept"
+    }
 
 
 def test_a_long_table_is_read_twice(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     topic = app.names.dead("invoices", app.group)
-    letters = [Record(topic, b"%d" % turn, b"k%d" % n, partition=n % 2) for turn in range(3) for n in range(100)]
-    tables.write_once(app.broker, [*letters, *(Record(topic, None, b"k%d" % n, partition=n % 2) for n in range(40))])
+    letters = [
+        Record(topic, b"%d" % turn, b"k%d" % n, partition=n % 2) for turn in range(3) for n in range(100)
+    ]
+    tables.write_once(
+        app.broker, [*letters, *(Record(topic, None, b"k%d" % n, partition=n % 2) for n in range(40))]
+    )
     monkeypatch.setattr(tables, "SMALL", 10)
 
     found = {message.key(): message.value() for message in tables.live(app.broker, topic)}
@@ -188,7 +198,9 @@ def test_a_living_group_is_ordered_and_an_empty_one_is_moved(app: Any, wait_unti
 
     member.close()
     wait_until(lambda: not app.broker.admin().groups([app.group])[app.group].members)
-    done, _ = admin.apply_seek(app, admin.plan_seek(app, app.group, "latest", topics=[where.topic]), reason="")
+    done, _ = admin.apply_seek(
+        app, admin.plan_seek(app, app.group, "latest", topics=[where.topic]), reason=""
+    )
     assert not done.live
     assert app.broker.admin().committed(app.group)[where].offset == 5
 

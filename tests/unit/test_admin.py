@@ -44,7 +44,9 @@ def publish(broker: MemoryBroker, count: int, topic: str = MAIN, partition: int 
     tables.write_once(broker, [Record(topic, b"x", partition=partition)] * count)
 
 
-def commit(broker: MemoryBroker, base: int, *finished: int, where: TopicPartition = P0, group: str = "billing") -> None:
+def commit(
+    broker: MemoryBroker, base: int, *finished: int, where: TopicPartition = P0, group: str = "billing"
+) -> None:
     topic_id = broker.admin().topics([where.topic])[where.topic].id
     mark = Mark(topic_id[:4], Finished.of(finished), sought=3)
     broker.admin().alter_committed(group, {where: Commit(base, encode(base, mark))})
@@ -77,7 +79,7 @@ def join(broker: MemoryBroker, group: str = "billing") -> Any:
     return member
 
 
-# --- groups ---------------------------------------------------------------------------------------------------------------
+# --- groups -------------------------------------------------------------------------------------------------
 
 
 def test_groups_with_their_places(app: Any, broker: MemoryBroker) -> None:
@@ -93,7 +95,7 @@ def test_groups_with_their_places(app: Any, broker: MemoryBroker) -> None:
     assert found["billing.retry"].group.state == "dead"
 
 
-# --- seek -----------------------------------------------------------------------------------------------------------------
+# --- seek ---------------------------------------------------------------------------------------------------
 
 
 def test_an_empty_group_is_moved_at_once(app: Any, broker: MemoryBroker) -> None:
@@ -104,13 +106,17 @@ def test_an_empty_group_is_moved_at_once(app: Any, broker: MemoryBroker) -> None
     done, complaint = admin.apply_seek(app, shown, reason="mails were lost")
 
     assert not done.live and complaint == ""
-    assert [(move.partition, move.before, move.to, move.again) for move in shown.moves] == [(P0, 7, 0, 7), (P1, None, 0, 0)]
+    assert [(move.partition, move.before, move.to, move.again) for move in shown.moves] == [
+        (P0, 7, 0, 7),
+        (P1, None, 0, 0),
+    ]
     assert committed(broker) == {P0: 0, P1: 0}
     assert audited(broker, "group seek")[0]["reason"] == "mails were lost"
 
 
 def test_a_moved_commit_says_its_topic_and_keeps_no_map(app: Any, broker: MemoryBroker) -> None:
-    """The old map would skip jobs that are to run again; without the topic's id the janitor would stand still."""
+    """The old map would skip jobs that are to run again; without the topic's id the janitor would stand
+    still."""
     publish(broker, 10)
     commit(broker, 3, 5, 6)
 
@@ -128,7 +134,9 @@ def test_a_group_with_members_is_ordered(app: Any, broker: MemoryBroker) -> None
     publish(broker, 10)
     join(broker)
 
-    done, _ = admin.apply_seek(app, admin.plan_seek(app, "billing", "latest", topics=[MAIN]), reason="skip them")
+    done, _ = admin.apply_seek(
+        app, admin.plan_seek(app, "billing", "latest", topics=[MAIN]), reason="skip them"
+    )
 
     assert done.live
     assert committed(broker) == {}
@@ -156,7 +164,8 @@ def test_a_member_that_joins_in_between_gets_the_order(
 
 
 def test_an_open_order_does_not_outlive_a_move(app: Any, broker: MemoryBroker) -> None:
-    """Ordered to the start; before an owner came the operator moves the group to the end. The next owner must not go back."""
+    """Ordered to the start; before an owner came the operator moves the group to the end. The next owner must
+    not go back."""
     publish(broker, 10)
     key = control.seek_key("billing", MAIN, 0, "first")
     orders.write(broker, app.names, {key: control.seek_value(to=0, actor="x", reason="", at=0.0)})
@@ -210,7 +219,9 @@ def test_one_partition_only(app: Any, broker: MemoryBroker) -> None:
     commit(broker, 5)
     commit(broker, 0, where=P1)
 
-    admin.apply_seek(app, admin.plan_seek(app, "billing", "earliest", topics=[MAIN], partitions=[1]), reason="")
+    admin.apply_seek(
+        app, admin.plan_seek(app, "billing", "earliest", topics=[MAIN], partitions=[1]), reason=""
+    )
 
     assert committed(broker) == {P0: 5, P1: 0}
 
@@ -221,7 +232,7 @@ def test_an_unregistered_group_is_not_moved(app: Any, group: str, topics: list[s
         admin.plan_seek(app, group, "earliest", topics=topics)
 
 
-# --- trim -----------------------------------------------------------------------------------------------------------------
+# --- trim ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -250,7 +261,9 @@ def test_finished_history_goes(old: Any, broker: MemoryBroker, clock: ManualCloc
     assert trim(old, clock).cuts == ()
 
 
-def test_what_is_not_finished_stays_and_the_group_is_named(old: Any, broker: MemoryBroker, clock: ManualClock) -> None:
+def test_what_is_not_finished_stays_and_the_group_is_named(
+    old: Any, broker: MemoryBroker, clock: ManualClock
+) -> None:
     commit(broker, 4, *range(5, 15))
 
     found = trim(old, clock)
@@ -280,7 +293,8 @@ def test_a_group_of_somebody_else_has_a_say(old: Any, broker: MemoryBroker, cloc
 def test_a_registered_group_without_a_commit_blocks(
     old: Any, broker: MemoryBroker, app_on: AppOn, clock: ManualClock
 ) -> None:
-    """*Bites*: a queue whose second group starts in two weeks is finished by all groups that have a commit."""
+    """*Bites*: a queue whose second group starts in two weeks is finished by all groups that have a
+    commit."""
     late = app_on(broker, "invoices", name="reports")
     provision.apply(late, provision.plan(late))
 
@@ -290,7 +304,9 @@ def test_a_registered_group_without_a_commit_blocks(
     assert [(item.kind, item.group) for item in found.blocked] == [("janitor_blocked", "reports")]
 
 
-def test_a_topic_without_a_registered_group_blocks(old: Any, broker: MemoryBroker, clock: ManualClock) -> None:
+def test_a_topic_without_a_registered_group_blocks(
+    old: Any, broker: MemoryBroker, clock: ManualClock
+) -> None:
     orders.write(broker, old.names, {control.registration_key("billing", MAIN): None})
 
     found = trim(old, clock)
@@ -300,7 +316,9 @@ def test_a_topic_without_a_registered_group_blocks(old: Any, broker: MemoryBroke
 
 
 @pytest.mark.parametrize("metadata", [encode(15, Mark(b"else")), "", "junk"])
-def test_a_commit_in_another_topic_blocks(old: Any, broker: MemoryBroker, clock: ManualClock, metadata: str) -> None:
+def test_a_commit_in_another_topic_blocks(
+    old: Any, broker: MemoryBroker, clock: ManualClock, metadata: str
+) -> None:
     # edge 31
     broker.admin().alter_committed("billing", {P0: Commit(15, metadata)})
 
@@ -331,7 +349,9 @@ def test_tables_are_never_trimmed(old: Any, broker: MemoryBroker, clock: ManualC
     assert {cut.partition.topic for cut in found.cuts} == {MAIN}
 
 
-def test_a_seek_back_after_the_plan_saves_the_jobs(old: Any, broker: MemoryBroker, clock: ManualClock) -> None:
+def test_a_seek_back_after_the_plan_saves_the_jobs(
+    old: Any, broker: MemoryBroker, clock: ManualClock
+) -> None:
     shown = trim(old, clock)
     commit(broker, 2)
 
@@ -363,10 +383,14 @@ def test_a_broker_that_can_delete_nothing_says_so(
         admin.apply_trim(old, found)
 
 
-def test_a_partition_that_refuses_is_told(old: Any, broker: MemoryBroker, clock: ManualClock, monkeypatch: Any) -> None:
+def test_a_partition_that_refuses_is_told(
+    old: Any, broker: MemoryBroker, clock: ManualClock, monkeypatch: Any
+) -> None:
     found = trim(old, clock)
     refusal = BrokerError("POLICY_VIOLATION", "no")
-    monkeypatch.setattr(type(broker.admin()), "delete_records", lambda _, before: dict.fromkeys(before, refusal))
+    monkeypatch.setattr(
+        type(broker.admin()), "delete_records", lambda _, before: dict.fromkeys(before, refusal)
+    )
 
     trimmed = admin.apply_trim(old, found)
 
@@ -374,10 +398,12 @@ def test_a_partition_that_refuses_is_told(old: Any, broker: MemoryBroker, clock:
     assert audited(broker, "topic trim")[0]["result"] == "1 partitions failed"
 
 
-# --- audit ----------------------------------------------------------------------------------------------------------------
+# --- audit --------------------------------------------------------------------------------------------------
 
 
-def test_an_order_that_cannot_be_noted_is_carried_out(old: Any, broker: MemoryBroker, clock: ManualClock) -> None:
+def test_an_order_that_cannot_be_noted_is_carried_out(
+    old: Any, broker: MemoryBroker, clock: ManualClock
+) -> None:
     """Raising would say that nothing was done."""
     found = trim(old, clock)
     broker.fail("send", topic="streamjobs.audit", error="TOPIC_AUTHORIZATION_FAILED")

@@ -43,7 +43,9 @@ def publish(broker: MemoryBroker, topic: str, count: int = 1, partition: int = 0
     tables.write_once(broker, [record] * count)
 
 
-def commit(broker: MemoryBroker, where: TopicPartition, base: int, *finished: int, group: str = "billing") -> None:
+def commit(
+    broker: MemoryBroker, where: TopicPartition, base: int, *finished: int, group: str = "billing"
+) -> None:
     topic_id = broker.admin().topics([where.topic])[where.topic].id
     mark = Mark(topic_id[:4], Finished.of(finished))
     broker.admin().alter_committed(group, {where: Commit(base, encode(base, mark))})
@@ -58,10 +60,12 @@ def main_of(backlog: Backlog, group: str = "billing") -> QueueLag:
     return found
 
 
-# --- depth ----------------------------------------------------------------------------------------------------------------
+# --- depth --------------------------------------------------------------------------------------------------
 
 
-def test_jobs_finished_behind_an_unfinished_head_are_not_pending(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:
+def test_jobs_finished_behind_an_unfinished_head_are_not_pending(
+    app: Any, broker: MemoryBroker, clock: ManualClock
+) -> None:
     publish(broker, MAIN, 10)
     commit(broker, P0, 4, 5, 6, 8)
 
@@ -83,7 +87,9 @@ def test_a_queue_without_any_worker_is_pending_from_where_it_is_registered(
     assert main_of(found, "reports").pending == 2
 
 
-def test_what_retention_deleted_is_told_and_not_pending(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:  # edge 26
+def test_what_retention_deleted_is_told_and_not_pending(
+    app: Any, broker: MemoryBroker, clock: ManualClock
+) -> None:  # edge 26
     publish(broker, MAIN, 10)
     commit(broker, P0, 2)
     broker.admin().delete_records({P0: 7})
@@ -93,7 +99,9 @@ def test_what_retention_deleted_is_told_and_not_pending(app: Any, broker: Memory
     assert (found.pending, found.deleted) == (3, 5)
 
 
-def test_the_map_of_an_earlier_topic_counts_nothing(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:
+def test_the_map_of_an_earlier_topic_counts_nothing(
+    app: Any, broker: MemoryBroker, clock: ManualClock
+) -> None:
     publish(broker, MAIN, 10)
     mark = Mark(b"else", Finished.of([5, 6]))
     broker.admin().alter_committed("billing", {P0: Commit(4, encode(4, mark))})
@@ -101,7 +109,9 @@ def test_the_map_of_an_earlier_topic_counts_nothing(app: Any, broker: MemoryBrok
     assert main_of(look(app)).pending == 6
 
 
-def test_a_lag_is_never_negative(app: Any, broker: MemoryBroker, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lag_is_never_negative(
+    app: Any, broker: MemoryBroker, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ends asked for before commits: a job that is published and finished in between makes -1."""
     publish(broker, MAIN, 5)
     admin = type(broker.admin())
@@ -138,7 +148,9 @@ def test_delayed_jobs_are_no_backlog(app: Any, broker: MemoryBroker, clock: Manu
     assert found.delayed == {"1m": 4, "5s": 0}
 
 
-def test_a_tail_of_transaction_markers_is_no_job(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:  # edge 16
+def test_a_tail_of_transaction_markers_is_no_job(
+    app: Any, broker: MemoryBroker, clock: ManualClock
+) -> None:  # edge 16
     producer = broker.transactional_producer("t")
     producer.init()
     producer.begin()
@@ -160,10 +172,12 @@ def test_only_the_queues_that_were_asked_for(broker: MemoryBroker, app_on: AppOn
     assert {item.queue for item in found.queues} == {"mails"}
 
 
-# --- age ------------------------------------------------------------------------------------------------------------------
+# --- age ----------------------------------------------------------------------------------------------------
 
 
-def test_the_age_is_that_of_the_oldest_unfinished_job(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:
+def test_the_age_is_that_of_the_oldest_unfinished_job(
+    app: Any, broker: MemoryBroker, clock: ManualClock
+) -> None:
     publish(broker, MAIN)
     clock.advance(50)
     publish(broker, MAIN)
@@ -206,7 +220,9 @@ def test_a_job_that_is_not_due_has_no_age(app: Any, broker: MemoryBroker, clock:
         ({}, 100.0),
     ],
 )
-def test_since_when_a_job_could_run(app: Any, broker: MemoryBroker, clock: ManualClock, headers: Any, age: float) -> None:
+def test_since_when_a_job_could_run(
+    app: Any, broker: MemoryBroker, clock: ManualClock, headers: Any, age: float
+) -> None:
     """A replay of last month's job is as old as the replay; what a header says wrongly is not believed."""
     clock.advance(300)
     publish(broker, MAIN, **headers)
@@ -255,7 +271,7 @@ def test_an_age_that_nobody_can_tell_is_unknown(
     assert main_of(look(app)).oldest_s is None
 
 
-# --- growth ---------------------------------------------------------------------------------------------------------------
+# --- growth -------------------------------------------------------------------------------------------------
 
 
 def test_growth_is_what_arrives_less_what_is_done(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:
@@ -274,7 +290,9 @@ def test_one_look_tells_no_growth(app: Any, clock: ManualClock) -> None:
     assert main_of(look(app)).rates is None
 
 
-def test_a_group_that_registers_later_is_seen(app: Any, broker: MemoryBroker, app_on: AppOn, clock: ManualClock) -> None:
+def test_a_group_that_registers_later_is_seen(
+    app: Any, broker: MemoryBroker, app_on: AppOn, clock: ManualClock
+) -> None:
     collector = Collector(app)
     collector.collect()
     other = app_on(broker, "invoices", name="reports")

@@ -38,7 +38,7 @@ def targets(found: provision.Plan, action: str) -> list[str]:
     return [change.target for change in found.changes if change.action == action]
 
 
-# --- what is planned ----------------------------------------------------------------------------------------------------
+# --- what is planned ----------------------------------------------------------------------------------------
 
 
 def test_every_topic_gets_the_settings_that_keep_jobs(memory: MemoryBroker, app_on: AppOn) -> None:  # edge 29
@@ -54,8 +54,16 @@ def test_every_topic_gets_the_settings_that_keep_jobs(memory: MemoryBroker, app_
     assert found["streamjobs.billing.delay.5s"].config == {**kept, **stamp, **larger}
     assert found[DLT].config == {"cleanup.policy": "compact", **stamp, **larger}
     assert found["streamjobs.control"].config == {"cleanup.policy": "compact", **stamp}
-    assert found["streamjobs.events"].config == {"cleanup.policy": "delete", "retention.ms": "604800000", **stamp}
-    assert found["streamjobs.audit"].config == {"cleanup.policy": "delete", "retention.ms": "7776000000", **stamp}
+    assert found["streamjobs.events"].config == {
+        "cleanup.policy": "delete",
+        "retention.ms": "604800000",
+        **stamp,
+    }
+    assert found["streamjobs.audit"].config == {
+        "cleanup.policy": "delete",
+        "retention.ms": "7776000000",
+        **stamp,
+    }
 
 
 def test_partition_counts(memory: MemoryBroker, app_on: AppOn) -> None:
@@ -103,8 +111,11 @@ def test_only_settings_of_ours_are_compared(memory: MemoryBroker, app_on: AppOn)
     assert provision.plan(app).changes == ()
 
 
-def test_a_larger_message_size_and_another_finite_retention_are_left_alone(memory: MemoryBroker, app_on: AppOn) -> None:
-    """Two apps that share a queue would lower each other's size for ever; how long events are kept is the operator's."""
+def test_a_larger_message_size_and_another_finite_retention_are_left_alone(
+    memory: MemoryBroker, app_on: AppOn
+) -> None:
+    """Two apps that share a queue would lower each other's size for ever; how long events are kept is the
+    operator's."""
     app = app_on(memory, "invoices")
     applied(app)
     memory.admin().alter_topic_config(MAIN, {"max.message.bytes": "5000000"})
@@ -129,7 +140,8 @@ def test_what_cannot_be_changed_is_found_and_left(memory: MemoryBroker, app_on: 
 
 
 def test_a_dead_letter_topic_never_grows(memory: MemoryBroker, app_on: AppOn) -> None:  # edge 45
-    """A letter's tombstone goes to the partition in which the letter was read; keys would move with the count."""
+    """A letter's tombstone goes to the partition in which the letter was read; keys would move with the
+    count."""
     applied(app_on(memory, "invoices", partitions=2))
     app = app_on(memory, "invoices", partitions=4)
 
@@ -141,7 +153,7 @@ def test_a_dead_letter_topic_never_grows(memory: MemoryBroker, app_on: AppOn) ->
     assert (counts[MAIN], counts[RETRY], counts[DLT]) == (4, 4, 2)
 
 
-# --- registrations ------------------------------------------------------------------------------------------------------
+# --- registrations ------------------------------------------------------------------------------------------
 
 
 def test_every_consumer_group_is_registered_on_what_it_reads(memory: MemoryBroker, app_on: AppOn) -> None:
@@ -157,8 +169,11 @@ def test_every_consumer_group_is_registered_on_what_it_reads(memory: MemoryBroke
     assert orders.read(memory, app.names).ladder_of(MAIN) == "billing"
 
 
-def test_registrations_are_acknowledged_before_a_partition_is_created(memory: MemoryBroker, app_on: AppOn) -> None:
-    """*Bites*: a worker of an older version meets the new topic, finds no start offset, and holds the partition."""
+def test_registrations_are_acknowledged_before_a_partition_is_created(
+    memory: MemoryBroker, app_on: AppOn
+) -> None:
+    """*Bites*: a worker of an older version meets the new topic, finds no start offset, and holds the
+    partition."""
     app = app_on(memory, "invoices")
     admin = memory.admin()
     admin.create_topics([Topic("streamjobs.control", 1, 1, {"cleanup.policy": "compact"})])
@@ -211,7 +226,8 @@ def test_a_registration_is_never_moved(memory: MemoryBroker, app_on: AppOn) -> N
 
 
 def test_partitions_that_are_added_start_at_zero(memory: MemoryBroker, app_on: AppOn) -> None:  # edge 30
-    """With "from now" a job that is published between the growth and the worker's start would be passed over."""
+    """With "from now" a job that is published between the growth and the worker's start would be passed
+    over."""
     applied(app_on(memory, "invoices", partitions=1))
     publish(memory, MAIN, 5)
     app = app_on(memory, "invoices", partitions=3)
@@ -256,7 +272,7 @@ def test_starting_offsets(
     assert provision.starting_offsets(2, registered, begin, ends) == expected
 
 
-# --- what needs a yes -----------------------------------------------------------------------------------------------------
+# --- what needs a yes ---------------------------------------------------------------------------------------
 
 
 def test_more_partitions_are_refused_without_yes(memory: MemoryBroker, app_on: AppOn) -> None:  # edge 30
@@ -298,7 +314,7 @@ def test_only_what_was_approved_is_done(memory: MemoryBroker, app_on: AppOn) -> 
     assert DLT not in topics
 
 
-# --- tiers that left the settings -----------------------------------------------------------------------------------------
+# --- tiers that left the settings ---------------------------------------------------------------------------
 
 
 def test_an_empty_tier_that_left_the_settings_is_deleted(memory: MemoryBroker, app_on: AppOn) -> None:
@@ -348,10 +364,12 @@ def test_tiers_of_other_apps_are_theirs(memory: MemoryBroker, app_on: AppOn) -> 
     assert provision.plan(app_on(memory, "invoices")).changes == ()
 
 
-# --- what a worker asks -----------------------------------------------------------------------------------------------------
+# --- what a worker asks -------------------------------------------------------------------------------------
 
 
-def test_a_worker_is_told_what_is_missing_and_what_to_run(memory: MemoryBroker, app_on: AppOn) -> None:  # edge 32
+def test_a_worker_is_told_what_is_missing_and_what_to_run(
+    memory: MemoryBroker, app_on: AppOn
+) -> None:  # edge 32
     app = app_on(memory, "invoices")
 
     with pytest.raises(ProvisionError) as refused:
@@ -436,7 +454,7 @@ def test_an_old_tier_keeps_no_worker_from_starting(memory: MemoryBroker, app_on:
     assert provision.check(app_on(memory, "invoices")) == []
 
 
-# --- what else an apply does ------------------------------------------------------------------------------------------------
+# --- what else an apply does --------------------------------------------------------------------------------
 
 
 def test_another_group_has_topics_and_registrations_of_its_own(memory: MemoryBroker, app_on: AppOn) -> None:

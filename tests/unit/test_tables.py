@@ -22,7 +22,12 @@ def put(broker: Broker, **values: str | None) -> None:
     tables.write_once(
         broker,
         [
-            Record("letters", None if value is None else value.encode(), key.encode(), partition=not key.startswith("a"))
+            Record(
+                "letters",
+                None if value is None else value.encode(),
+                key.encode(),
+                partition=not key.startswith("a"),
+            )
             for key, value in values.items()
         ],
     )
@@ -47,7 +52,9 @@ def test_a_topic_that_is_not_there_is_an_empty_table(memory: MemoryBroker) -> No
 
 
 @pytest.mark.parametrize("small", [0, 10_000])
-def test_a_long_table_reads_like_a_short_one(letters: MemoryBroker, monkeypatch: pytest.MonkeyPatch, small: int) -> None:
+def test_a_long_table_reads_like_a_short_one(
+    letters: MemoryBroker, monkeypatch: pytest.MonkeyPatch, small: int
+) -> None:
     """A long one is read twice, so that nobody has to hold its values."""
     monkeypatch.setattr(tables, "SMALL", small)
     put(letters, a1="old", b1="one", a2="gone", b2="gone")

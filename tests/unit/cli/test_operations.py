@@ -1,0 +1,341 @@
+"""`streamjobs topic`, `lag` and `group`: what they print, what they do, and their exit codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from streamjobs import orders, provision, tables
+from streamjobs.app import App
+from streamjobs.broker import Commit, TopicPartition
+from streamjobs.cli import group as group_cli
+from streamjobs.cli import lag as lag_cli
+from streamjobs.core.offsets import Mark, encode
+from streamjobs.core.record import Record
+from streamjobs.errors import UsageError
+from streamjobs.telemetry import reports
+from streamjobs.telemetry.metrics import Snapshot
+from streamjobs.testing import ManualClock, MemoryBroker
+
+Run = Callable[..., Result]
+MAIN = "jobs.invoices"
+P0 = TopicPartition(MAIN, 0)
+DAY = 86_400.0
+
+
+@pytest.fixture
+def clock(app: App) -> ManualClock:
+    app.clock = clock = ManualClock()
+    return clock
+
+
+@pytest.fixture
+def broker(app: App, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> MemoryBroker:
+    broker = MemoryBroker(clock)
+    monkeypatch.setattr(App, "_connect", lambda _: broker)
+    return broker
+
+
+@pytest.fixture
+def do(run: Run, shop: str, broker: MemoryBroker) -> Run:
+    """Runs a command on the shop."""
+    return lambda *args: run(*args, "-A", f"{shop}:app")
+
+
+@pytest.fixture
+def provisioned(app: App, broker: MemoryBroker) -> None:
+    provision.apply(app, provision.plan(app))
+
+
+def publish(broker: MemoryBroker, count: int, topic: str = MAIN) -> None:
+    tables.write_once(broker, [Record(topic, b"x", partition=0)] * count)
+
+
+def commit(broker: MemoryBroker, base: int, group: str = "shop") -> None:
+    topic_id = broker.admin().topics([MAIN])[MAIN].id
+    broker.admin().alter_committed(group, {P0: Commit(base, encode(base, Mark(topic_id[:4])))})
+
+
+# --- topic --------------------------------------------------------------------------------------------------
+
+
+def test_topic_plan_shows_and_changes_nothing(do: Run, broker: MemoryBroker) -> None:
+    result = do("topic", "plan", "-o", "json")
+
+    assert result.exit_code == 3
+    assert {"create", "register"} == {row["action"] for row in json.loads(result.stdout)}
+    assert broker.admin().topics() == {}
+
+
+def test_topic_apply_then_nothing_is_pending(do: Run, broker: MemoryBroker) -> None:
+    result = do("topic", "apply", "--yes")
+
+    assert result.exit_code == 0, result.stderr
+    assert MAIN in broker.admin().topics()
+    again = do("topic", "plan")
+    assert (again.exit_code, again.stdout) == (0, "")
+    assert do("topic", "apply").exit_code == 0
+
+
+@pytest.mark.usefixtures("provisioned")
+def test_topic_apply_needs_a_yes_for_partitions(
+    do: Run, app: App, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STREAMJOBS_PARTITIONS", "12")
+    app._settings = None  # as in another process
+
+    refused = do("topic", "apply")
+    assert refused.exit_code == 3
+    assert "order by key is broken" in refused.stderr
+    assert broker.admin().topics()[MAIN].partitions == 8
+
+    assert do("topic", "apply", "--yes").exit_code == 0
+    assert broker.admin().topics()[MAIN].partitions == 12
+
+
+@pytest.mark.usefixtures("provisioned")
+def test_topic_list(do: Run, broker: MemoryBroker) -> None:
+    publish(broker, 3)
+    broker.admin().delete_topics(["jobs.invoices.shop.dlt"])
+
+    rows = {row["topic"]: row for row in json.loads(do("topic", "list", "-o", "json").stdout)}
+
+    assert (rows[MAIN]["records"], rows[MAIN]["groups"], rows[MAIN]["state"]) == (3, ["shop"], "ok")
+    assert rows["jobs.invoices.shop.dlt"]["state"] == "topic jobs.invoices.shop.dlt is missing"
+
+
+@pytest.mark.usefixtures("provisioned")
+def test_topic_trim_plans_and_applies(do: Run, broker: MemoryBroker, clock: ManualClock) -> None:
+    publish(broker, 4)
+    clock.advance(8 * DAY)
+    commit(broker, 4)
+
+    shown = do("topic", "trim", "-o", "json")
+    assert shown.exit_code == 3
+    assert [(row["topic"], row["count"]) for row in json.loads(shown.stdout)] == [(MAIN, 4)]
+    assert broker.admin().offsets([P0], "earliest")[P0] == 0
+
+    assert do("topic", "trim", "--apply").exit_code == 0
+    assert broker.admin().offsets([P0], "earliest")[P0] == 4
+
+
+@pytest.mark.usefixtures("provisioned")
+def test_topic_trim_says_what_keeps_records(do: Run, broker: MemoryBroker, clock: ManualClock) -> None:
+    publish(broker, 4)
+    clock.advance(8 * DAY)
+
+    result = do("topic", "trim", "--apply")
+
+    assert result.exit_code == 0
+    assert "group shop is registered on jobs.invoices/0 and has no commit there" in result.stdout
+
+
+# --- lag ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("provisioned")
+def test_lag(do: Run, broker: MemoryBroker, clock: ManualClock) -> None:
+    publish(broker, 5)
+    publish(broker, 2, "jobs.invoices.shop.retry")
+    publish(broker, 3, "streamjobs.shop.delay.1m")
+    clock.advance(90)
+
+    rows = json.loads(do("lag", "-o", "json").stdout)
+
+    found = {(row["queue"], row["group"], row["tier"]): (row["pending"], row["oldest_s"]) for row in rows}
+    assert found == {
+        ("invoices", "shop", "main"): (5, 90.0),
+        ("invoices", "shop", "retry"): (2, 90.0),
+        ("mails", "shop", "main"): (0, 0.0),
+        ("mails", "shop", "retry"): (0, 0.0),
+        (None, "shop.timer", "delayed"): (3, None),
+    }
+
+
+@pytest.mark.usefixtures("provisioned")
+def test_lag_fails_above_a_threshold(do: Run, broker: MemoryBroker) -> None:
+    """Main and retry topics are one backlog; what is delayed is none."""
+    publish(broker, 5)
+    publish(broker, 2, "jobs.invoices.shop.retry")
+    publish(broker, 30, "streamjobs.shop.delay.1m")
+
+    assert do("lag", "--fail-above", "7").exit_code == 0
+    exceeded = do("lag", "--fail-above", "6")
+    assert (exceeded.exit_code, "invoices (shop): more than 6 pending" in exceeded.stderr) == (3, True)
+    assert do("lag", "mails", "--fail-above", "6").exit_code == 0
+
+
+def test_lag_of_an_unknown_queue(do: Run) -> None:
+    result = do("lag", "invoice")
+
+    assert result.exit_code == 2
+    assert "did you mean 'invoices'?" in result.stderr
+
+
+@pytest.mark.usefixtures("provisioned")
+def test_lag_watch_goes_on_until_it_is_interrupted(
+    do: Run, broker: MemoryBroker, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter(range(4))
+    collect = lag_cli.Collector.collect
+
+    def look(self: Any, queues: Any) -> Any:
+        if next(looks, None) is None:
+            raise KeyboardInterrupt
+        clock.advance(20)
+        publish(broker, 30)
+        return collect(self, queues)
+
+    monkeypatch.setattr(lag_cli.Collector, "collect", look)
+
+    result = do("lag", "invoices", "--watch", "--every", "100ms", "-o", "json")
+
+    assert result.exit_code == 130
+    shown = [json.loads(line)[0] for line in result.stdout.splitlines()]
+    assert [row["pending"] for row in shown] == [30, 60, 90, 120]
+    assert [row["growth_per_s"] for row in shown] == [None, None, 1.5, 1.5]
+
+
+def test_a_line_of_bars() -> None:
+    assert lag_cli.spark([0, 1, None, 2, 4]) == "▁▃ ▅█"
+    assert lag_cli.spark([0, 0]) == "▁▁"
+    assert lag_cli.spark([]) == ""
+
+
+# --- group --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("provisioned")
+def test_group_list_and_show(do: Run, broker: MemoryBroker) -> None:
+    publish(broker, 5)
+    commit(broker, 2)
+
+    listed = {row["group"]: row for row in json.loads(do("group", "list", "-o", "json").stdout)}
+    shown = {
+        (row["topic"], row["partition"]): row
+        for row in json.loads(do("group", "show", "shop", "-o", "json").stdout)
+    }
+
+    assert (listed["shop"]["state"], listed["shop"]["pending"]) == ("empty", 3)
+    assert (shown[MAIN, 0]["committed"], shown[MAIN, 0]["pending"]) == (2, 3)
+    assert shown[MAIN, 1]["committed"] is None
+
+
+@pytest.mark.usefixtures("provisioned")
+def test_group_show_of_an_unknown_group(do: Run) -> None:
+    result = do("group", "show", "shopp")
+
+    assert result.exit_code == 2
+    assert "did you mean 'shop'?" in result.stderr
+
+
+@pytest.mark.usefixtures("provisioned")
+def test_group_seek_plans_and_applies(do: Run, broker: MemoryBroker) -> None:
+    publish(broker, 5)
+    commit(broker, 4)
+
+    shown = do("group", "seek", "shop", MAIN, "--to", "earliest", "--partition", "0", "-o", "json")
+    assert shown.exit_code == 3
+    (row,) = json.loads(shown.stdout)
+    assert (row["before"], row["to"], row["again"], row["skipped"]) == (4, 0, 4, 0)
+    assert broker.admin().committed("shop")[P0].offset == 4
+
+    assert do("group", "seek", "shop", MAIN, "--to", "earliest", "--partition", "0", "--apply").exit_code == 0
+    assert broker.admin().committed("shop")[P0].offset == 0
+
+
+def report_of(
+    broker: MemoryBroker, worker: str, base: int, *, topic_id: bytes = b"", state: str = "reading"
+) -> None:
+    found = topic_id or broker.admin().topics([MAIN])[MAIN].id
+    partition: reports.PartitionReport = {
+        "topic": MAIN,
+        "topic_id": found[:4],
+        "partition": 0,
+        "base": base,
+        "unfinished": 0,
+        "finished_beyond": 0,
+        "state": state,
+    }
+    loops: list[reports.LoopReport] = [
+        {"name": "main", "group": "shop", "turned_at": 0, "partitions": [partition]}
+    ]
+    report: reports.WorkerReport = {
+        "worker": worker,
+        "host": "h",
+        "pid": 1,
+        "slot": 0,
+        "app": "shop",
+        "group": "shop",
+        "version": "",
+        "python": "",
+        "state": "running",
+        "started_at": 0,
+        "at": 0,
+        "slots": 1,
+        "control_offset": 0,
+        "loops": loops,
+        "running_count": 0,
+        "running": [],
+        "breakers": [],
+        "alarms": [],
+        "metrics": Snapshot({}, {}, {}),
+    }
+    tables.write_once(broker, [Record("streamjobs.workers", reports.encode(report), worker.encode())])
+
+
+@pytest.mark.usefixtures("provisioned")
+def test_group_seek_to_what_was_reported(
+    do: Run, broker: MemoryBroker, clock: ManualClock
+) -> None:  # edge 28
+    """The newest report counts, of this very topic, and not that of an owner who does not know where to
+    start."""
+    publish(broker, 9)
+    report_of(broker, "w1", 3)
+    clock.advance(1)
+    report_of(broker, "w2", 5)
+    clock.advance(1)
+    report_of(broker, "w3", 8, topic_id=b"else")
+    report_of(broker, "w4", 0, state="lost_commit")
+    tables.write_once(broker, [Record("streamjobs.workers", b"junk", b"w5")])
+
+    result = do("group", "seek", "shop", MAIN, "--to", "reported", "--apply")
+
+    assert result.exit_code == 0, result.stderr
+    assert broker.admin().committed("shop") == {P0: broker.admin().committed("shop")[P0]}
+    assert broker.admin().committed("shop")[P0].offset == 5
+    assert "a worker report can't be read" in result.stderr
+    assert "no report says where shop stood in jobs.invoices/1" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("earliest", "earliest"),
+        ("reported", "reported"),
+        ("2h", 1_000_000.0 - 7200),
+        ("1970-01-12T13:46:40Z", 1_000_000.0),
+        ("1970-01-12T15:46:40+02:00", 1_000_000.0),
+    ],
+)
+def test_places(text: str, place: object) -> None:
+    assert group_cli.parse_place(text, 1_000_000.0) == place
+
+
+def test_a_place_that_is_none() -> None:
+    with pytest.raises(UsageError, match="an instant such as"):
+        group_cli.parse_place("yesterday", 0.0)
+
+
+@pytest.mark.usefixtures("provisioned")
+def test_orders_are_written_in_the_users_name(do: Run, app: App, broker: MemoryBroker) -> None:
+    do("group", "seek", "shop", MAIN, "--to", "latest", "--apply", "--reason", "not needed")
+
+    entries = [json.loads(record.value() or b"") for record in broker.records("streamjobs.audit")]
+    assert (entries[-1]["action"], entries[-1]["reason"]) == ("group seek", "not needed")
+    assert entries[-1]["who"]
+    assert orders.read(broker, app.names).orders() != []
