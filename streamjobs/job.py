@@ -84,10 +84,11 @@ class Job(Entry):
     """
 
     __slots__ = (
-        "_cancelled",
         "_origin",
         "_progress",
+        "appended_at",
         "args",
+        "asked_to_stop",
         "attempt",
         "deadline_at",
         "due",
@@ -95,14 +96,17 @@ class Job(Entry):
         "duration_s",
         "error",
         "failure",
+        "held_since",
         "id",
         "job_type",
         "letter",
         "message",
         "meta",
         "outcome",
+        "probe",
         "run",
         "started_at",
+        "wait_s",
     )  # fmt: skip
 
     id: str
@@ -111,9 +115,13 @@ class Job(Entry):
     args: tuple[Any, ...]
     run: int
     attempt: int
+    appended_at: float
+    """When the broker appended this record, epoch seconds."""
     started_at: float
     """Epoch seconds; 0.0: not started."""
     duration_s: float
+    wait_s: float
+    """From when it could have run to its start; deliberate delay and backoff are no wait."""
     outcome: str
 
     def __init__(self, job_type: JobType[Any, Any], home: Partition, message: Message, meta: Meta | None) -> None:
@@ -122,18 +130,21 @@ class Job(Entry):
         self.home = home
         self.epoch = home.epoch
         self.message = message
+        self.appended_at = message.timestamp()[1] / 1000
         self.offset = message.offset()
         self.next = None
         self.meta = meta
         self.started_at = 0.0
-        self.duration_s = 0.0
+        self.duration_s = self.wait_s = 0.0
         self.error: BaseException | None = None
         self.outcome = ""
         self.failure: Failure | None = None
         self.deadline_at = 0.0
         self.due_again = 0.0
         self.letter = ""
-        self._cancelled = False
+        self.probe = False  # runs although its type is held, to see whether it works again
+        self.held_since = 0.0
+        self.asked_to_stop = False
         self._progress: Any = None
         self._origin = ""
         if meta is None:
@@ -207,11 +218,6 @@ class Job(Entry):
         return self._origin
 
     @property
-    def appended_at(self) -> float:
-        """When the broker appended this record, epoch seconds."""
-        return self.message.timestamp()[1] / 1000
-
-    @property
     def first_appended_at(self) -> float:
         """When the broker appended the job's first record, epoch seconds."""
         return (self.meta.appended if self.meta is not None else 0.0) or self.appended_at
@@ -219,11 +225,6 @@ class Job(Entry):
     @property
     def published_at(self) -> datetime:
         return datetime.fromtimestamp(self.first_appended_at, UTC)
-
-    @property
-    def wait_s(self) -> float:
-        """From when it could have run to its start; deliberate delay and backoff are no wait."""
-        return max(0.0, self.started_at - max(self.message.timestamp()[1] / 1000, self.due))
 
     @property
     def error_type(self) -> str:
@@ -246,7 +247,7 @@ class Job(Entry):
     @property
     def cancelled(self) -> bool:
         """True once the job was cancelled, or its partition left: what it still does, the next owner does again."""
-        return self._cancelled or self.epoch != self.home.epoch
+        return self.asked_to_stop or self.epoch != self.home.epoch
 
     @property
     def deadline(self) -> datetime | None:
@@ -264,9 +265,15 @@ class Job(Entry):
     def progress(self) -> Any:
         return self._progress
 
+    def start(self, at: float) -> None:
+        """Notes that the handler begins now (epoch seconds)."""
+        self.started_at = at
+        since = max(self.appended_at, self.due)
+        self.wait_s = at - since if at > since else 0.0
+
     def cancel(self) -> None:
         """Marks the run as cancelled; its handler sees it at its next look at `cancelled` or `heartbeat()`."""
-        self._cancelled = True
+        self.asked_to_stop = True
 
     def __repr__(self) -> str:
         return f"Job({self.type} {self.id}, run {self.run}, attempt {self.attempt}, {self.topic}/{self.partition}@{self.offset})"

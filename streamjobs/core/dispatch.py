@@ -13,7 +13,7 @@ report after it wrote `next`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 
@@ -25,6 +25,7 @@ class Partition:
     """
 
     __slots__ = (
+        "barred",
         "beginning",
         "bytes",
         "committed_at",
@@ -63,6 +64,7 @@ class Partition:
         self.bytes = 0  # of values held by unfinished jobs
         self.waiting = 0  # in memory until they are due
         self.full = False  # admission stopped
+        self.barred = False  # nothing of its queue may run now, so nothing is fetched
         self.fetching = True  # False: nothing is read or committed, for a reason such as a lost commit
         self.committed_version = -1
         self.committed_at = 0.0
@@ -97,6 +99,8 @@ class Dispatcher(Generic[E]):
 
     def __init__(self, kinds: Iterable[str]) -> None:
         self.ready: dict[str, deque[E]] = {kind: deque() for kind in kinds}
+        self.held: dict[str, deque[E]] = {}
+        """Entries that may not run now, by reason; each is still the head of its lane."""
 
     def add(self, entry: E) -> None:
         """Takes an entry that is due: it is ready, or waits behind its key."""
@@ -110,15 +114,32 @@ class Dispatcher(Generic[E]):
                 return
         self.ready[entry.kind].append(entry)
 
-    def take(self, kind: str, limit: int) -> list[E]:
-        """Up to `limit` ready entries of an executor; those of partitions that have left or are leaving are dropped."""
+    def take(self, kind: str, limit: int, why_held: Callable[[E], str | None] | None = None) -> list[E]:
+        """Up to `limit` ready entries of an executor; those of partitions that have left or are leaving are dropped.
+
+        `why_held`: given while anything may not run now; an entry for which it has a reason is set aside.
+        """
         ready = self.ready[kind]
         taken: list[E] = []
         while ready and len(taken) < limit:
             entry = ready.popleft()
-            if entry.epoch == entry.home.serving:
+            if entry.epoch != entry.home.serving:
+                continue
+            reason = why_held(entry) if why_held is not None else None
+            if reason is None:
                 taken.append(entry)
+            else:
+                self.held.setdefault(reason, deque()).append(entry)
         return taken
+
+    def release(self, reason: str, limit: int | None = None) -> list[E]:
+        """Entries that are no longer held for this reason (the first `limit`) are ready, and first in turn."""
+        held = self.held.get(reason, deque())
+        free = [held.popleft() for _ in range(len(held) if limit is None else min(limit, len(held)))]
+        if not held:
+            self.held.pop(reason, None)
+        self.give_back(free)
+        return free
 
     def stopped(self, entry: E) -> None:
         """A lane was run up to and with this entry: what is behind it is ready now, or the lane is empty and dropped."""
@@ -139,7 +160,7 @@ class Dispatcher(Generic[E]):
     def drop(self, partition: Partition) -> None:
         """Forgets all that waits of a partition that is gone."""
         partition.lanes = {}
-        for ready in self.ready.values():
+        for ready in (*self.ready.values(), *self.held.values()):
             if any(entry.home is partition for entry in ready):
                 kept = [entry for entry in ready if entry.home is not partition]
                 ready.clear()

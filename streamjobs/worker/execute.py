@@ -13,12 +13,15 @@ from streamjobs.worker.executors import Chunk, Executor
 RESULT_WAIT_S = 0.002
 #: A chunk that is out for longer gives back what it has not begun.
 STUCK_S = 0.02
+#: Jobs of a type that failed lately in one chunk.
+CAUTIOUS = 8
 
 
 class Execution:
     """The chunks of one loop that are out. One owner: the loop's thread.
 
-    `finished` gets the jobs that ran to an end, `returned` those that were handed out and not started.
+    `finished` gets the jobs that ran to an end, `returned` those that were handed out and not started, `overdue` each that still
+    runs in a chunk that is out for long; `wavers` says of which types runs failed lately.
     """
 
     def __init__(
@@ -30,6 +33,7 @@ class Execution:
         finished: Callable[[Sequence[Job]], None],
         returned: Callable[[Sequence[Job]], None],
         overdue: Callable[[Chunk, Job], None],
+        wavers: Callable[[str], bool],
     ) -> None:
         self.out: dict[Chunk, float] = {}
         self._executors = executors
@@ -38,20 +42,26 @@ class Execution:
         self._finished = finished
         self._returned = returned
         self._overdue = overdue
+        self._wavers = wavers
         self._results: SimpleQueue[Chunk] = SimpleQueue()
         self._out_by_kind = dict.fromkeys(executors, 0)
         self._parallel = {kind: Parallelism(executor.slots) for kind, executor in executors.items()}
 
-    def hand_out(self) -> None:
-        """Gives every executor as many chunks as are worth having out."""
+    def hand_out(self, why_held: Callable[[Job], str | None] | None = None) -> None:
+        """Gives every executor as many chunks as are worth having out. `why_held`: see `Dispatcher.take`."""
         ready = self._dispatcher.ready
         for kind, executor in self._executors.items():
             room = self._parallel[kind].value - self._out_by_kind[kind]
             while room > 0 and ready[kind]:
-                jobs = self._dispatcher.take(kind, chunk_size(ready[kind][0].job_type.mean_s))
+                jobs = self._dispatcher.take(kind, self._size(ready[kind][0]), why_held)
                 if jobs:
                     executor.submit(self._new_chunk(kind, jobs))
                     room -= 1
+
+    def _size(self, head: Job) -> int:
+        """Jobs in a chunk; few where runs failed lately, so that an open breaker is not seen too late."""
+        size = chunk_size(head.job_type.mean_s)
+        return min(size, CAUTIOUS) if self._wavers(head.type) else size
 
     def _new_chunk(self, kind: str, jobs: list[Job]) -> Chunk:
         chunk = Chunk(kind, jobs, self._results)

@@ -22,11 +22,12 @@ from streamjobs.core.record import Record
 from streamjobs.errors import BrokerError
 from streamjobs.job import Job, JobType, Timeout
 from streamjobs.telemetry.events import EventBatch
-from streamjobs.worker.admit import Arrivals
+from streamjobs.worker.admit import HOLD_MINUTES, Arrivals
 from streamjobs.worker.commit import Committer
 from streamjobs.worker.decode import Decoder
 from streamjobs.worker.execute import Execution
-from streamjobs.worker.executors import Chunk, Executor, Gate
+from streamjobs.worker.executors import Chunk, Executor
+from streamjobs.worker.holds import Breakers, Holds
 from streamjobs.worker.poll import Poller
 from streamjobs.worker.settle import (
     Cause,
@@ -44,6 +45,8 @@ BATCH = 250
 IDLE_POLL_S = 0.05
 #: How often a loop looks after its running jobs: time-outs, stuck chunks, cancellations.
 WATCH_S = 0.05
+#: A held job lets a runnable one of its key wait for so long, then it moves to the ladder.
+HELD_S = 30.0
 #: `key_strict`: the longest backoff in place, and how long a failing head may block its key.
 STRICT_BACKOFF_S = 60.0
 STRICT_BLOCK_S = 600.0
@@ -74,7 +77,7 @@ class Shared:
     admin: Admin
     routes: Routes
     clock: Clock
-    gate: Gate
+    breakers: Breakers
     executors: Mapping[str, Executor]
     job_types: Mapping[str, JobType[Any, Any]]
     decoder: Decoder
@@ -139,6 +142,7 @@ class Loop:
             finished=self._ended,
             returned=self._returned,
             overdue=self._overdue,
+            wavers=shared.breakers.wavers,
         )
         self.arrivals = Arrivals(
             app=shared.app,
@@ -153,6 +157,8 @@ class Loop:
             settle=self._settle,
             learn_schemas=shared.learn_schemas,
         )
+        self.holds = Holds(shared.app, shared.breakers, self._desired, self._now)
+        self._queues = {role.queue for topic in topics if (role := shared.routes.names.role(topic))}
         self.committer = Committer(
             self.poller,
             shared.producer,
@@ -177,13 +183,15 @@ class Loop:
         happened = self.execution.take_results()
         happened += self.settler.serve()
         happened += self.arrivals.wake()
+        self.poller.admit_again()
         happened += self._fetch()
         if not self.draining:
-            self.execution.hand_out()
+            self.execution.hand_out(self._why_held())
         self._tick()
         if self.turned_at - self._watched >= WATCH_S:
             self._watched = self.turned_at
             self.execution.watch()
+            self._tend_holds()
         self._idle_s = 0.001 if happened else min(self._shared.idle_poll_s, self._idle_s * 2)
         return bool(happened)
 
@@ -215,6 +223,7 @@ class Loop:
 
     def _ended(self, jobs: Sequence[Job]) -> None:
         """Jobs that ran to an end, in the order of their ends."""
+        self._shared.breakers.ended(jobs, self._now())
         succeeded = []
         for job in jobs:
             if job.epoch != job.home.epoch or job.outcome:
@@ -365,13 +374,60 @@ class Loop:
         for home in touched:
             home.bytes = int(home.tracker.unfinished * mean)
 
+    # Holding ----------------------------------------------------------------------------------------------------------
+
+    def _why_held(self) -> Callable[[Job], str | None] | None:
+        """Asked for each job that is handed out, while anything may not run now."""
+        return self.holds.why if self.holds.anything() else None
+
+    def _tend_holds(self) -> None:
+        """Releases what may run again, lets one job try a broken type, and moves held jobs that are in the way."""
+        held = self._dispatcher.held
+        probed = self.holds.probe(held)
+        if probed is not None:
+            held[probed][0].probe = True
+            self._dispatcher.release(probed, limit=1)
+        for reason in [reason for reason, jobs in held.items() if jobs and self.holds.why(jobs[0]) != reason]:
+            self._dispatcher.release(reason)
+        for job in self._in_the_way():
+            self._move_to_ladder(job)
+        self.poller.bar({queue for queue in self._queues if self.holds.queue_held(queue, self._types_of(queue))})
+
+    def _types_of(self, queue: str) -> list[str]:
+        return [name for name, job_type in self._shared.job_types.items() if job_type.queue == queue]
+
+    def _in_the_way(self) -> list[Job]:
+        """Held jobs that use half of a limit of their partition, or let a runnable job of their key wait for 30 s."""
+        now = self._mono()
+        found = []
+        pressed = {home for home in self.poller.partitions.values() if self.poller.used(home) >= 0.5}
+        for job in [job for jobs in self._dispatcher.held.values() for job in jobs]:
+            job.held_since = job.held_since or now
+            if job.job_type.strict:
+                continue  # it never leaves its place
+            behind = job.next
+            blocks = isinstance(behind, Job) and now - job.held_since > HELD_S and self.holds.why(behind) is None
+            if blocks or job.home in pressed:
+                found.append(job)
+        return found
+
+    def _move_to_ladder(self, job: Job) -> None:
+        """The same run, no attempt charged; it comes back after 1, 2, 4, 8, 10, 10 … minutes, never past the hold's end."""
+        for jobs in self._dispatcher.held.values():
+            if job in jobs:
+                jobs.remove(job)
+        meta, until = job.full_meta, self.holds.until(job)
+        due = self._now() + 60 * HOLD_MINUTES[min(meta.holds, len(HOLD_MINUTES) - 1)]
+        job.due_again = due if until is None else min(due, until)
+        job.outcome = "held"
+        self.arrivals.hold(job.message, job.home, meta, job.due_again, "held")
+        self.events.add([job])
+        self._dispatcher.stopped(job)
+
     # Ticking ----------------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
         if self.committer.due():
-            full = [home for home in self.poller.partitions.values() if home.full]
-            if full:
-                self.poller.admit(full)
             self.committer.tick(self._event_records())
         else:
             self.committer.advance()
@@ -431,7 +487,7 @@ class Loop:
             self.execution.harvest_all()
             self.settler.serve()
             self.arrivals.wake()
-            self.execution.hand_out()
+            self.execution.hand_out(self._why_held())
         self.execution.harvest_all()
         self.committer.commit_now(partitions, self._event_records(), timeout=min(2.0, budget / 2))
 

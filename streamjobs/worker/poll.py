@@ -62,6 +62,7 @@ class Poller:
         self.consumer = consumer
         self.group = group
         self.partitions: dict[tuple[str, int], Partition] = {}
+        self.full: set[Partition] = set()
         self.faults: list[tuple[TopicPartition | None, BrokerError]] = []
         self.assigned_once = False
         self._admin = admin
@@ -88,25 +89,39 @@ class Poller:
 
     def admit(self, touched: Iterable[Partition]) -> None:
         """Stops reading a partition that holds as much as it may, and reads it again once it is just below."""
-        stop: list[TopicPartition] = []
-        go: list[TopicPartition] = []
         for home in touched:
-            tracker = home.tracker
-            used = self._limits.used(
-                unfinished=tracker.unfinished, held_bytes=home.bytes, map_chars=tracker.map_size, span=tracker.span
-            )
-            full = not self._limits.admits(used, admitting=not home.full)
+            full = not self._limits.admits(self.used(home), admitting=not home.full)
             if full != home.full:
                 home.full = full
-                (stop if full else go).append(TopicPartition(home.topic, home.number))
-        self._pause(stop, go)
+                (self.full.add if full else self.full.discard)(home)
+                self._read_or_not(home)
 
-    def _pause(self, stop: Sequence[TopicPartition], go: Sequence[TopicPartition]) -> None:
-        go = [tp for tp in go if self.partitions[tp].fetching]
-        if stop:
-            self.consumer.pause(stop)
-        if go:
-            self.consumer.resume(go)
+    def admit_again(self) -> None:
+        """Looks whether partitions that were full have room again."""
+        if self.full:
+            self.admit(list(self.full))
+
+    def used(self, home: Partition) -> float:
+        """The share of the partition's nearest limit that is used (PROTOCOLS §4); 1.0 and more: full."""
+        tracker = home.tracker
+        return self._limits.used(
+            unfinished=tracker.unfinished, held_bytes=home.bytes, map_chars=tracker.map_size, span=tracker.span
+        )
+
+    def bar(self, queues: Collection[str]) -> None:
+        """Queues of which nothing may run now are not read, the others are."""
+        for home in self.partitions.values():
+            barred = home.queue in queues
+            if barred != home.barred:
+                home.barred = barred
+                self._read_or_not(home)
+
+    def _read_or_not(self, home: Partition) -> None:
+        tp = TopicPartition(home.topic, home.number)
+        if home.full or home.barred or not home.fetching:
+            self.consumer.pause([tp])
+        else:
+            self.consumer.resume([tp])
 
     # Rebalances: called inside `fetch`, on the loop's thread ----------------------------------------------------------
 
@@ -140,6 +155,7 @@ class Poller:
         before = self.partitions.get(tp)
         if before is not None:
             before.epoch = before.serving = -1
+            self.full.discard(before)
         self.partitions[tp] = home
         for alarm in beginning.alarms:
             log = logger.error if alarm.kind in (AlarmKind.LOST_COMMIT, AlarmKind.UNREGISTERED) else logger.warning
@@ -215,6 +231,7 @@ class Poller:
             self.partitions.pop(tp, None)
             self._lookups.pop(tp, None)
             home.epoch = home.serving = -1
+            self.full.discard(home)
         if homes:
             self._owner.gone(homes, lost=lost)
 

@@ -28,6 +28,7 @@ from streamjobs.worker.decode import Decoder
 from streamjobs.worker.executors import Executor, Gate
 from streamjobs.worker.executors.aio import Aio
 from streamjobs.worker.executors.threads import Threads
+from streamjobs.worker.holds import Breakers
 from streamjobs.worker.loop import IDLE_POLL_S, Gatherer, Loop, Shared, Stopped
 from streamjobs.worker.settle import Routes
 from streamjobs.worker.timer import Timer
@@ -132,6 +133,7 @@ class Process:
         self.producers = Producers(self._broker, self.clock.monotonic)
         made = executors(self.gate) if executors else (Threads(settings.worker.slots, self.gate), Aio(settings.worker.slots, self.gate))
         self.executors = {executor.kind: executor for executor in made}
+        self.breakers = Breakers(self.gate)
         admin = self._broker.admin()
         routes = Routes.read(admin, app.names, app.name, app.group, Ladder(tuple(settings.delay.tiers)))
         shared = Shared(
@@ -142,7 +144,7 @@ class Process:
             admin=admin,
             routes=routes,
             clock=self.clock,
-            gate=self.gate,
+            breakers=self.breakers,
             executors=self.executors,
             job_types=app.job_types,
             decoder=Decoder(app.job_types, store),

@@ -97,9 +97,9 @@ class Timer:
     def turn(self) -> bool:
         """One round; True: something happened."""
         self.turned_at = self._mono()
+        self.poller.admit_again()
         happened = self.settler.serve() + self._release() + self._fetch()
         if self.committer.due():
-            self.poller.admit([home for home in self.poller.partitions.values() if home.full])
             self.committer.tick([])
         else:
             self.committer.advance()

@@ -28,9 +28,9 @@ class Gate:
 
     def bars(self, job: Job) -> bool:
         """Whether this job may not start: its partition has left, the worker drains, or its type is held."""
-        if job.epoch != job.home.serving or self.closed or job.cancelled:
+        if job.epoch != job.home.serving or self.closed or job.asked_to_stop:
             return True
-        return bool(self.held) and job.job_type.name in self.held
+        return bool(self.held) and job.job_type.name in self.held and not job.probe
 
 
 class Chunk:

@@ -86,7 +86,7 @@ class Aio:
                 chunk.returned.append(job)
                 return
             began = clock()
-            job.started_at = began + EPOCH_OFFSET
+            job.start(began + EPOCH_OFFSET)
             CURRENT.set(job)
             await self._run(job)
             ended = clock()

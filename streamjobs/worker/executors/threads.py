@@ -119,7 +119,7 @@ def _visit(job: Job, chunk: Chunk, gate: Gate, clock: Callable[[], float], to_ep
         if gate.bars(job):
             chunk.returned.append(job)
             return
-        job.started_at = now + to_epoch
+        job.start(now + to_epoch)
         CURRENT.set(job)
         try:
             job.job_type.run(job)
