@@ -316,25 +316,41 @@ def _topic_findings(app: Deployment, topic: Topic, state: _State) -> Iterable[Fi
 # --- registrations ------------------------------------------------------------------------------------------
 
 
-def _registrations(app: Deployment, wanted: Mapping[str, Topic], state: _State, from_: From) -> list[Change]:
-    changes: list[Change] = []
-    for group, name in consumed(app):
-        found = state.topics.get(name)
+def _registrations(
+    app: Deployment, wanted: Mapping[str, Topic], state: _State, from_: From
+) -> Iterable[Register]:
+    pairs = list(consumed(app))
+    existing = [state.topics[name] for _, name in pairs if name in state.topics]
+    ends = _offsets(state.admin, existing, "latest")
+    fresh = [
+        name
+        for group, name in pairs
+        if name in state.topics and state.desired.registration(group, name) is None
+    ]
+    begins = _begins(app, state, fresh, from_)
+    for group, name in pairs:
         before = state.desired.registration(group, name)
-        ends = _offsets(state.admin, found, "latest") if found and before else {}
-        fresh = found and not before and _kind(app, name) == "main"
-        begin = (
-            _offsets(state.admin, found, "earliest" if from_ == "earliest" else "latest")
-            if found and fresh
-            else {}
-        )
-        total = max(
-            wanted[name].partitions, found.partitions if found and "topic_admin" not in state.lacks else 0
-        )
-        starts = starting_offsets(total, before.starts if before else {}, begin, ends)
+        total = _partitions_to_register(wanted[name], state)
+        registered = before.starts if before else {}
+        starts = starting_offsets(total, registered, begins.get(name, {}), ends.get(name, {}))
         if before is None or starts != dict(before.starts) or before.app != app.name:
-            changes.append(Register(group, name, starts))
-    return changes
+            yield Register(group, name, starts)
+
+
+def _begins(app: Deployment, state: _State, names: Sequence[str], from_: From) -> dict[str, dict[int, int]]:
+    """Where partitions begin that exist and in which the group is new; only main topics follow `now`."""
+    late = [name for name in names if from_ == "now" and _kind(app, name) == "main"]
+    early = [state.topics[name] for name in names if name not in late]
+    found = _offsets(state.admin, early, "earliest")
+    return found | _offsets(state.admin, [state.topics[name] for name in late], "latest")
+
+
+def _partitions_to_register(topic: Topic, state: _State) -> int:
+    """Those that are wanted and those that are there; but no more than wanted where nobody can choose."""
+    found = state.topics.get(topic.name)
+    if found is None or "topic_admin" in state.lacks:
+        return topic.partitions
+    return max(topic.partitions, found.partitions)
 
 
 def starting_offsets(
@@ -349,9 +365,17 @@ def starting_offsets(
     return {p: kept.get(p, begin.get(p, 0)) for p in range(total)}
 
 
-def _offsets(admin: Admin, topic: Topic, at: At) -> dict[int, int]:
-    partitions = [TopicPartition(topic.name, number) for number in range(topic.partitions)]
-    return {tp.partition: offset for tp, offset in admin.offsets(partitions, at).items()}
+def _offsets(admin: Admin, topics: Iterable[Topic], at: At) -> dict[str, dict[int, int]]:
+    """By topic and partition, asked for all at once."""
+    partitions = [tp for topic in topics for tp in _partitions(topic)]
+    found: dict[str, dict[int, int]] = {}
+    for tp, offset in (admin.offsets(partitions, at) if partitions else {}).items():
+        found.setdefault(tp.topic, {})[tp.partition] = offset
+    return found
+
+
+def _partitions(topic: Topic) -> list[TopicPartition]:
+    return [TopicPartition(topic.name, number) for number in range(topic.partitions)]
 
 
 # --- the ladder's old tiers and the groups' settings --------------------------------------------------------
@@ -374,7 +398,7 @@ def _abandoned_tiers(
 
 def _waiting(admin: Admin, group: str, topic: Topic) -> int:
     """Records between commits and end; the commits are asked for first, so that it is never too few."""
-    partitions = [TopicPartition(topic.name, number) for number in range(topic.partitions)]
+    partitions = _partitions(topic)
     committed = admin.committed(group, partitions)
     starts = admin.offsets(partitions, "earliest")
     ends = admin.offsets(partitions, "latest", "read_uncommitted")
@@ -605,15 +629,9 @@ def _as_listed(app: Deployment, state: _State, name: str, wanted: Topic | None, 
 
 
 def _records(admin: Admin, topics: Sequence[Topic]) -> dict[str, int]:
-    partitions = [
-        TopicPartition(topic.name, number) for topic in topics for number in range(topic.partitions)
-    ]
-    starts = admin.offsets(partitions, "earliest") if partitions else {}
-    ends = admin.offsets(partitions, "latest") if partitions else {}
-    found = dict.fromkeys((topic.name for topic in topics), 0)
-    for tp in partitions:
-        found[tp.topic] += ends[tp] - starts[tp]
-    return found
+    starts = _offsets(admin, topics, "earliest")
+    ends = _offsets(admin, topics, "latest")
+    return {name: sum(ends[name].values()) - sum(starts[name].values()) for name in ends}
 
 
 def _is_own_tier(app: Deployment, name: str) -> bool:

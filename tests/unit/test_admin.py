@@ -316,10 +316,9 @@ def test_a_topic_without_a_registered_group_blocks(
 
 
 @pytest.mark.parametrize("metadata", [encode(15, Mark(b"else")), "", "junk"])
-def test_a_commit_in_another_topic_blocks(
+def test_a_commit_in_another_topic_blocks(  # edge 31
     old: Any, broker: MemoryBroker, clock: ManualClock, metadata: str
 ) -> None:
-    # edge 31
     broker.admin().alter_committed("billing", {P0: Commit(15, metadata)})
 
     found = trim(old, clock)

@@ -217,6 +217,19 @@ def test_earliest_is_a_number_and_the_logs_start(memory: MemoryBroker, app_on: A
     assert starts(late, "reports") == {0: 3, 1: 0}
 
 
+def test_only_main_topics_follow_from_now(memory: MemoryBroker, app_on: AppOn) -> None:
+    """What lies in a group's retry topic are its own jobs, and nobody else will run them."""
+    app = app_on(memory, "invoices")
+    applied(app)
+    publish(memory, RETRY, 5)
+    memory.admin().delete_records({TopicPartition(RETRY, 0): 2})
+    orders.write(memory, app.names, {control.registration_key("billing.retry", RETRY): None})
+
+    applied(app, from_="now")
+
+    assert starts(app, "billing.retry", RETRY) == {0: 2, 1: 0}
+
+
 def test_a_registration_is_never_moved(memory: MemoryBroker, app_on: AppOn) -> None:
     app = app_on(memory, "invoices")
     applied(app)
@@ -354,6 +367,23 @@ def test_a_job_that_enters_a_tier_after_the_plan_saves_it(memory: MemoryBroker, 
     provision.apply(app, shown)
 
     assert tier in memory.admin().topics()
+
+
+def test_a_job_that_enters_a_tier_during_the_apply_saves_it(
+    memory: MemoryBroker, app_on: AppOn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker of the old settings still runs while another topic is being altered."""
+    tier = "streamjobs.billing.delay.1h"
+    applied(app_on(memory, "invoices", **{"delay.tiers": ["5s", "1m", "1h"]}))
+    memory.admin().alter_topic_config(MAIN, {"retention.ms": "1"})
+    app = app_on(memory, "invoices")
+    shown = provision.plan(app)
+    monkeypatch.setattr(type(memory.admin()), "alter_topic_config", lambda *_: publish(memory, tier, 1))
+
+    result = provision.apply(app, shown)
+
+    assert [(change.target, error.code) for change, error in result.failed] == [(tier, "TOPIC_NOT_EMPTY")]
+    assert tier in orders.read(memory, app.names).registered_topics()
 
 
 def test_tiers_of_other_apps_are_theirs(memory: MemoryBroker, app_on: AppOn) -> None:

@@ -34,7 +34,9 @@ def put(broker: Broker, **values: str | None) -> None:
 
 
 def live(broker: Broker) -> dict[bytes | None, bytes | None]:
-    return {message.key(): message.value() for message in tables.live(broker, "letters")}
+    found = [(message.key(), message.value()) for message in tables.live(broker, "letters")]
+    assert len(found) == len(dict(found)), "of each key only the newest"
+    return dict(found)
 
 
 def test_a_table_holds_the_newest_value_of_each_key(letters: MemoryBroker) -> None:
@@ -80,6 +82,14 @@ def test_what_arrives_while_it_is_read_is_not_part_of_it(
     assert seen == [b"a1", b"a2"]
 
 
+def test_what_arrived_since_its_limits_were_set_is_not_part_of_it(letters: MemoryBroker) -> None:
+    put(letters, a1="one")
+    limits = tables.bounds(letters, "letters")
+    put(letters, a2="late", b1="late")
+
+    assert [message.key() for message in tables.changes(letters, limits)] == [b"a1"]
+
+
 def test_reading_ends_behind_a_transaction_marker(letters: MemoryBroker) -> None:
     """The last offset of a table after a replay is a marker, which no record ever shows."""
     producer = letters.transactional_producer("replay")
@@ -110,7 +120,7 @@ def test_reading_that_makes_no_progress_ends(letters: MemoryBroker) -> None:
         list(tables.changes(letters, limits, patience=0.3))
 
 
-def test_a_refusal_ends_the_reading_at_once(letters: MemoryBroker) -> None:  # edge 33
+def test_a_refusal_ends_the_reading_at_once(letters: MemoryBroker) -> None:
     put(letters, a1="one")
     limits = tables.bounds(letters, "letters")
     letters.fail("fetch", topic="letters", error="TOPIC_AUTHORIZATION_FAILED")

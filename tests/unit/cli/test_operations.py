@@ -289,9 +289,7 @@ def report_of(
 
 
 @pytest.mark.usefixtures("provisioned")
-def test_group_seek_to_what_was_reported(
-    do: Run, broker: MemoryBroker, clock: ManualClock
-) -> None:  # edge 28
+def test_group_seek_to_what_was_reported(do: Run, broker: MemoryBroker, clock: ManualClock) -> None:
     """The newest report counts, of this very topic, and not that of an owner who does not know where to
     start."""
     publish(broker, 9)
