@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from streamjobs.broker import Commit, Group, TopicPartition
 from streamjobs.broker import Member as MemberView
+from streamjobs.testing.faults import broker_error
 from streamjobs.testing.log import Transaction
 
 Partitions = Callable[[Iterable[str]], dict[TopicPartition, bytes]]
@@ -17,8 +18,9 @@ Partitions = Callable[[Iterable[str]], dict[TopicPartition, bytes]]
 class Member:
     """One consumer in a group. Instants are the clock's monotonic ones.
 
-    `owned`: partitions it was given and has not returned, with their topic's id. `silent_since`: it sends no
-    heartbeat any more, being killed or, if `released`, a static member that closed and may come back.
+    `owned`: partitions it was given and has not returned, with their topic's id; `owned_since`: the
+    generation that gave them. `silent_since`: it sends no heartbeat any more, being killed or, if `released`,
+    a static member that closed and may come back.
     """
 
     id: str
@@ -29,6 +31,7 @@ class Member:
     released: bool = False
     generation: int = 0
     owned: dict[TopicPartition, bytes] = field(default_factory=dict)
+    owned_since: dict[TopicPartition, int] = field(default_factory=dict)
 
 
 class GroupCoordinator:
@@ -132,6 +135,7 @@ class GroupCoordinator:
     def returned(self, member: Member, partitions: Sequence[TopicPartition]) -> None:
         for partition in partitions:
             member.owned.pop(partition, None)
+            member.owned_since.pop(partition, None)
 
     def claim(self, member: Member) -> list[TopicPartition]:
         """Gives a member what should be its own and nobody owns any more."""
@@ -139,6 +143,7 @@ class GroupCoordinator:
         free = sorted(tp for tp, owner in self._target.items() if owner == member.id and tp not in taken)
         current = self._partitions({tp.topic for tp in free})
         member.owned.update({tp: current[tp] for tp in free})
+        member.owned_since.update(dict.fromkeys(free, self._generation))
         member.generation = self._generation
         return free
 
@@ -153,6 +158,17 @@ class GroupCoordinator:
         return Group(self.name, "stable" if owned == self._target else "reconciling", "consumer", members)
 
     # -- commits
+
+    def check_generation(self, member: Member, generation: int, partitions: Iterable[TopicPartition]) -> None:
+        """Raises BrokerError if one who knows only that generation may not commit these partitions.
+
+        An older generation may commit what the member has owned without a break since (KIP-1251).
+        """
+        if not self.holds(member):
+            raise broker_error("UNKNOWN_MEMBER_ID", f"the consumer is no member of {self.name} any more")
+        kept = (member.owned_since.get(tp, generation + 1) <= generation for tp in partitions)
+        if generation != member.generation and not all(kept):
+            raise broker_error("ILLEGAL_GENERATION", "partitions have moved since group_metadata() was read")
 
     def hold(self, transaction: Transaction, offsets: Mapping[TopicPartition, Commit]) -> None:
         """Commits that become visible when their transaction is committed."""

@@ -14,7 +14,7 @@ from streamjobs.errors import BrokerError
 from streamjobs.testing.consumer import MAX_METADATA_UNITS, GroupMetadata
 from streamjobs.testing.faults import broker_error
 from streamjobs.testing.log import MemoryMessage, Transaction, metadata_units, size
-from streamjobs.testing.state import Link, State, TransactionalId
+from streamjobs.testing.state import Link, State, TransactionalId, error_of
 
 log = logging.getLogger("streamjobs.testing")
 
@@ -194,7 +194,9 @@ class MemoryTransactionalProducer(MemoryProducer):
             self._owner()
             transaction = self._opened()
             self._state.faults.strike("transaction")
-            self._check_offsets(offsets, group_metadata)
+            self._failed = self._failed or error_of(lambda: self._check_offsets(offsets, group_metadata))
+            if self._failed:
+                raise self._failed
             self._state.group(group_metadata.group).hold(transaction, offsets)
 
     def commit(self, timeout: float = 10.0) -> None:
@@ -263,14 +265,9 @@ class MemoryTransactionalProducer(MemoryProducer):
         self._state.changed()
 
     def _check_offsets(self, offsets: Mapping[TopicPartition, Commit], metadata: GroupMetadata) -> None:
-        """Only a member of the current generation may commit; who is none is not checked (KIP-447)."""
+        """Only a member may commit; who never was one is not checked (KIP-447)."""
         if any(metadata_units(commit) > MAX_METADATA_UNITS for commit in offsets.values()):
             raise broker_error("OFFSET_METADATA_TOO_LARGE", f"more than {MAX_METADATA_UNITS} UTF-16 units")
-        if metadata.member is None:
-            return
-        if not self._state.group(metadata.group).holds(metadata.member):
-            raise broker_error("UNKNOWN_MEMBER_ID", f"the consumer is no member of {metadata.group} any more")
-        if metadata.member.generation != metadata.generation:
-            raise broker_error(
-                "ILLEGAL_GENERATION", "the group has rebalanced since group_metadata() was read"
-            )
+        if metadata.member is not None:
+            group = self._state.group(metadata.group)
+            group.check_generation(metadata.member, metadata.generation, offsets)

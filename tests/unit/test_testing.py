@@ -1112,16 +1112,45 @@ class TestTransactions:
 
         assert refused(producer.send_offsets, {P0: Commit(1)}, metadata).code == "UNKNOWN_MEMBER_ID"
 
-    def test_offsets_of_an_older_generation_are_refused(self, broker, producer):  # edge 79
+    def test_an_older_generation_may_commit_only_what_was_kept_since(self, broker, producer):  # edge 79
         consumer, _ = member(broker)
         consumer.fetch(0, 0)
         metadata = consumer.group_metadata()
-        other, _ = member(broker)
+        other, owner = member(broker)
         settle(consumer, other)
-        producer.begin()
+        (moved, _), kept = sorted(owner.owned), P0
 
-        assert refused(producer.send_offsets, {P0: Commit(1)}, metadata).code == "ILLEGAL_GENERATION"
-        producer.send_offsets({P0: Commit(1)}, consumer.group_metadata())
+        def outcome(group_metadata, *partitions):
+            producer.begin()
+            try:
+                producer.send_offsets(dict.fromkeys(partitions, Commit(1)), group_metadata)
+            except BrokerError as error:
+                return error.code
+            finally:
+                producer.abort()
+
+        assert outcome(metadata, kept) is None
+        assert outcome(metadata, kept, moved) == "ILLEGAL_GENERATION"
+        assert outcome(consumer.group_metadata(), moved) is None
+
+        other.close()
+        settle(consumer)
+        assert outcome(metadata, moved) == "ILLEGAL_GENERATION"
+
+    def test_refused_offsets_make_their_transaction_abort(self, broker, producer):
+        """Else the records are committed without the offsets, and their jobs run again."""
+        consumer, _ = member(broker)
+        consumer.fetch(0, 0)
+        metadata = consumer.group_metadata()
+        consumer.close()
+        producer.begin()
+        producer.send(Record("jobs.a", b"v", partition=0))
+
+        assert refused(producer.send_offsets, {P0: Commit(1)}, metadata).code == "UNKNOWN_MEMBER_ID"
+        assert refused(producer.commit).code == "UNKNOWN_MEMBER_ID"
+
+        producer.abort()
+        assert broker.records("jobs.a") == []
 
     def test_metadata_of_transactional_commits_has_the_same_limit(self, broker, producer):
         consumer, _ = member(broker)
