@@ -344,9 +344,7 @@ class TestReading:
         assert values(consumer.fetch(10, 0)) == [b"1"]
         assert refused(consumer.seek, P1, 0).code == "_STATE"
 
-    def test_an_offset_that_the_log_no_longer_has_is_one_fault_and_then_silence(
-        self, broker, admin
-    ):  # edge 27
+    def test_an_offset_that_the_log_no_longer_has_is_one_fault_and_then_silence(self, broker, admin):
         fill(broker, *[b"v"] * 10)
         admin.delete_records({P0: 5})
         consumer = reader(broker, P0, P1)
@@ -466,7 +464,7 @@ class TestTopics:
         }
         assert (len(found["t"].id), admin.topics(["t"])["t"].config) == (16, {})
 
-    def test_a_recreated_topic_has_another_id_and_begins_at_zero(self, broker, admin):  # edge 31
+    def test_a_recreated_topic_has_another_id_and_begins_at_zero(self, broker, admin):
         fill(broker, b"v")
         before = admin.topics()["jobs.a"].id
         admin.delete_topics(["jobs.a"])
@@ -539,7 +537,7 @@ class TestTopics:
         broker.compact("table")
         assert [(m.offset(), m.value()) for m in broker.records("table")] == [(2, b"2")]
 
-    def test_a_reader_passes_the_gaps_of_compaction(self, broker):  # edge 15
+    def test_a_reader_passes_the_gaps_of_compaction(self, broker):
         broker.create("table", cleanup_policy="compact", delete_retention_ms="0")
         for value in (b"1", b"2", None):
             fill(broker, value, key=b"k", topic="table")
@@ -581,7 +579,7 @@ class TestTopics:
 
 class TestCommits:
     @pytest.mark.parametrize("character", ["x", "漢"])
-    def test_metadata_is_limited_in_utf16_units(self, broker, character):  # edge 17
+    def test_metadata_is_limited_in_utf16_units(self, broker, character):
         consumer, _ = member(broker)
         consumer.fetch(0, 0)
 
@@ -616,7 +614,7 @@ class TestCommits:
         consumer.fetch(0, 0)
         assert (answers, consumer.committed([P0])) == ([{P0: None}], {P0: Commit(5)})
 
-    def test_a_member_that_does_not_own_a_partition_may_commit_it_even_backwards(self, broker):  # edge 2
+    def test_a_member_that_does_not_own_a_partition_may_commit_it_even_backwards(self, broker):
         """Kafka does not check it: only a worker's own epochs keep an old owner from rewinding a new one."""
         old, _ = member(broker)
         old.fetch(0, 0)
@@ -727,7 +725,7 @@ class TestGroups:
         assert consumer.fetch(10, 0) == []
         assert codes(consumer.faults()) == [(None, "_APPLICATION")]
 
-    def test_a_pause_does_not_outlive_the_assignment(self, broker):  # edge 47
+    def test_a_pause_does_not_outlive_the_assignment(self, broker):
         consumer, _ = member(broker)
         consumer.fetch(0, 0)
         consumer.pause([P0, P1, P2, P3])
@@ -740,7 +738,7 @@ class TestGroups:
 
         assert values(consumer.fetch(10, 0)) == [b"v"]
 
-    def test_a_killed_member_keeps_its_partitions_for_the_session_timeout(self, broker, clock):  # edge 71
+    def test_a_killed_member_keeps_its_partitions_for_the_session_timeout(self, broker, clock):
         dead, _ = member(broker)
         dead.fetch(0, 0)
         alive, owner = member(broker)
@@ -778,9 +776,7 @@ class TestGroups:
         dead.close()
         assert broker.admin().groups(["g"])["g"].state == "stable"
 
-    def test_a_member_that_did_not_fetch_for_too_long_loses_all_and_joins_again(
-        self, broker, clock
-    ):  # edge 7
+    def test_a_member_that_did_not_fetch_for_too_long_loses_all_and_joins_again(self, broker, clock):
         stuck, owner = member(broker)
         stuck.fetch(0, 0)
         clock.advance(300)
@@ -828,7 +824,7 @@ class TestGroups:
         with pytest.raises(RuntimeError, match="closed"):
             first.fetch(0, 0)
 
-    def test_partitions_that_were_added_are_given_out(self, broker, admin):  # edge 30
+    def test_partitions_that_were_added_are_given_out(self, broker, admin):
         consumer, owner = member(broker)
         consumer.fetch(0, 0)
 
@@ -856,7 +852,7 @@ class TestGroups:
 
         assert (owner.told[-1][0], owner.owned, consumer.faults()) == ("revoked", set(), [])
 
-    def test_a_recreated_topic_is_revoked_and_assigned_anew(self, broker, admin):  # edge 31
+    def test_a_recreated_topic_is_revoked_and_assigned_anew(self, broker, admin):
         consumer, owner = member(broker)
         fill(broker, b"old")
         consumer.fetch(10, 0)
@@ -967,7 +963,7 @@ class TestGroups:
 
         assert len(others.owned) == 4
 
-    def test_an_instance_that_is_still_held_is_refused_until_the_session_ends(self, broker, clock):  # edge 23
+    def test_an_instance_that_is_still_held_is_refused_until_the_session_ends(self, broker, clock):
         """SIGKILL and restart: with KIP-848 the new member is refused, until the old one has timed out."""
         killed, _ = member(broker, instance="pod-1")
         killed.fetch(0, 0)
@@ -1004,9 +1000,7 @@ class TestTransactions:
         producer.commit()
         assert values(committed.fetch(10, 0)) == [b"0", b"behind"]
 
-    def test_aborted_records_are_never_visible_and_leave_a_gap(
-        self, broker, producer, admin
-    ):  # edge 15 # edge 16
+    def test_aborted_records_are_never_visible_and_leave_a_gap(self, broker, producer, admin):
         producer.begin()
         producer.send(Record("jobs.a", b"0", partition=0))
         producer.abort()
@@ -1018,7 +1012,7 @@ class TestTransactions:
         assert (message.value(), message.offset()) == (b"1", 2)
         assert admin.offsets([P0], "latest") == {P0: 3}
 
-    def test_a_position_passes_the_marker_at_the_end(self, broker, producer):  # edge 16
+    def test_a_position_passes_the_marker_at_the_end(self, broker, producer):
         producer.begin()
         producer.send(Record("jobs.a", b"0", partition=0))
         producer.commit()
@@ -1103,7 +1097,7 @@ class TestTransactions:
 
         assert values(broker.records("jobs.a")) == [b"2"]
 
-    def test_offsets_of_an_expelled_member_are_refused(self, broker, producer, clock):  # edge 79
+    def test_offsets_of_an_expelled_member_are_refused(self, broker, producer, clock):
         consumer, _ = member(broker)
         consumer.fetch(0, 0)
         metadata = consumer.group_metadata()
@@ -1112,7 +1106,7 @@ class TestTransactions:
 
         assert refused(producer.send_offsets, {P0: Commit(1)}, metadata).code == "UNKNOWN_MEMBER_ID"
 
-    def test_an_older_generation_may_commit_only_what_was_kept_since(self, broker, producer):  # edge 79
+    def test_an_older_generation_may_commit_only_what_was_kept_since(self, broker, producer):
         consumer, _ = member(broker)
         consumer.fetch(0, 0)
         metadata = consumer.group_metadata()
