@@ -237,8 +237,11 @@ class App:
             for key, row in tables.read_table(self.broker, self.names.schemas, patience=5.0).items():
                 store.learn(bytes.fromhex(key.decode()), row.value.decode())
 
+        published = Metrics(self.group, "main", self.job_types)
+        self.publisher.observe = published.published
         return Process(
             self,
+            published=published,
             store=store,
             learn=learn,
             new_metrics=lambda group, tier: Metrics(group, tier, self.job_types),

@@ -42,6 +42,7 @@ class Partition:
         "retry",
         "running",
         "serving",
+        "sought_told",
         "started",
         "topic",
         "topic_id",
@@ -72,6 +73,7 @@ class Partition:
         self.copies: dict[tuple[str, int, int], int] = {}
         self.parked: dict[int, Any] = {}
         self.beginning: Any = None  # how this epoch began
+        self.sought_told = False  # the seek order that it began with is taken away
 
     def __repr__(self) -> str:
         return f"Partition({self.topic}/{self.number}, epoch {self.epoch})"

@@ -8,7 +8,7 @@ One commit is in flight per group, so an older one never lands after a newer one
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from streamjobs.broker import Commit, Message, Producer, TopicPartition
 from streamjobs.core.dispatch import Partition
@@ -29,18 +29,36 @@ LARGE_MAP = 512
 LARGE_MAP_S = 2.0
 
 
-class Snapshot:
-    """What one tick commits: offsets, and the tracker versions they were taken at."""
+Events = Sequence[tuple[Record, int]]
+"""Records for the events topic, each with the number of events in it."""
 
-    __slots__ = ("began", "failed_events", "homes", "offsets", "records", "unacked")
+
+class Snapshot:
+    """What one tick commits: offsets, and the tracker versions they were taken at. Events are counted, not records."""
+
+    __slots__ = ("began", "failed_events", "homes", "offsets", "unacked")
 
     def __init__(self, began: float) -> None:
         self.offsets: dict[TopicPartition, Commit] = {}
         self.homes: dict[TopicPartition, tuple[Partition, int, int]] = {}
         self.began = began
-        self.records = 0
         self.unacked = 0
         self.failed_events = 0
+
+
+class _Acked:
+    """The acknowledgement of one record of events."""
+
+    __slots__ = ("_count", "_snapshot")
+
+    def __init__(self, snapshot: Snapshot, count: int) -> None:
+        self._snapshot = snapshot
+        self._count = count
+
+    def __call__(self, error: BrokerError | None, _: Message | None) -> None:
+        self._snapshot.unacked -= self._count
+        if error is not None:
+            self._snapshot.failed_events += self._count
 
 
 class Committer:
@@ -72,7 +90,7 @@ class Committer:
         """Whether a tick may begin now."""
         return self._waiting is None and self._in_flight is None and self._now() - self._last >= self._tick_s
 
-    def tick(self, events: Sequence[Record]) -> None:
+    def tick(self, events: Events) -> None:
         """Begins a tick: the events gathered since the last one, and the partitions as they are now."""
         now = self._last = self._now()
         snapshot = Snapshot(now)
@@ -100,20 +118,15 @@ class Committer:
         snapshot.offsets[tp] = commit
         snapshot.homes[tp] = home, home.epoch, version
 
-    def _send_events(self, snapshot: Snapshot, events: Iterable[Record]) -> None:
-        def acked(error: BrokerError | None, _: Message) -> None:
-            snapshot.unacked -= 1
-            snapshot.failed_events += error is not None
-
+    def _send_events(self, snapshot: Snapshot, events: Events) -> None:
         producer = self._producer()
-        for record in events:
-            snapshot.records += 1
-            snapshot.unacked += 1
+        for record, count in events:
+            snapshot.unacked += count
+            acked = _Acked(snapshot, count)
             try:
                 producer.send(record, acked)
-            except BrokerError:
-                snapshot.unacked -= 1
-                snapshot.failed_events += 1
+            except BrokerError as error:
+                acked(error, None)
 
     def advance(self) -> None:
         """Moves the tick on as far as it goes now."""
@@ -170,7 +183,7 @@ class Committer:
             logger.warning("commit of %s/%d for group %s refused: %s; it is tried again", *tp, self._poller.group, error)
         self.errors[tp] = error
 
-    def commit_now(self, homes: Collection[Partition], events: Sequence[Record], timeout: float) -> None:
+    def commit_now(self, homes: Collection[Partition], events: Events, timeout: float) -> None:
         """Before partitions leave: their events, then a synchronous commit that marks a clean hand-over.
 
         Called inside a rebalance callback: nothing here waits for a commit in flight, whose answer never arrives there; it
@@ -180,7 +193,7 @@ class Committer:
         snapshot = Snapshot(self._now())
         for home in homes:
             if home.fetching and home.epoch >= 0:
-                self._take(snapshot, home, clean=home.tracker.unfinished == 0)
+                self._take(snapshot, home, clean=True)
         self._send_events(snapshot, events)
         while snapshot.unacked and self._now() < deadline:
             if self._producer().poll(min(0.05, timeout)) == 0 and timeout <= 0:

@@ -9,10 +9,11 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 from streamjobs.broker import Admin, Broker, Message, Producer, TopicPartition
-from streamjobs.core.assignment import Admission, Beginning
+from streamjobs.core.assignment import Admission, AlarmKind, Beginning, Why
 from streamjobs.core.clock import Clock
 from streamjobs.core.control import Desired
 from streamjobs.core.dispatch import Dispatcher, Partition
@@ -88,6 +89,8 @@ class Shared:
     admission: Admission
     learn_schemas: Callable[[Callable[[], None]], None]
     """Reads the schema topic up to its end in the background, then calls back."""
+    take_away: Callable[[Iterable[str]], None]
+    """Takes orders off the control topic that are carried out."""
     mark_started: Callable[[str, Partition], None]
     """Writes that a group has committed in a partition (PROTOCOLS §3)."""
     events_mode: Any = "all"
@@ -159,6 +162,7 @@ class Loop:
         )
         self.holds = Holds(shared.app, shared.breakers, self._desired, self._now)
         self._queues = {role.queue for topic in topics if (role := shared.routes.names.role(topic))}
+        self.topic_ids: SimpleQueue[Mapping[str, bytes]] = SimpleQueue()
         self.committer = Committer(
             self.poller,
             shared.producer,
@@ -428,17 +432,20 @@ class Loop:
 
     def _tick(self) -> None:
         if self.committer.due():
+            self.poller.obey_orders()
+            if not self.topic_ids.empty():
+                self.poller.topics_seen(self.topic_ids.get_nowait())
             self.committer.tick(self._event_records())
         else:
             self.committer.advance()
 
-    def _event_records(self) -> list[Record]:
+    def _event_records(self) -> list[tuple[Record, int]]:
         if self.events.mode == "off":
             return []
         self._tell_started()
         key = self._shared.worker_id.encode()
         topic = self._shared.routes.names.events
-        return [Record(topic, packet.value, key) for packet in self.events.take(self._now())]
+        return [(Record(topic, packet.value, key), packet.events) for packet in self.events.take(self._now())]
 
     def _tell_started(self) -> None:
         """Jobs that run at this tick and were not told of yet."""
@@ -448,15 +455,20 @@ class Loop:
         if fresh:
             self.events.started(fresh)
 
-    def _events_dropped(self, records: int) -> None:
-        self.events.drop(records)
-        self.metrics.count("lifecycle_events_dropped_total", self._shared.group, "timeout", by=records)
+    def _events_dropped(self, count: int) -> None:
+        self.events.drop(count)
+        self.metrics.count("lifecycle_events_dropped_total", self._shared.group, "timeout", by=count)
 
     def _committed(self, home: Partition) -> None:
-        """After the first acknowledged commit, a mark says that the group has worked here (PROTOCOLS §3)."""
+        """After the first acknowledged commit, a mark says that the group has worked here (PROTOCOLS §3); a seek order that is
+        carried out and committed is taken away, with those that it overtook."""
         if not home.started:
             home.started = True
             self._shared.mark_started(self.group, home)
+        if home.beginning.why is Why.SOUGHT and not home.sought_told:
+            home.sought_told = True
+            keys = self._desired().seek_keys(self.group, home.topic, home.number, home.beginning.sought)
+            self._shared.take_away(keys)
 
     def gauge(self) -> None:
         """Sets the gauges of this moment; called where metrics are read."""
@@ -472,6 +484,9 @@ class Loop:
     def arrived(self, partition: Partition, beginning: Beginning) -> None:
         for head in beginning.parked:
             partition.parked[head.offset] = head
+        for alarm in beginning.alarms:
+            if alarm.kind is AlarmKind.JOBS_DELETED:
+                self.metrics.count("jobs_deleted_total", partition.queue, self._shared.group, by=alarm.count)
         self.metrics.count("rebalances_total", self.group, "assigned")
 
     def leaving(self, partitions: Sequence[Partition]) -> None:

@@ -72,6 +72,7 @@ class Poller:
         self._owner = owner
         self._now = now
         self._epochs = 0
+        self._obeyed = -1
         self._lookups: dict[TopicPartition, float] = {}
 
     def subscribe(self, topics: Collection[str]) -> None:
@@ -204,6 +205,29 @@ class Poller:
             if beginning.fetch:
                 self.consumer.seek(tp, beginning.offset)
                 self.consumer.resume([tp])
+
+    def obey_orders(self) -> None:
+        """Begins anew where an order asks for it: a seek, or a registration that was missing."""
+        desired = self._desired()
+        if desired.version == self._obeyed:
+            return
+        self._obeyed = desired.version
+        due = []
+        for tp, home in self.partitions.items():
+            seek = desired.seek_for(self.group, *tp, self._now())
+            sought = seek is not None and seek.order > home.beginning.sought
+            registered = home.beginning.why is Why.NOT_REGISTERED and desired.registration(self.group, tp[0]) is not None
+            if sought or registered:
+                due.append(TopicPartition(*tp))
+        self.begin_again(due)
+
+    def topics_seen(self, ids: Mapping[str, bytes]) -> None:
+        """What the cluster says of topic ids now. One that changed: the topic was made anew, and a KIP-848 consumer would be silent
+        about it (KAFKA.md V9)."""
+        changed = [TopicPartition(*tp) for tp, home in self.partitions.items() if ids.get(tp[0], home.topic_id) != home.topic_id]
+        if changed:
+            logger.warning("topics of group %s were made anew: %s", self.group, sorted({tp.topic for tp in changed}))
+            self.begin_again(changed)
 
     def begin_again(self, tps: Iterable[TopicPartition]) -> None:
         """Partitions whose start is another now (a seek order came, a commit was repaired): a new epoch begins there."""

@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 #: A loop that has not turned for so long is stuck: the process is not healthy and is replaced.
 STUCK_LOOP_S = 30.0
+#: How often the topics' ids are looked at.
+TOPICS_S = 15.0
 #: So many producers lost to fatal errors in five minutes end the process.
 PRODUCERS, PRODUCERS_S = 3, 300.0
 
@@ -113,10 +115,12 @@ class Process:
         queues: Collection[str],
         slot: int = 0,
         clock: Clock | None = None,
+        published: Gatherer,
         executors: Callable[[Gate], Iterable[Executor]] | None = None,
         errors: list[BaseException] | None = None,
     ) -> None:
         settings = app.settings
+        self._published = published
         self.app = app
         self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{slot}"
         self.clock = clock or SystemClock()
@@ -156,6 +160,7 @@ class Process:
             ),
             learn_schemas=self._learn_schemas if executors is None else self._learn_now,
             mark_started=self._mark_started,
+            take_away=self._take_away,
             events_mode=settings.events.mode,
             credit=settings.worker.credit,
             tick_s=settings.worker.tick,
@@ -182,6 +187,7 @@ class Process:
             self._spawn(loop.name, lambda loop=loop: self._run_loop(loop))  # type: ignore[misc]
         if self.timer is not None:
             self._spawn("timer", self._run_timer)
+        self._spawn("topics", self._watch_topics)
 
     def start_by_hand(self) -> None:
         """As `start`, but nothing turns unless the caller turns it: `control.poll()`, `loops`, `timer`."""
@@ -225,6 +231,18 @@ class Process:
         while not self._stopping.is_set():
             self.timer.turn()
         self.timer.drain()
+
+    def _watch_topics(self) -> None:
+        """Tells the loops what ids their topics have now: a topic that is made anew is not always told by the consumer (edge 31)."""
+        admin = self._broker.admin()
+        while not self._stopping.wait(TOPICS_S):
+            try:
+                ids = {name: topic.id for name, topic in admin.topics({t for loop in self.loops for t in loop.topics}).items()}
+            except BrokerError as error:
+                logger.warning("can't look after the topics: %s", error)
+                continue
+            for loop in self.loops:
+                loop.topic_ids.put(ids)
 
     def stop(self) -> None:
         """Begins to drain: nothing more is admitted, what runs may end."""
@@ -277,6 +295,13 @@ class Process:
         finally:
             then()
 
+    def _take_away(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            try:
+                self.producers().send(Record(self._names.control, None, key.encode(), partition=0))
+            except BrokerError as error:
+                logger.warning("can't take the order %s away, which was carried out: %s", key, error)
+
     def _mark_started(self, group: str, home: Partition) -> None:
         """Unacknowledged marks are no loss: the next commit of the next owner writes another one."""
         key = started_key(group, home.topic, home.topic_id, home.number)
@@ -296,7 +321,7 @@ class Process:
         """Each loop's metrics of this moment."""
         for loop in self.loops:
             loop.gauge()
-        return [loop.metrics.snapshot() for loop in self.loops]
+        return [*(loop.metrics.snapshot() for loop in self.loops), self._published.snapshot()]
 
     def sick(self) -> dict[str, str]:
         """What makes the process unhealthy: a loop that does not turn."""
