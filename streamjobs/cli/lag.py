@@ -20,7 +20,7 @@ from streamjobs.core.topics import timer_group
 from streamjobs.errors import UsageError
 
 #: So many characters show how what is pending went.
-SPARK_WIDTH = 24
+SPARK_WIDTH = 16
 _BARS = "▁▂▃▄▅▆▇█"
 
 _COLUMNS = (
@@ -28,7 +28,7 @@ _COLUMNS = (
     Column("group", "GROUP"),
     Column("tier", "TIER"),
     Column("pending", "PENDING", render.count, right=True),
-    Column("oldest_s", "OLDEST", render.duration, right=True),
+    Column("oldest_s", "OLDEST", lambda value: render.duration(value or None), right=True),
     Column("arrived_per_s", "ARRIVING", lambda value: f"{value:,.1f}/s", right=True),
     Column("done_per_s", "DONE", lambda value: f"{value:,.1f}/s", right=True),
     Column("growth_per_s", "GROWTH", render.rate, right=True),
@@ -37,6 +37,9 @@ _COLUMNS = (
 )
 _JSON = (*_COLUMNS, Column("topic", "TOPIC"))
 _WATCHED = (*_COLUMNS, Column("spark", "PENDING SO FAR"))
+#: What a terminal of less than `_WIDE` columns has no room for.
+_ONLY_WIDE = frozenset({"arrived_per_s", "done_per_s", "deleted"})
+_WIDE = 110
 
 
 @click.command(
@@ -100,6 +103,11 @@ def spark(values: Sequence[float | None]) -> str:
     )
 
 
+def watched_columns(width: int) -> list[Column]:
+    """Those that fit in so many characters."""
+    return [column for column in _WATCHED if width >= _WIDE or column.key not in _ONLY_WIDE]
+
+
 def _row(item: QueueLag) -> dict[str, Any]:
     rates = item.rates
     return {
@@ -140,7 +148,8 @@ def _watch(session: Session, look: Callable[[], Backlog], interval: float) -> No
 
         with Live(auto_refresh=False) as live:
             while True:
-                live.update(render.table(rows(app, look()), _WATCHED), refresh=True)
+                columns = watched_columns(live.console.width)
+                live.update(render.table(rows(app, look()), columns), refresh=True)
                 pause.wait(interval)
     while True:
         _print(session, rows(app, look()))

@@ -200,6 +200,13 @@ def test_lag_watch_goes_on_until_it_is_interrupted(
     assert [row["growth_per_s"] for row in shown] == [None, None, 1.5, 1.5]
 
 
+def test_a_narrow_terminal_shows_what_matters() -> None:
+    titles = [column.title for column in lag_cli.watched_columns(80)]
+
+    assert titles == ["QUEUE", "GROUP", "TIER", "PENDING", "OLDEST", "GROWTH", "DRAINED IN", "PENDING SO FAR"]
+    assert len(lag_cli.watched_columns(160)) == len(titles) + 3
+
+
 def test_a_line_of_bars() -> None:
     assert lag_cli.spark([0, 1, None, 2, 4]) == "▁▃ ▅█"
     assert lag_cli.spark([0, 0]) == "▁▁"
