@@ -10,14 +10,15 @@ The metadata is a contract: `streamjobs lag`, the monitor and programs in other 
     body      = crc rest                   crc: 4 bytes, big endian; CRC-32 (zlib's) of the base (8 bytes, big endian) + rest
     rest      = topic-id flags takeovers sought count { parked } map
     topic-id  = 4 bytes                    the first four of the topic's id
-    flags     = 1 byte                     bit 0: handed over cleanly · bit 1: the map is a bitmap, else runs · others: 0
+    flags     = 1 byte                     bit 0: handed over cleanly · others: 0
     takeovers = varint                     owners in a row that died at this base (PROTOCOLS §9)
     sought    = varint                     1 + the number of the last seek order that was carried out; 0: none
     count     = varint                     of the parked heads that follow, by ascending offset
     parked    = varint varint varint       offset - the one before (the first: - base) · starts · blocked, in ms
-    map       = the remaining bytes
-      runs    = { varint varint }          offsets to pass over · then finished ones, beginning at the base
-      bitmap  = bits                       the most significant bit of the first byte is the base; 1: finished
+    map       = runs { run } bitmap        the remaining bytes
+    runs      = varint                     how many runs follow; a map may be all runs, all bitmap, or both
+    run       = varint varint              offsets to pass over (the first: from the base) · then finished ones
+    bitmap    = bits                       from the last run's end (no run: the base) on, high bits first; 1: finished
     varint    = unsigned LEB128 of at most 63 bits
 
 The CRC covers the base, so a map is never read relative to another offset than the one that it was committed with (a tool
@@ -43,7 +44,7 @@ MAX_OFFSET = 2**63 - 1
 
 _MAGIC = "sj1"
 _BODY_LIMIT = (METADATA_LIMIT - len(_MAGIC)) // 4 * 3
-_CLEAN, _BITMAP = 1, 2
+_CLEAN = 1
 #: A count on the wire that is larger says no more than this one.
 _MAX_COUNT = 1_000_000
 
@@ -220,10 +221,13 @@ class Tracker:
         """At most so many characters does the metadata need now, parked heads not counted; a little high, never low."""
         base, start, position = self.base, self._start, self.position
         end = self._stored[0][1] if self._stored else position
-        runs = _runs_size(self._head_runs, start - base)
-        runs += _runs_size(self._flags.count(b"\x00\x01"), position - start)
-        runs += _runs_size(len(self._stored), end - position)
-        return _characters(_FIXED_SIZE + min(runs, (end - base) // 8 + 1))
+        behind_heads = _runs_size(self._head_runs, start - base)
+        in_flight = _runs_size(self._flags.count(b"\x00\x01"), position - start)
+        stored = _runs_size(len(self._stored), end - position)
+        return _characters(
+            _FIXED_SIZE
+            + min(_bitmap_size(base, end), behind_heads + min(in_flight + stored, _bitmap_size(start, end)))
+        )
 
     def snapshot(self) -> tuple[int, Finished]:
         """The base and what is finished beyond it, both of this instant.
@@ -344,9 +348,8 @@ def encode(base: int, mark: Mark) -> str:
     _put_varint(counts, min(max(mark.takeovers, 0), _MAX_COUNT))
     _put_varint(counts, min(max(mark.sought, -1), MAX_OFFSET - 1) + 1)
     counts += _packed_parked(base, mark.parked, _BODY_LIMIT - 4 - len(head) - 1 - len(counts))
-    bitmap, packed = _packed_map(base, mark.finished.beyond(base), _BODY_LIMIT - 4 - len(head) - 1 - len(counts))
-    flags = _CLEAN * mark.clean | _BITMAP * bitmap
-    rest = head + bytes((flags,)) + counts + packed
+    packed = _packed_map(base, mark.finished.beyond(base), _BODY_LIMIT - 4 - len(head) - 1 - len(counts))
+    rest = head + bytes((_CLEAN * mark.clean,)) + counts + packed
     return _MAGIC + binascii.b2a_base64(_crc(base, rest) + rest, newline=False).decode("ascii")
 
 
@@ -369,13 +372,12 @@ def parked_size(count: int) -> int:
 def _mark(base: int, rest: bytes) -> Mark:
     """Raises ValueError for what no `encode` wrote, even if its CRC is right."""
     flags = rest[4] if len(rest) > 4 else 0xFF
-    if flags & ~(_CLEAN | _BITMAP):
+    if flags & ~_CLEAN:
         raise ValueError("unknown flags, or none")
     reader = _Reader(rest, 5)
     takeovers, sought = reader.varint(), reader.varint() - 1
     parked = tuple(_read_parked(base, reader))
-    finished = _read_bitmap(base, rest[reader.at :]) if flags & _BITMAP else _read_runs(base, reader)
-    return Mark(rest[:4], finished, takeovers, bool(flags & _CLEAN), parked, sought)
+    return Mark(rest[:4], _read_map(base, reader), takeovers, bool(flags & _CLEAN), parked, sought)
 
 
 def _crc(base: int, rest: bytes) -> bytes:
@@ -392,7 +394,7 @@ def _packed_parked(base: int, parked: Iterable[Parked], room: int) -> bytearray:
         _put_varint(entry, offset - before)
         _put_varint(entry, min(max(starts, 0), _MAX_COUNT))
         _put_varint(entry, min(max(round(blocked_s * 1000), 0), MAX_OFFSET))
-        if len(packed) + len(entry) > room - 2:
+        if len(packed) + len(entry) > room - 4:  # count, and the map's
             break
         packed += entry
         count, before = count + 1, offset
@@ -408,22 +410,42 @@ def _read_parked(base: int, reader: _Reader) -> Iterator[Parked]:
         yield Parked(_checked(offset), reader.varint(), reader.varint() / 1000)
 
 
-def _packed_map(base: int, finished: Finished, room: int) -> tuple[bool, bytes]:
-    """(is it a bitmap, the map): the shorter coding, or when neither fits, the one that reaches further."""
-    size = max(0, finished.end - base + 7) // 8
-    if size <= min(room, 2 * len(finished.ranges)):  # a run takes at least two bytes
-        return bool(size), _packed_bitmap(base, finished, size)
-    runs, reached = _packed_runs(base, finished, room)
-    if reached == finished.end and len(runs) <= size:
-        return False, runs
-    if size <= room or base + 8 * room > reached:
-        return True, _packed_bitmap(base, finished, min(size, room))
-    return False, runs
+def _packed_map(base: int, finished: Finished, room: int) -> bytearray:
+    """The shortest map; when none fits into `room` bytes, the one that reaches furthest."""
+    runs, bitmap = _split(base, finished, room - 2)
+    packed, reached = bytearray(), base
+    _put_varint(packed, runs)
+    for start, stop in finished.ranges[:runs]:
+        _put_varint(packed, start - reached)
+        _put_varint(packed, stop - start)
+        reached = stop
+    return packed + _packed_bitmap(reached, finished.ranges[runs:], bitmap)
 
 
-def _packed_bitmap(base: int, finished: Finished, size: int) -> bytes:
+def _split(base: int, finished: Finished, room: int) -> tuple[int, int]:
+    """(so many of the lowest ranges become runs, so many bytes of bitmap follow).
+
+    Behind an old head lies one long range, best told as a run, and then the window of what is in flight, where a bit an
+    offset is shorter than two bytes a run.
+    """
+    end, used, reached = finished.end, 0, base
+    runs, bitmap = 0, min(room, _bitmap_size(base, max(base, end)))
+    best = (min(end, base + 8 * bitmap), -bitmap)
+    for number, (start, stop) in enumerate(finished.ranges, 1):
+        used += _varint_size(start - reached) + _varint_size(stop - start)
+        if used > room or (best[0] == end and used >= -best[1]):
+            break
+        reached = stop
+        rest = min(room - used, _bitmap_size(stop, end))
+        found = (min(end, stop + 8 * rest), -used - rest)
+        if found > best:
+            best, runs, bitmap = found, number, rest
+    return runs, bitmap
+
+
+def _packed_bitmap(base: int, ranges: Iterable[tuple[int, int]], size: int) -> bytes:
     bits = bytearray(b"0") * (8 * size)
-    for start, stop in finished.ranges:
+    for start, stop in ranges:
         start, stop = start - base, min(stop - base, 8 * size)
         if start >= stop:
             break
@@ -431,35 +453,18 @@ def _packed_bitmap(base: int, finished: Finished, size: int) -> bytes:
     return int(bits or b"0", 2).to_bytes(size, "big")
 
 
-def _read_bitmap(base: int, packed: bytes) -> Finished:
-    bits = format(int.from_bytes(packed, "big"), f"0{8 * len(packed)}b") if packed else ""
-    found = ((base + run.start(), base + run.end()) for run in re.finditer("1+", bits))
-    finished = Finished(tuple(found))
-    _checked(finished.end)
-    return finished
-
-
-def _packed_runs(base: int, finished: Finished, room: int) -> tuple[bytes, int]:
-    """(the lowest runs that fit into `room` bytes, the offset up to which they reach)."""
-    packed, reached = bytearray(), base
-    for start, stop in finished.ranges:
-        before = len(packed)
-        _put_varint(packed, start - reached)
-        _put_varint(packed, stop - start)
-        if len(packed) > room:
-            del packed[before:]
-            break
-        reached = stop
-    return bytes(packed), reached
-
-
-def _read_runs(base: int, reader: _Reader) -> Finished:
+def _read_map(base: int, reader: _Reader) -> Finished:
     ranges, stop = [], base
-    while reader.left:
+    for _ in range(reader.varint()):
         start = stop + reader.varint()
         stop = _checked(start + reader.varint())
         ranges.append((start, stop))
-    return Finished.spanning(ranges)
+    bitmap = reader.rest()
+    bits = format(int.from_bytes(bitmap, "big"), f"0{8 * len(bitmap)}b")
+    ranges.extend((stop + found.start(), stop + found.end()) for found in re.finditer("1+", bits))
+    finished = Finished.spanning(ranges)
+    _checked(finished.end)
+    return finished
 
 
 def _checked(offset: int) -> int:
@@ -477,14 +482,13 @@ class _Reader:
         self._data = data
         self.at = at
 
-    @property
-    def left(self) -> int:
-        return len(self._data) - self.at
+    def rest(self) -> bytes:
+        return self._data[self.at :]
 
     def varint(self) -> int:
         value = 0
         for shift in range(0, 63, 7):
-            if not self.left:
+            if self.at >= len(self._data):
                 raise ValueError("cut short")
             byte = self._data[self.at]
             self.at += 1
@@ -513,11 +517,19 @@ def _runs_size(runs: int, span: int) -> int:
     concave = varints * log(max(1.0, span / varints), 128)
     return varints + int(min(span / 128, concave)) + _ACROSS
 
+def _bitmap_size(base: int, end: int) -> int:
+    return (end - base + 7) // 8
+
+
+def _varint_size(value: int) -> int:
+    return 1 if value < 128 else (value.bit_length() + 6) // 7
+
+
 def _characters(body: int) -> int:
     return len(_MAGIC) + (body + 2) // 3 * 4
 
 
-#: Bytes of a body without parked heads and map: CRC, topic id, flags, takeovers, sought, count; sizes seen in practice.
-_FIXED_SIZE = 4 + 4 + 1 + 1 + 5 + 1
+#: Bytes of a body without parked heads, runs and bitmap: CRC, topic id, flags, takeovers, sought, count, runs; as in practice.
+_FIXED_SIZE = 4 + 4 + 1 + 1 + 5 + 1 + 2
 #: Bytes by which a gap can be longer that begins in one of a tracker's parts and ends in the next.
 _ACROSS = 4

@@ -253,9 +253,10 @@ def test_a_running_partition_is_watched_too():  # edge 26
     assert alarms_while_running(1_001, 700, 1_000) == (Alarm(AlarmKind.LOG_TRUNCATED, 1),)
 
 
-class TestAdmission:
-    EMPTY = {"unfinished": 0, "held_bytes": 0, "map_chars": 0, "span": 0}
+EMPTY = {"unfinished": 0, "held_bytes": 0, "map_chars": 0, "span": 0}
 
+
+class TestAdmission:
     def test_the_defaults_are_the_documented_limits(self):
         assert Admission() == Admission(10_000, 67_108_864, 3_071, 10_000_000)
         assert Admission().map_chars / METADATA_LIMIT == pytest.approx(0.75, abs=0.001)
@@ -265,7 +266,7 @@ class TestAdmission:
         admission = Admission(window=100, window_bytes=100, map_chars=100, span=100)
 
         def admits(value, admitting):
-            return admission.admits(admission.used(**{**self.EMPTY, limit: value}), admitting=admitting)
+            return admission.admits(admission.used(**{**EMPTY, limit: value}), admitting=admitting)
 
         assert [admits(value, True) for value in (0, 50, 99, 100, 101)] == [True, True, True, False, False]
         assert [admits(value, False) for value in (101, 99, 95, 94, 0)] == [False, False, False, True, True]
@@ -273,8 +274,8 @@ class TestAdmission:
     def test_a_window_of_one_still_moves(self):
         admission = Admission(window=1)
 
-        assert not admission.admits(admission.used(**{**self.EMPTY, "unfinished": 1}), admitting=True)
-        assert admission.admits(admission.used(**self.EMPTY), admitting=False)
+        assert not admission.admits(admission.used(**{**EMPTY, "unfinished": 1}), admitting=True)
+        assert admission.admits(admission.used(**EMPTY), admitting=False)
 
     def test_one_stuck_job_does_not_stop_its_partition(self):  # edge 77
         """With a window counted in offsets, one two-hour job at 1,000 jobs/s stops its partition after 10 s."""
@@ -311,4 +312,4 @@ class TestAdmission:
     def test_parked_heads_count(self):
         admission = Admission()
 
-        assert not admission.admits(admission.used(**{**self.EMPTY, "map_chars": parked_size(256)}), admitting=True)
+        assert not admission.admits(admission.used(**{**EMPTY, "map_chars": parked_size(256)}), admitting=True)

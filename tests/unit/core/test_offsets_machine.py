@@ -16,10 +16,11 @@ from streamjobs.core.assignment import AlarmKind, Seek, Why, where_to_start
 from streamjobs.core.offsets import METADATA_LIMIT, Finished, Mark, Tracker, decode, encode
 
 JUNK = st.sampled_from(["", "sj1", "sj1AAAA", "junk", "é", "n0AAAAAAAABPAAAAAA==", "sj1" + "/" * 4092]) | st.text(max_size=40)
+SHARE = st.floats(0, 1)
 
 
 class Partition(RuleBasedStateMachine):
-    @initialize(first=st.integers(0, 3))
+    @initialize(first=st.integers(0, 12))
     def create(self, first: int) -> None:
         self.jobs = 0
         self.topics = 0
@@ -31,6 +32,7 @@ class Partition(RuleBasedStateMachine):
         self.tracker: Tracker | None = None
         self._new_log()
         self.append([False] * first)
+        self.take_over()
 
     def _new_log(self) -> None:
         self.topics += 1
@@ -42,7 +44,7 @@ class Partition(RuleBasedStateMachine):
 
     # -- the world ---------------------------------------------------------------------------------------------------
 
-    @rule(gaps=st.lists(st.booleans(), min_size=1, max_size=12))
+    @rule(gaps=st.lists(st.booleans(), min_size=1, max_size=20))
     def append(self, gaps: list[bool]) -> None:
         """Records, and offsets that hold none: markers, aborted transactions."""
         for gap in gaps:
@@ -51,46 +53,48 @@ class Partition(RuleBasedStateMachine):
                 self.jobs += 1
             self.log_end += 1
 
-    @rule(data=st.data())
-    def compact(self, data: st.DataObject) -> None:
-        """A record that is already read or not: from now on it can't be fetched."""
-        offset = data.draw(st.integers(self.log_start, max(self.log_start, self.log_end - 1)))
-        self.log.pop(offset, None)
+    @rule(share=SHARE)
+    def compact(self, share: float) -> None:
+        """A record, read already or not, that can't be fetched any more."""
+        self.log.pop(self._inside(share), None)
 
-    @rule(share=st.floats(0, 1))
-    def delete_records(self, share: float) -> None:
-        self.log_start += int((self.log_end - self.log_start) * share)
+    @rule(kind=st.sampled_from(["delete", "power cut", "recreate", "damage", "forget", "rewind"]), share=SHARE, text=JUNK)
+    def disaster(self, kind: str, share: float, text: str) -> None:
+        if kind == "delete":
+            self._delete_records(share)
+        elif kind == "power cut":
+            self._power_cut(share)
+        elif kind == "recreate":
+            self._recreate_topic(share)
+        elif self.commit and not self.tracker:
+            self._spoil_commit(kind, *self.commit, text)
+
+    def _spoil_commit(self, kind: str, base: int, metadata: str, junk: str) -> None:
+        """Rewind: a tool that moves an offset back, or translates it, and carries the metadata along."""
+        spoiled = {"damage": (base, junk), "rewind": (max(0, base - 1 - len(junk)), metadata), "forget": None}
+        self.commit = spoiled[kind]
+
+    def _inside(self, share: float) -> int:
+        return self.log_start + int((self.log_end - self.log_start) * share)
+
+    def _delete_records(self, share: float) -> None:
+        self.log_start = self._inside(share)
         self.log = {offset: job for offset, job in self.log.items() if offset >= self.log_start}
 
-    @rule(lost=st.integers(1, 30), clean=st.booleans())
-    def power_cut(self, lost: int, clean: bool) -> None:
-        """The log loses its tail, and the owner too; the next one commits before anything is appended, or nobody can tell."""
-        if clean and self.tracker:
-            self.hand_over()
+    def _power_cut(self, share: float) -> None:
+        """The log loses its tail, and its owner; the next one commits before anything is appended, or nobody can tell."""
         self.tracker = None
-        self.log_end = max(self.log_start, self.log_end - lost)
+        self.log_end = self._inside(share)
         self.log = {offset: job for offset, job in self.log.items() if offset < self.log_end}
         self.take_over()
         self.commit_at_once()
 
-    @rule(share=st.floats(0, 1))
-    def recreate_topic(self, share: float) -> None:
+    def _recreate_topic(self, share: float) -> None:
         """The new log may be shorter or longer than the offset that is committed."""
         self.tracker = None
         old_end = self.log_end
         self._new_log()
         self.append([False] * int(old_end * share * 2))
-        self.take_over()
-
-    @precondition(lambda self: self.commit and not self.tracker)
-    @rule(text=JUNK)
-    def damage_metadata(self, text: str) -> None:
-        self.commit = (self.commit[0], text)
-
-    @precondition(lambda self: self.commit and not self.tracker)
-    @rule()
-    def forget_commit(self) -> None:
-        self.commit = None
 
     # -- the owner ---------------------------------------------------------------------------------------------------
 
@@ -142,7 +146,7 @@ class Partition(RuleBasedStateMachine):
                 assert job in self.finished, (offset, beginning)
 
     @precondition(lambda self: self.tracker)
-    @rule(count=st.integers(1, 12))
+    @rule(count=st.integers(1, 20))
     def fetch(self, count: int) -> None:
         for offset in sorted(offset for offset in self.log if offset >= self.next_fetch)[:count]:
             self.next_fetch = offset + 1
@@ -152,6 +156,7 @@ class Partition(RuleBasedStateMachine):
         job = self.log[offset]
         if self.tracker.receive(offset):
             assert offset not in self.seen
+            assert offset not in self.beginning.finished, f"{offset} runs again, though the map knew its end"
             self.seen[offset] = job
             self.open.add(offset)
         else:
@@ -198,11 +203,13 @@ class Partition(RuleBasedStateMachine):
         if offset not in self.open:
             assert not self.tracker.finish(offset)
 
-    @precondition(lambda self: self.tracker and not self.open)
+    @precondition(lambda self: self.tracker and all(offset < self.next_fetch for offset in self.log))
     @rule()
-    def idle(self) -> None:
-        """Nothing left to read: the base follows the position over trailing markers."""
-        if all(offset < self.next_fetch for offset in self.log):
+    def read_to_the_end(self) -> None:
+        """Nothing left to read: when nothing runs either, the base follows the position over trailing markers."""
+        if self.open:
+            assert not self.tracker.position_to(self.log_end)
+        else:
             self.tracker.position_to(self.log_end)
             self.next_fetch = max(self.next_fetch, self.log_end)
             assert self.tracker.base >= self.log_end
@@ -222,18 +229,23 @@ class Partition(RuleBasedStateMachine):
             self.acked_version = version
 
     @precondition(lambda self: self.tracker)
-    @rule()
-    def hand_over(self) -> None:
+    @rule(at_once=st.booleans())
+    def hand_over(self, at_once: bool) -> None:
         self._store(*self._snapshot(clean=True))
-        self.tracker = None
+        self._leave(at_once)
 
     @precondition(lambda self: self.tracker)
-    @rule(arrives=st.booleans())
-    def die(self, arrives: bool) -> None:
+    @rule(arrives=st.booleans(), at_once=st.booleans())
+    def die(self, arrives: bool, at_once: bool) -> None:
         """SIGKILL; a commit that is under way may still arrive."""
         if arrives and self.under_way:
             self._store(*self.under_way[:2])
+        self._leave(at_once)
+
+    def _leave(self, at_once: bool) -> None:
         self.tracker = None
+        if at_once:
+            self.take_over()
 
     def _snapshot(self, *, clean: bool) -> tuple[int, str]:
         base, finished = self.tracker.snapshot()
@@ -281,7 +293,10 @@ class Partition(RuleBasedStateMachine):
         assert base not in finished
         assert not any(offset in finished for offset in self.open)
         assert all(offset < base or offset in finished or offset in self.open for offset in self.seen)
+        known = self.beginning.finished.union(Finished.of(offset for offset in self.seen if offset not in self.open))
         assert Finished.spanning(finished.ranges) == finished
+        assert known.beyond(base).union(finished) == finished, "the next owner would run again what is known"
+        assert base not in known
 
     @invariant()
     def what_is_not_committed_is_dirty(self) -> None:
@@ -295,6 +310,6 @@ class Partition(RuleBasedStateMachine):
 
 TestPartition = Partition.TestCase
 TestPartition.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=300, stateful_step_count=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestPartition = pytest.mark.timeout(120)(TestPartition)
