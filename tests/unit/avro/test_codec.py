@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NewType
 from uuid import UUID
 
 import pytest
-from avro_strategies import EXAMPLES
+from tests.unit.avro.avro_strategies import EXAMPLES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, NaiveDatetime, field_validator

@@ -6,7 +6,7 @@ import io
 from typing import Any
 
 import pytest
-from avro_strategies import EXAMPLES, written
+from tests.unit.avro.avro_strategies import EXAMPLES, written
 from fastavro import schemaless_reader, schemaless_writer
 from hypothesis import given, settings
 from hypothesis import strategies as st

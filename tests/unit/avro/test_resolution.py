@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import pytest
-from avro_strategies import EXAMPLES, written
+from tests.unit.avro.avro_strategies import EXAMPLES, written
 from fastavro import schemaless_reader, schemaless_writer
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -6,7 +6,7 @@ from typing import Any
 
 import fastavro.schema
 import pytest
-from avro_strategies import EXAMPLES, written
+from tests.unit.avro.avro_strategies import EXAMPLES, written
 from hypothesis import given, settings
 
 from streamjobs.avro.schema import Schema, fingerprint
