@@ -1,4 +1,6 @@
-"""Where a partition starts, and when it may take on more: PROTOCOLS §3 and the admission of §4, as pure functions."""
+"""Where a partition starts, and when it may take on more: PROTOCOLS §3 and the admission of §4, as pure
+functions.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ LOOKUP_FAILED = Lookup.FAILED
 
 
 class Seek(NamedTuple):
-    """A seek order: an offset, the log's start or its end. `order` tells it from others (its offset in the control topic)."""
+    """A seek order: an offset, the log's start or its end. `order` tells it from others (its offset in the
+    control topic).
+    """
 
     to: int | Literal["earliest", "latest"]
     order: int
@@ -65,10 +69,12 @@ class Seek(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """How a partition begins its epoch. `fetch=False`: it stays assigned, nothing is read from it, its siblings run.
+    """How a partition begins its epoch. `fetch=False`: it stays assigned, nothing is read from it, its
+    siblings run.
 
-    `finished` and `parked` come from the last owner; `takeovers` counts, this one included, the owners in a row that took
-    over at this base without a clean hand-over; `sought` is to be stamped into every commit, like the topic's id.
+    `finished` and `parked` come from the last owner; `takeovers` counts, this one included, the owners in a
+    row that took over at this base without a clean hand-over; `sought` is to be stamped into every commit,
+    like the topic's id.
     """
 
     offset: int
@@ -105,14 +111,16 @@ def where_to_start(
 ) -> Beginning:
     """The first offset of a partition for its new owner, for every combination of what the cluster says.
 
-    `commit`: offset and metadata; None: the group has none; LOOKUP_FAILED: unknown. `topic_id`: the topic's now (empty:
-    unknown). `started`: the group has committed in this very topic before; `started_before`: in an earlier one of this
-    name. `registered`: start offsets by partition; those beyond it start at 0; None: the group is not registered.
-    `registered_topic_id`: the topic that these numbers were taken from, where it is known.
+    `commit`: offset and metadata; None: the group has none; LOOKUP_FAILED: unknown. `topic_id`: the topic's
+    now (empty: unknown). `started`: the group has committed in this very topic before; `started_before`: in
+    an earlier one of this name. `registered`: start offsets by partition; those beyond it start at 0; None:
+    the group is not registered. `registered_topic_id`: the topic that these numbers were taken from, where it
+    is known.
 
-    The owner commits what it gets (if it may fetch) at once, before its first job. *Bites*: a log lost its tail, its owner
-    begins at the shorter end and dies before its first commit; meanwhile jobs were appended up to the old base, and the
-    next owner believes them finished. Takeovers, too, are counted only by owners that committed.
+    The owner commits what it gets (if it may fetch) at once, before its first job. *Bites*: a log lost its
+    tail, its owner begins at the shorter end and dies before its first commit; meanwhile jobs were appended
+    up to the old base, and the next owner believes them finished. Takeovers, too, are counted only by owners
+    that committed.
     """
     log = _Log(log_start, log_end)
     if isinstance(commit, Lookup) or not topic_id:
@@ -127,7 +135,9 @@ def where_to_start(
     if started:
         return Beginning(log_start, fetch=False, alarms=(Alarm(AlarmKind.LOST_COMMIT),), why=Why.LOST)
     if registered is None:
-        return Beginning(log_start, fetch=False, alarms=(Alarm(AlarmKind.UNREGISTERED),), why=Why.NOT_REGISTERED)
+        return Beginning(
+            log_start, fetch=False, alarms=(Alarm(AlarmKind.UNREGISTERED),), why=Why.NOT_REGISTERED
+        )
     same_topic = registered_topic_id[:4] == topic_id[:4] if registered_topic_id else None
     return _from_registration(registered.get(partition, 0), same_topic, log)
 
@@ -158,7 +168,9 @@ def _place(seek: Seek, log: _Log) -> int:
 def _of_another_topic(
     base: int, mark: Mark | None, topic_id: bytes, started: bool, started_before: bool, log: _Log
 ) -> bool:
-    """Metadata that is not ours names no topic; then the marks of first commits tell. In doubt nothing is skipped."""
+    """Metadata that is not ours names no topic; then the marks of first commits tell. In doubt nothing is
+    skipped.
+    """
     if mark:
         return mark.topic_id4 != topic_id[:4]
     return not started and (started_before or base > log.end)
@@ -167,7 +179,7 @@ def _of_another_topic(
 def _from_commit(base: int, mark: Mark, log: _Log) -> Beginning:
     known = max(base, mark.finished.end, *(head.offset + 1 for head in mark.parked))
     if known > log.end:
-        # A power cut shortens the log; new jobs are appended at offsets that the map calls finished: so no map.
+        # A power cut shortens the log; new jobs are appended where the map says "finished": so no map.
         alarms = (Alarm(AlarmKind.LOG_TRUNCATED, known - log.end), *_deleted(base, NONE, log))
         return Beginning(log.clamp(base), alarms=alarms, sought=mark.sought)
     return _continued(base, mark, log)
@@ -180,18 +192,24 @@ def _continued(base: int, mark: Mark, log: _Log) -> Beginning:
         offset,
         finished=mark.finished.beyond(offset),
         alarms=_deleted(base, mark.finished, log),
-        parked=tuple(head for head in mark.parked if head.offset >= offset and head.offset not in mark.finished),
+        parked=tuple(
+            head for head in mark.parked if head.offset >= offset and head.offset not in mark.finished
+        ),
         takeovers=unclean,
         sought=mark.sought,
     )
 
 
 def _from_registration(start: int, same_topic: bool | None, log: _Log) -> Beginning:
-    """*Bites*: registered at "now" = 5,000, the topic deleted and made again: its first 5,000 jobs would be skipped."""
+    """*Bites*: registered at "now" = 5,000, the topic deleted and made again: its first 5,000 jobs would be
+    skipped.
+    """
     if same_topic is False or (same_topic is None and start > log.end):
         return _recreated(log)
     if start > log.end:
-        return Beginning(log.end, alarms=(Alarm(AlarmKind.LOG_TRUNCATED, start - log.end),), why=Why.REGISTERED)
+        return Beginning(
+            log.end, alarms=(Alarm(AlarmKind.LOG_TRUNCATED, start - log.end),), why=Why.REGISTERED
+        )
     return Beginning(log.clamp(start), alarms=_deleted(start, NONE, log), why=Why.REGISTERED)
 
 
@@ -209,8 +227,8 @@ def _deleted(base: int, finished: Finished, log: _Log) -> tuple[Alarm, ...]:
 class Admission:
     """How much one partition may hold before nothing more is read from it (PROTOCOLS §4).
 
-    `window`: unfinished jobs; `window_bytes`: of their values; `map_chars`: of commit metadata, parked heads included;
-    `span`: offsets between base and position.
+    `window`: unfinished jobs; `window_bytes`: of their values; `map_chars`: of commit metadata, parked heads
+    included; `span`: offsets between base and position.
     """
 
     window: int = 10_000

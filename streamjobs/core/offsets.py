@@ -1,29 +1,33 @@
-"""Which offsets of a partition are finished, and how that is kept in a consumer group's commit (PROTOCOLS §4).
+"""Which offsets of a partition are finished, and how a consumer group's commit keeps that (PROTOCOLS §4).
 
-A commit is an offset, the *base*: everything below it is finished. What is finished beyond the base goes into the commit's
-metadata as a *map*, together with what the next owner of the partition must know. So jobs may finish in any order, and after
-a crash only those run again whose end was not committed.
+A commit is an offset, the *base*: everything below it is finished. What is finished beyond the base goes into
+the commit's metadata as a *map*, together with what the next owner of the partition must know. So jobs may
+finish in any order, and after a crash only those run again whose end was not committed.
 
-The metadata is a contract: `streamjobs lag`, the monitor and programs in other languages read it too. Its layout::
+The metadata is a contract: `streamjobs lag`, the monitor and programs in other languages read it too. Its
+layout::
 
-    text      = "sj" "1" base64(body)      magic, format version, RFC 4648 §4 with padding; at most 4,095 characters
-    body      = crc rest                   crc: 4 bytes, big endian; CRC-32 (zlib's) of the base (8 bytes, big endian) + rest
+    text      = "sj" "1" base64(body)   magic, version, RFC 4648 §4 with padding; at most 4,095 characters
+    body      = crc rest                crc: 4 bytes, big endian: CRC-32 (zlib's) of the base + rest, with
+                                        the base as 8 bytes, big endian
     rest      = topic-id flags takeovers sought count { parked } map
-    topic-id  = 4 bytes                    the first four of the topic's id
-    flags     = 1 byte                     bit 0: handed over cleanly · others: 0
-    takeovers = varint                     owners in a row that died at this base (PROTOCOLS §9)
-    sought    = varint                     1 + the number of the last seek order that was carried out; 0: none
-    count     = varint                     of the parked heads that follow, by ascending offset
-    parked    = varint varint varint       offset - the one before (the first: - base) · starts · blocked, in ms
-    map       = runs { run } bitmap        the remaining bytes
-    runs      = varint                     how many runs follow; a map may be all runs, all bitmap, or both
-    run       = varint varint              offsets to pass over (the first: from the base) · then finished ones
-    bitmap    = bits                       from the last run's end (no run: the base) on, high bits first; 1: finished
-    varint    = unsigned LEB128 of at most 63 bits
+    topic-id  = 4 bytes                 the first four of the topic's id
+    flags     = 1 byte                  bit 0: handed over cleanly · others: 0
+    takeovers = varint                  owners in a row that died at this base (PROTOCOLS §9)
+    sought    = varint                  1 + the number of the last seek order carried out; 0: none
+    count     = varint                  of the parked heads that follow, by ascending offset
+    parked    = varint varint varint    offset - the one before (first: - base) · starts · blocked, in ms
+    map       = runs { run } bitmap     the remaining bytes
+    runs      = varint                  how many runs follow; a map may be all runs, all bitmap, or both
+    run       = varint varint           offsets to pass over (first: from the base) · then finished ones
+    bitmap    = bits                    from the last run's end (no run: the base) on, high bits first;
+                                        1: finished
+    varint    = 1 to 9 bytes            unsigned LEB128 of at most 63 bits
 
-The CRC covers the base, so a map is never read relative to another offset than the one that it was committed with (a tool
-that copies or translates offsets between clusters carries the metadata along). An offset without a record, such as a
-transaction's marker, counts as finished. A map that would be too long is cut: what it leaves out runs again.
+The CRC covers the base, so a map is never read relative to another offset than the one that it was committed
+with (a tool that copies or translates offsets between clusters carries the metadata along). An offset without
+a record, such as a transaction's marker, counts as finished. A map that would be too long is cut: what it
+leaves out runs again.
 """
 
 from __future__ import annotations
@@ -57,7 +61,9 @@ _RECENT = 16_384
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A set of offsets, as sorted ranges [start, stop) that neither overlap nor touch. Make it with `of` or `spanning`."""
+    """A set of offsets, as sorted ranges [start, stop) that neither overlap nor touch. Make it with `of` or
+    `spanning`.
+    """
 
     ranges: tuple[tuple[int, int], ...] = ()
 
@@ -115,15 +121,27 @@ NONE = Finished()
 class Tracker:
     """The offsets of one partition in one epoch: received, finished, and what may be committed.
 
-    Only the loop that owns the partition calls it. `finished` is the stored map of the last owner: offsets in it are
-    never handed out again, and are forgotten when the base passes them.
+    Only the loop that owns the partition calls it. `finished` is the stored map of the last owner: offsets in
+    it are never handed out again, and are forgotten when the base passes them.
 
-    How it remembers: `_flags` holds one byte for each offset from `_start` on. Everything below `_start` is finished but
-    for `_heads`, so one old head with millions of finished offsets behind it costs one entry. Both are tidied whenever the
-    base, the map or its size is asked for, which a loop does at every batch and tick.
+    How it remembers: `_flags` holds one byte for each offset from `_start` on. Everything below `_start` is
+    finished but for `_heads`, so one old head with millions of finished offsets behind it costs one entry.
+    Both are tidied whenever the base, the map or its size is asked for, which a loop does at every batch and
+    tick.
     """
 
-    __slots__ = ("_expected", "_filled", "_finishes", "_flags", "_head_runs", "_heads", "_moves", "_origin", "_start", "_stored")
+    __slots__ = (
+        "_expected",
+        "_filled",
+        "_finishes",
+        "_flags",
+        "_head_runs",
+        "_heads",
+        "_moves",
+        "_origin",
+        "_start",
+        "_stored",
+    )
 
     def __init__(self, base: int, finished: Finished = NONE) -> None:
         self._origin = self._start = base
@@ -134,15 +152,17 @@ class Tracker:
         self._finishes = self._filled = self._moves = 0
         #: The rest of the stored map, the lowest range last.
         self._stored = list(reversed(finished.beyond(base).ranges))
-        #: The offset that needs no thought when it comes next; -1 while a stored map is still to be looked at.
+        #: The offset that needs no thought when it comes next; -1 while a stored map is still to be met.
         self._expected = -1
         self._fill(base)
 
     def receive(self, offset: int) -> bool:
-        """Takes note of a record that was read; False: it is finished already or was received before, so skip it.
+        """Takes note of a record that was read; False: it is finished already or was received before, so skip
+        it.
 
         Kafka hands out offsets in ascending order, so those that it left out hold no record (markers, aborted
-        transactions, compaction) and count as finished: after an error in a fetch, seek back to `position` first.
+        transactions, compaction) and count as finished: after an error in a fetch, seek back to `position`
+        first.
         """
         if offset == self._expected:
             self._flags.append(_UNFINISHED)
@@ -151,7 +171,9 @@ class Tracker:
         return self._receive_unexpected(offset)
 
     def finish(self, offset: int) -> bool:
-        """Marks a received offset as finished; False (and no effect): it is not, or no longer, an unfinished one."""
+        """Marks a received offset as finished; False (and no effect): it is not, or no longer, an unfinished
+        one.
+        """
         at = offset - self._start
         if at < 0:
             return self._finish_head(offset)
@@ -178,8 +200,8 @@ class Tracker:
     def position_to(self, offset: int) -> bool:
         """When nothing is unfinished, moves the base up to the consumer's position; False: it stays.
 
-        Without it the lag of an idle transactional topic never reaches 0: after the last record comes a marker. Call it
-        only when every record below `offset` was given to `receive`.
+        Without it the lag of an idle transactional topic never reaches 0: after the last record comes a
+        marker. Call it only when every record below `offset` was given to `receive`.
         """
         if self.unfinished or offset <= self.position:
             return False
@@ -194,7 +216,9 @@ class Tracker:
 
     @property
     def position(self) -> int:
-        """The next offset worth reading. Far ahead of the last one received where the stored map knows what follows."""
+        """The next offset worth reading. Far ahead of the last one received where the stored map knows what
+        follows.
+        """
         return self._start + len(self._flags)
 
     @property
@@ -211,14 +235,17 @@ class Tracker:
     def version(self) -> int:
         """Grows with everything that a commit should tell.
 
-        Whoever commits remembers the version of the snapshot that was acked. *Bites*: with a "dirty" flag that the ack
-        clears, a job that finishes while the commit is under way is not committed before the next one finishes.
+        Whoever commits remembers the version of the snapshot that was acked. *Bites*: with a "dirty" flag
+        that the ack clears, a job that finishes while the commit is under way is not committed before the
+        next one finishes.
         """
         return self._finishes + self._moves
 
     @property
     def map_size(self) -> int:
-        """At most so many characters does the metadata need now, parked heads not counted; a little high, never low."""
+        """At most so many characters does the metadata need now, parked heads not counted; a little high,
+        never low.
+        """
         base, start, position = self.base, self._start, self.position
         end = self._stored[0][1] if self._stored else position
         behind_heads = _runs_size(self._head_runs, start - base)
@@ -232,13 +259,15 @@ class Tracker:
     def snapshot(self) -> tuple[int, Finished]:
         """The base and what is finished beyond it, both of this instant.
 
-        The part of the stored map that was not reached yet is in it. *Bites*: a first commit without it overwrites the
-        last owner's; after the next crash everything that only the old map knew runs again.
+        The part of the stored map that was not reached yet is in it. *Bites*: a first commit without it
+        overwrites the last owner's; after the next crash everything that only the old map knew runs again.
         """
         base = self.base
         start = self._start
         ranges = self._ranges_behind_heads()
-        ranges.extend((start + at, start + stop) for at, stop in map(re.Match.span, _FINISHED_RUN.finditer(self._flags)))
+        ranges.extend(
+            (start + at, start + stop) for at, stop in map(re.Match.span, _FINISHED_RUN.finditer(self._flags))
+        )
         ranges.extend(reversed(self._stored))
         return base, Finished(tuple(ranges))
 
@@ -314,7 +343,9 @@ class Tracker:
 
 
 class Parked(NamedTuple):
-    """A head that keeps its place and waits (order `key_strict`): how often it started, how long it blocked its key."""
+    """A head that keeps its place and waits (order `key_strict`): how often it started, how long it blocked
+    its key.
+    """
 
     offset: int
     starts: int
@@ -325,9 +356,9 @@ class Parked(NamedTuple):
 class Mark:
     """What a commit's metadata says, besides the base.
 
-    `topic_id4`: the first four bytes of the topic's id as it was at assignment. `clean`: the owner gave the partition up
-    in order. `takeovers`: owners in a row that did not, at this base. `sought`: the number of the seek order that was
-    carried out last (-1: none), so that it is not carried out twice.
+    `topic_id4`: the first four bytes of the topic's id as it was at assignment. `clean`: the owner gave the
+    partition up in order. `takeovers`: owners in a row that did not, at this base. `sought`: the number of
+    the seek order that was carried out last (-1: none), so that it is not carried out twice.
     """
 
     topic_id4: bytes
@@ -354,7 +385,9 @@ def encode(base: int, mark: Mark) -> str:
 
 
 def decode(base: int, text: str) -> Mark | None:
-    """What `encode` put there; None for anything else: foreign, damaged, cut, of another version or of another base."""
+    """What `encode` put there; None for anything else: foreign, damaged, cut, of another version or of
+    another base.
+    """
     if len(text) > METADATA_LIMIT or not text.startswith(_MAGIC) or not 0 <= base <= MAX_OFFSET:
         return None
     try:
@@ -365,7 +398,9 @@ def decode(base: int, text: str) -> Mark | None:
 
 
 def parked_size(count: int) -> int:
-    """So many characters do `count` parked heads add to the metadata (spans up to 200 M offsets, blocks up to 30 m)."""
+    """So many characters do `count` parked heads add to the metadata (spans up to 200 M offsets, blocks up to
+    30 m).
+    """
     return 12 * count
 
 
@@ -425,8 +460,8 @@ def _packed_map(base: int, finished: Finished, room: int) -> bytearray:
 def _split(base: int, finished: Finished, room: int) -> tuple[int, int]:
     """(so many of the lowest ranges become runs, so many bytes of bitmap follow).
 
-    Behind an old head lies one long range, best told as a run, and then the window of what is in flight, where a bit an
-    offset is shorter than two bytes a run.
+    Behind an old head lies one long range, best told as a run, and then the window of what is in flight,
+    where a bit an offset is shorter than two bytes a run.
     """
     end, used, reached = finished.end, 0, base
     runs, bitmap = 0, min(room, _bitmap_size(base, max(base, end)))
@@ -508,14 +543,15 @@ def _put_varint(out: bytearray, value: int) -> None:
 def _runs_size(runs: int, span: int) -> int:
     """At most so many bytes do `runs` runs take that lie within `span` offsets.
 
-    A varint of v takes floor(log128 v) bytes beyond its first. Over k of them that add up to `span` this is at most
-    span / 128, and, since a logarithm is concave, at most k * log128(span / k).
+    A varint of v takes floor(log128 v) bytes beyond its first. Over k of them that add up to `span` this is
+    at most span / 128, and, since a logarithm is concave, at most k * log128(span / k).
     """
     if not runs:
         return 0
     varints = 2 * runs
     concave = varints * log(max(1.0, span / varints), 128)
     return varints + int(min(span / 128, concave)) + _ACROSS
+
 
 def _bitmap_size(base: int, end: int) -> int:
     return (end - base + 7) // 8
@@ -529,7 +565,8 @@ def _characters(body: int) -> int:
     return len(_MAGIC) + (body + 2) // 3 * 4
 
 
-#: Bytes of a body without parked heads, runs and bitmap: CRC, topic id, flags, takeovers, sought, count, runs; as in practice.
+#: Bytes of a body without parked heads, runs and bitmap, with counts as large as they get in practice: CRC,
+#: topic id, flags, takeovers, sought, count, runs.
 _FIXED_SIZE = 4 + 4 + 1 + 1 + 5 + 1 + 2
 #: Bytes by which a gap can be longer that begins in one of a tracker's parts and ends in the next.
 _ACROSS = 4

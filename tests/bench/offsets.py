@@ -1,4 +1,6 @@
-"""What tracking and committing offsets costs: `python -m tests.bench.offsets` prints µs per offset, sizes and memory."""
+"""What tracking and committing offsets costs: `python -m tests.bench.offsets` prints µs per offset, sizes and
+memory.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,9 @@ def speeds() -> list[tuple[str, str]]:
         ("finish, in order", _per_offset(_full, lambda tracker: _finish(tracker, range(COUNT)))),
         ("finish, reversed", _per_offset(_full, lambda tracker: _finish(tracker, range(COUNT - 1, -1, -1)))),
         ("finish, random", _per_offset(_full, lambda tracker: _finish(tracker, shuffled))),
-        ("finish_many, random in lists of 250", _per_offset(_full, lambda tracker: _in_lists(tracker, shuffled))),
-        ("receive, finish, base per 250; random in a window of 10,000", _per_offset(_empty, lambda t: _cycle(t, windows))),
-    ]  # fmt: skip
+        ("finish_many, random in lists of 250", _per_offset(_full, lambda t: _in_lists(t, shuffled))),
+        ("receive, finish, map_size; random in 10,000", _per_offset(_empty, lambda t: _cycle(t, windows))),
+    ]
 
 
 def snapshots() -> list[tuple[str, str]]:

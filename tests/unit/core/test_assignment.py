@@ -43,7 +43,12 @@ class TestCommitted:
         finished = Finished(((510, 520),))
         beginning = start(commit=commit(500, finished))
 
-        assert (beginning.offset, beginning.finished, beginning.fetch, beginning.alarms) == (500, finished, True, ())
+        assert (beginning.offset, beginning.finished, beginning.fetch, beginning.alarms) == (
+            500,
+            finished,
+            True,
+            (),
+        )
         assert beginning.why is Why.COMMITTED
 
     def test_parked_heads_and_seek_number_are_carried_on(self):
@@ -57,7 +62,12 @@ class TestCommitted:
     def test_foreign_metadata_is_ignored_the_offset_holds(self, text):  # edge 18
         beginning = start(commit=(500, text), started=True)
 
-        assert (beginning.offset, beginning.finished, beginning.fetch, beginning.alarms) == (500, NONE, True, ())
+        assert (beginning.offset, beginning.finished, beginning.fetch, beginning.alarms) == (
+            500,
+            NONE,
+            True,
+            (),
+        )
         assert beginning.takeovers == 0
 
     def test_a_base_below_the_log_is_an_alarm_with_the_number_of_jobs(self):  # edge 26
@@ -77,7 +87,9 @@ class TestCommitted:
         assert (beginning.offset, beginning.fetch) == (1_000, True)
         assert beginning.alarms == (Alarm(AlarmKind.LOG_TRUNCATED, 200),)
 
-    @pytest.mark.parametrize("entry", [{"finished": Finished.of([990, 1_000])}, {"parked": (Parked(1_000, 1, 1.0),)}])
+    @pytest.mark.parametrize(
+        "entry", [{"finished": Finished.of([990, 1_000])}, {"parked": (Parked(1_000, 1, 1.0),)}]
+    )
     def test_a_map_beyond_the_log_is_dropped_whole(self, entry):  # edge 35
         """A power cut shortens the log; new jobs are appended at offsets that the map calls finished."""
         beginning = start(commit=commit(980, takeovers=2, clean=False, **entry))
@@ -97,14 +109,18 @@ class TestCommitted:
 
     def test_a_recreated_topic_starts_at_its_beginning(self):  # edge 31
         """Base 50,000 of the old log; when the new one passes 50,000, everything below it was skipped."""
-        beginning = start(commit=commit(500, Finished.of([600]), topic=OTHER_TOPIC, takeovers=2, clean=False), log_start=7)
+        beginning = start(
+            commit=commit(500, Finished.of([600]), topic=OTHER_TOPIC, takeovers=2, clean=False), log_start=7
+        )
 
         assert (beginning.offset, beginning.finished, beginning.fetch) == (7, NONE, True)
         assert beginning.alarms == (Alarm(AlarmKind.TOPIC_RECREATED),)
         assert (beginning.why, beginning.takeovers) == (Why.RECREATED, 0)
 
     def test_recreated_is_told_from_truncated_without_our_metadata(self):  # edge 31
-        """`kafka-consumer-groups --reset-offsets` writes none; the started mark says whether it was this very topic."""
+        """`kafka-consumer-groups --reset-offsets` writes none; the started mark says whether it was this very
+        topic.
+        """
         unknown = start(commit=(1_200, ""), started=False)
         known = start(commit=(1_200, ""), started=True)
 
@@ -112,7 +128,9 @@ class TestCommitted:
         assert (known.offset, known.alarms) == (1_000, (Alarm(AlarmKind.LOG_TRUNCATED, 200),))
 
     def test_an_earlier_topic_s_offset_without_our_metadata(self):  # edge 31
-        """The log has outgrown the old base: only the mark that an earlier topic left says whose offset it is."""
+        """The log has outgrown the old base: only the mark that an earlier topic left says whose offset it
+        is.
+        """
         earlier = start(commit=(500, ""), started_before=True)
         both = start(commit=(500, ""), started_before=True, started=True)
 
@@ -160,7 +178,9 @@ class TestNoCommit:
         assert (beginning.offset, beginning.alarms) == (420, (Alarm(AlarmKind.JOBS_DELETED, 120),))
 
     @pytest.mark.parametrize(
-        ("topic_id", "log_end"), [(OTHER_TOPIC, 1_000), (OTHER_TOPIC, 300), (b"", 300)], ids=["longer", "shorter", "id unknown"]
+        ("topic_id", "log_end"),
+        [(OTHER_TOPIC, 1_000), (OTHER_TOPIC, 300), (b"", 300)],
+        ids=["longer", "shorter", "id unknown"],
     )
     def test_a_topic_recreated_after_registration_starts_at_its_beginning(self, topic_id, log_end):  # edge 31
         """Registered at "now" = 500: the first 500 jobs of the new topic would be skipped."""
@@ -176,17 +196,27 @@ class TestNoCommit:
 
 class TestSeek:
     @pytest.mark.parametrize(
-        ("to", "offset"), [("earliest", 40), ("latest", 1_000), (500, 500), (3, 40), (5_000, 1_000), (40, 40), (1_000, 1_000)]
+        ("to", "offset"),
+        [("earliest", 40), ("latest", 1_000), (500, 500), (3, 40), (5_000, 1_000), (40, 40), (1_000, 1_000)],
     )
-    @pytest.mark.parametrize("found", [None, commit(700, Finished.of([710]), takeovers=2, clean=False), (700, "junk")])
+    @pytest.mark.parametrize(
+        "found", [None, commit(700, Finished.of([710]), takeovers=2, clean=False), (700, "junk")]
+    )
     def test_wins_over_everything_that_is_known(self, to, offset, found):
         beginning = start(commit=found, seek=Seek(to, 9), log_start=40, started=True, registered=None)
 
-        assert (beginning.offset, beginning.finished, beginning.fetch, beginning.alarms) == (offset, NONE, True, ())
+        assert (beginning.offset, beginning.finished, beginning.fetch, beginning.alarms) == (
+            offset,
+            NONE,
+            True,
+            (),
+        )
         assert (beginning.why, beginning.sought, beginning.takeovers) == (Why.SOUGHT, 9, 0)
 
     def test_is_carried_out_once(self):
-        """The owner dies after its commit, before it removed the order: "latest" again would skip the jobs in between."""
+        """The owner dies after its commit, before it removed the order: "latest" again would skip the jobs in
+        between.
+        """
         first = start(commit=commit(700), seek=Seek("latest", 0))
         assert (first.offset, first.sought) == (1_000, 0)
 
@@ -222,9 +252,22 @@ class TestTakeovers:
 
 
 class TestEveryCombination:
-    @pytest.mark.parametrize("found", [None, LOOKUP_FAILED, (0, ""), (500, "junk"), commit(500), commit(9, topic=OTHER_TOPIC), commit(2_000)])
+    @pytest.mark.parametrize(
+        "found",
+        [
+            None,
+            LOOKUP_FAILED,
+            (0, ""),
+            (500, "junk"),
+            commit(500),
+            commit(9, topic=OTHER_TOPIC),
+            commit(2_000),
+        ],
+    )
     def test_has_an_answer_inside_the_log(self, found):  # edge 27
-        """A start that is left to `auto.offset.reset` is a silent skip, or a partition that stops after one message."""
+        """A start that is left to `auto.offset.reset` is a silent skip, or a partition that stops after one
+        message.
+        """
         seeks = (None, Seek("latest", 1), Seek(10**12, 1), Seek(-5, 1))
         registrations = (None, {}, {0: 500}, {0: 10**12})
         for started, seek, registered, (low, high) in itertools.product(
@@ -238,7 +281,13 @@ class TestEveryCombination:
             assert beginning.finished.end <= high
             assert beginning.fetch == (beginning.why not in (Why.LOOKUP_FAILED, Why.LOST, Why.NOT_REGISTERED))
 
-    @given(st.integers(0, 2_000), st.text(max_size=50), st.booleans(), st.integers(0, 500), st.integers(500, 1_000))
+    @given(
+        st.integers(0, 2_000),
+        st.text(max_size=50),
+        st.booleans(),
+        st.integers(0, 500),
+        st.integers(500, 1_000),
+    )
     def test_metadata_of_any_kind_never_skips_unless_alarmed(self, base, text, started, low, high):  # edge 18
         beginning = start(commit=(base, text), started=started, log_start=low, log_end=high)
 
@@ -296,7 +345,9 @@ class TestAdmission:
         """Stop before the limit: a map that has to be cut makes finished jobs run again after a crash."""
         tracker, admission, admitted = Tracker(0), Admission(), 0
         while True:
-            used = admission.used(unfinished=tracker.unfinished, held_bytes=0, map_chars=tracker.map_size, span=0)
+            used = admission.used(
+                unfinished=tracker.unfinished, held_bytes=0, map_chars=tracker.map_size, span=0
+            )
             if not admission.admits(used, admitting=True):
                 break
             for offset in range(admitted, admitted + 250):
@@ -312,4 +363,6 @@ class TestAdmission:
     def test_parked_heads_count(self):
         admission = Admission()
 
-        assert not admission.admits(admission.used(**{**EMPTY, "map_chars": parked_size(256)}), admitting=True)
+        assert not admission.admits(
+            admission.used(**{**EMPTY, "map_chars": parked_size(256)}), admitting=True
+        )

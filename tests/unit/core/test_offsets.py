@@ -41,7 +41,9 @@ class TestTracker:
         assert tracker.snapshot() == (7, NONE)
 
     def test_base_is_the_lowest_unfinished_offset_not_the_highest_seen(self):  # edge 12
-        """Committing one past the highest that was read loses, at a revoke, every job below it that still runs."""
+        """Committing one past the highest that was read loses, at a revoke, every job below it that still
+        runs.
+        """
         tracker = tracker_with(range(10), finished=[0, 1, 2, 4, 9])
 
         assert tracker.base == 3
@@ -158,7 +160,9 @@ class TestTracker:
         assert tracker.unfinished == 5
 
     def test_a_new_epoch_hands_out_again_what_an_old_one_left_running(self):  # edge 11
-        """Dedupe against the old epoch's entry would drop the new record, and a job of a dropped record never runs."""
+        """Dedupe against the old epoch's entry would drop the new record, and a job of a dropped record never
+        runs.
+        """
         old = tracker_with(range(3), finished=[1])
         new = Tracker(*old.snapshot())
 
@@ -248,12 +252,18 @@ class TestFolding:
     def test_folded_heads_finish_like_others(self):
         heads = [0, 1, 2, 500, 501, 9_000, 40_000]
         tracker = tracker_with(range(100_000), finished=[o for o in range(100_000) if o not in heads])
-        assert tracker.snapshot() == (0, Finished(((3, 500), (502, 9_000), (9_001, 40_000), (40_001, 100_000))))
+        assert tracker.snapshot() == (
+            0,
+            Finished(((3, 500), (502, 9_000), (9_001, 40_000), (40_001, 100_000))),
+        )
 
         assert tracker.finish(1)
         assert not tracker.finish(1)
         assert tracker.finish_many([0, 501, 501, 3]) == 2
-        assert tracker.snapshot() == (2, Finished(((3, 500), (501, 9_000), (9_001, 40_000), (40_001, 100_000))))
+        assert tracker.snapshot() == (
+            2,
+            Finished(((3, 500), (501, 9_000), (9_001, 40_000), (40_001, 100_000))),
+        )
         assert (tracker.unfinished, tracker.span) == (4, 99_998)
         assert tracker.finish_many(heads) == 4
         assert tracker.snapshot() == (100_000, NONE)
@@ -292,7 +302,9 @@ class TestMapSize:
         done = data.draw(st.sets(st.sampled_from(order)) if order else st.just(set()))
         tracker = tracker_with(order, finished=done)
 
-        assert tracker.map_size >= len(encode(tracker.base, Mark(TOPIC, tracker.snapshot()[1], takeovers=2, sought=70_000)))
+        assert tracker.map_size >= len(
+            encode(tracker.base, Mark(TOPIC, tracker.snapshot()[1], takeovers=2, sought=70_000))
+        )
 
     def test_stays_near_the_truth(self):  # edge 17
         """An estimate that is far too high stops a partition for nothing."""
@@ -318,7 +330,9 @@ class TestMapSize:
         assert tracker.map_size >= len(encode(tracker.base, Mark(TOPIC, tracker.snapshot()[1])))
 
     def test_an_old_head_does_not_inflate_what_lies_far_behind_it(self):  # edge 77
-        """A bound over the whole span counts four bytes for every run: 1,000 jobs in flight would stop the partition."""
+        """A bound over the whole span counts four bytes for every run: 1,000 jobs in flight would stop the
+        partition.
+        """
         tracker = tracker_with([0, 7_200_000])
         for offset in range(7_200_001, 7_210_000):
             tracker.receive(offset)
@@ -385,7 +399,7 @@ class TestMetadata:
             TOPIC
             + bytes([1, 2, 7])  # clean, 2 takeovers, seek order 6
             + bytes([1, 100, 3, 0xDC, 0x0B])  # one parked head: 1000 + 100, 3 starts, 1,500 ms
-            + bytes([2, 1, 1, 0xC6, 0x01, 0x90, 0x9F, 0xA5, 0x04]),  # two runs: 1 on, 1 long; 198 on, 8,998,800 long
+            + bytes([2, 1, 1, 0xC6, 0x01, 0x90, 0x9F, 0xA5, 0x04]),  # two runs: 1 on, 1 long; 198 on, …
         )
 
         bitmap = Mark(TOPIC, Finished(((1001, 1002), (1003, 1005), (1006, 1008))))
@@ -398,7 +412,9 @@ class TestMetadata:
         assert encode(0, Mark(TOPIC)) == framed(0, TOPIC + bytes(5)) == "sj150QC/B8uPUwAAAAAAA=="
 
     def test_known_sizes(self):  # edge 17
-        """At 10,000 offsets: runs at worst 13,336 characters, a bitmap 1,668, one head with 7.2 M behind it 8."""
+        """At 10,000 offsets: runs at worst 13,336 characters, a bitmap 1,668, one head with 7.2 M behind it
+        8.
+        """
         overhead = len(encode(0, Mark(TOPIC)))
 
         assert len(encode(0, Mark(TOPIC, Finished.of(range(1, 10_000, 2))))) - overhead <= 1_668
@@ -411,7 +427,9 @@ class TestMetadata:
         st.integers(0, 600),
     )
     def test_never_longer_than_kafka_takes(self, base, steps, dense, parked):  # edge 17
-        """One character too many and the broker refuses the commit, for ever: the group's offsets stop moving."""
+        """One character too many and the broker refuses the commit, for ever: the group's offsets stop
+        moving.
+        """
         ranges, at = [], base
         for gap, length in steps:
             ranges.append((at + gap, at + gap + length))
@@ -440,13 +458,17 @@ class TestMetadata:
             assert len(text) >= METADATA_LIMIT - 4
 
     def test_a_cut_map_takes_the_coding_that_reaches_further(self):
-        """A dense stretch, then one long range: as a bitmap the dense stretch fits, as runs only a part of it."""
+        """A dense stretch, then one long range: as a bitmap the dense stretch fits, as runs only a part of
+        it.
+        """
         finished = Finished.spanning([*((n, n + 1) for n in range(1, 8_000, 2)), (8_001, 5_000_000)])
 
         assert decode(0, encode(0, Mark(TOPIC, finished))).finished.end > 24_000
 
     def test_a_window_far_behind_an_old_head_fits(self):  # edge 77
-        """As runs it takes 6,700 characters, as a bitmap of everything 1.2 M: one run and a bitmap take 1,680."""
+        """As runs it takes 6,700 characters, as a bitmap of everything 1.2 M: one run and a bitmap take
+        1,680.
+        """
         finished = Finished.of(range(7_200_001, 7_210_000, 2)).union(Finished(((1, 7_200_000),)))
         text = encode(0, Mark(TOPIC, finished))
 
@@ -475,7 +497,10 @@ class TestMetadata:
     def test_a_parked_head_below_the_base_or_twice_is_left_out(self):
         heads = (Parked(9, 1, 1.0), Parked(12, 2, 2.0), Parked(12, 3, 3.0), Parked(10, 1, 0.0))
 
-        assert decode(10, encode(10, Mark(TOPIC, parked=heads))).parked == (Parked(10, 1, 0.0), Parked(12, 2, 2.0))
+        assert decode(10, encode(10, Mark(TOPIC, parked=heads))).parked == (
+            Parked(10, 1, 0.0),
+            Parked(12, 2, 2.0),
+        )
 
     @given(st.text())
     @example("")
@@ -506,7 +531,7 @@ class TestMetadata:
             bytes([0, 0, 0]) + b"\xff" * 8 + b"\x7f",  # 2**63 parked heads
             bytes([0, 0, 0, 0, 1, 5]),  # a gap without its run
             bytes([0, 0, 0, 0]),  # no map
-            bytes([0, 0, 0, 1, 1, 1]) + b"\xff" * 180 + b"\x01\x00",  # a head blocked for longer than a float can say
+            bytes([0, 0, 0, 1, 1, 1]) + b"\xff" * 180 + b"\x01\x00",  # blocked longer than a float can say
             bytes([2, 0, 0, 0, 0]),  # an unknown flag
             bytes([0, 0]),
             b"",
@@ -526,7 +551,9 @@ class TestMetadata:
         assert decode(5, text.replace("sj1", "sj2", 1)) is None
 
     def test_a_map_is_not_read_at_another_base(self):  # edge 18
-        """Tools that translate offsets between clusters copy the metadata: relative to another base it skips jobs."""
+        """Tools that translate offsets between clusters copy the metadata: relative to another base it skips
+        jobs.
+        """
         text = encode(5, Mark(TOPIC, Finished.of([7])))
 
         assert decode(6, text) is None

@@ -1,8 +1,9 @@
 """A partition's life against a naive model: every job has a name, and the model only keeps sets of names.
 
-The machine owns a log, one group's commit and at most one owner of the partition. It lets the owner read, finish in any
-order, commit at once or with an older snapshot still under way, hand over, die; and it damages the world around it: records
-are deleted, the log loses its tail, the topic is made again, the commit's metadata turns to junk or the commit is forgotten.
+The machine owns a log, one group's commit and at most one owner of the partition. It lets the owner read,
+finish in any order, commit at once or with an older snapshot still under way, hand over, die; and it damages
+the world around it: records are deleted, the log loses its tail, the topic is made again, the commit's
+metadata turns to junk or the commit is forgotten.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from streamjobs.core.assignment import AlarmKind, Seek, Why, where_to_start
 from streamjobs.core.offsets import METADATA_LIMIT, Finished, Mark, Tracker, decode, encode
 
-JUNK = st.sampled_from(["", "sj1", "sj1AAAA", "junk", "é", "n0AAAAAAAABPAAAAAA==", "sj1" + "/" * 4092]) | st.text(max_size=40)
+JUNK = st.sampled_from(
+    ["", "sj1", "sj1AAAA", "junk", "é", "n0AAAAAAAABPAAAAAA==", "sj1" + "/" * 4092]
+) | st.text(max_size=40)
 SHARE = st.floats(0, 1)
 
 
@@ -42,7 +45,7 @@ class Partition(RuleBasedStateMachine):
         self.log_start = self.log_end = 0
         self.started = False
 
-    # -- the world ---------------------------------------------------------------------------------------------------
+    # -- the world ---------------------------------------------------
 
     @rule(gaps=st.lists(st.booleans(), min_size=1, max_size=20))
     def append(self, gaps: list[bool]) -> None:
@@ -58,7 +61,11 @@ class Partition(RuleBasedStateMachine):
         """A record, read already or not, that can't be fetched any more."""
         self.log.pop(self._inside(share), None)
 
-    @rule(kind=st.sampled_from(["delete", "power cut", "recreate", "damage", "forget", "rewind"]), share=SHARE, text=JUNK)
+    @rule(
+        kind=st.sampled_from(["delete", "power cut", "recreate", "damage", "forget", "rewind"]),
+        share=SHARE,
+        text=JUNK,
+    )
     def disaster(self, kind: str, share: float, text: str) -> None:
         if kind == "delete":
             self._delete_records(share)
@@ -82,7 +89,9 @@ class Partition(RuleBasedStateMachine):
         self.log = {offset: job for offset, job in self.log.items() if offset >= self.log_start}
 
     def _power_cut(self, share: float) -> None:
-        """The log loses its tail, and its owner; the next one commits before anything is appended, or nobody can tell."""
+        """The log loses its tail, and its owner; the next one commits before anything is appended, or nobody
+        can tell.
+        """
         self.tracker = None
         self.log_end = self._inside(share)
         self.log = {offset: job for offset, job in self.log.items() if offset < self.log_end}
@@ -96,7 +105,7 @@ class Partition(RuleBasedStateMachine):
         self._new_log()
         self.append([False] * int(old_end * share * 2))
 
-    # -- the owner ---------------------------------------------------------------------------------------------------
+    # -- the owner ---------------------------------------------------
 
     @precondition(lambda self: not self.tracker)
     @rule()
@@ -206,7 +215,9 @@ class Partition(RuleBasedStateMachine):
     @precondition(lambda self: self.tracker and all(offset < self.next_fetch for offset in self.log))
     @rule()
     def read_to_the_end(self) -> None:
-        """Nothing left to read: when nothing runs either, the base follows the position over trailing markers."""
+        """Nothing left to read: when nothing runs either, the base follows the position over trailing
+        markers.
+        """
         if self.open:
             assert not self.tracker.position_to(self.log_end)
         else:
@@ -266,7 +277,7 @@ class Partition(RuleBasedStateMachine):
         self.commit = (base, text)
         self.started = True
 
-    # -- what always holds -------------------------------------------------------------------------------------------
+    # -- what always holds -------------------------------------------
 
     @invariant()
     def the_commit_speaks_only_of_what_is_finished(self) -> None:
@@ -293,7 +304,9 @@ class Partition(RuleBasedStateMachine):
         assert base not in finished
         assert not any(offset in finished for offset in self.open)
         assert all(offset < base or offset in finished or offset in self.open for offset in self.seen)
-        known = self.beginning.finished.union(Finished.of(offset for offset in self.seen if offset not in self.open))
+        known = self.beginning.finished.union(
+            Finished.of(offset for offset in self.seen if offset not in self.open)
+        )
         assert Finished.spanning(finished.ranges) == finished
         assert known.beyond(base).union(finished) == finished, "the next owner would run again what is known"
         assert base not in known
