@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -18,8 +19,11 @@ from streamjobs.job import Duration, ExecutorKind, Job, JobType, Order
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from streamjobs.avro.store import SchemaStore
     from streamjobs.broker import Broker
     from streamjobs.core.clock import Clock
+    from streamjobs.core.letters import Letter
+    from streamjobs.dead_letters import DeadLetters
     from streamjobs.kafka import EmbeddedBroker
     from streamjobs.publish import Publisher
     from streamjobs.settings import Settings
@@ -223,27 +227,19 @@ class App:
 
         Raises ProvisionError with the command to run, BrokerError, or JobTypeError for a payload that can't be derived.
         """
-        from streamjobs import provision, tables
-        from streamjobs.avro.store import SchemaStore
+        from streamjobs import provision
         from streamjobs.telemetry.metrics import Metrics
         from streamjobs.worker.process import Process
 
         provision.require(self)
-        store = SchemaStore()
-        for job_type in self.job_types.values():
-            store.add(job_type.payload.avro)
-
-        def learn() -> None:
-            for key, row in tables.read_table(self.broker, self.names.schemas, patience=5.0).items():
-                store.learn(bytes.fromhex(key.decode()), row.value.decode())
-
+        store = self._schemas()
         published = Metrics(self.group, "main", self.job_types)
         self.publisher.observe = published.published
         return Process(
             self,
             published=published,
             store=store,
-            learn=learn,
+            learn=lambda: self._learn(store),
             new_metrics=lambda group, tier: Metrics(group, tier, self.job_types),
             queues=list(queues) or self.queues(),
             slot=slot,
@@ -251,6 +247,54 @@ class App:
             executors=executors,
             errors=errors,
         )
+
+    def _schemas(self) -> SchemaStore:
+        """The schemas that its job types have now."""
+        from streamjobs.avro.store import SchemaStore
+
+        store = SchemaStore()
+        for job_type in self.job_types.values():
+            store.add(job_type.payload.avro)
+        return store
+
+    def _learn(self, store: SchemaStore) -> None:
+        """What the schema topic knows besides. Raises BrokerError."""
+        from streamjobs import tables
+
+        for key, row in tables.read_table(self.broker, self.names.schemas, patience=5.0).items():
+            with contextlib.suppress(ValueError):  # a stranger's record: no fingerprint, or no text
+                store.learn(bytes.fromhex(key.decode()), row.value.decode())
+
+    def dead_letters(self, queue: str, *, group: str = "") -> DeadLetters:
+        """The dead letters of a queue, to look at, replay or discard; `group`: another one than the app's own."""
+        from streamjobs.dead_letters.select import DeadLetters
+        from streamjobs.dead_letters.table import Table
+        from streamjobs.telemetry.log import Masking
+
+        masking = Masking(self.settings.mask.patterns)
+        return DeadLetters(Table(self, queue, group or self.group), self._payload_reader(), masking)
+
+    def _payload_reader(self) -> Callable[[Letter], Any]:
+        """Reads payloads by the schemas that wrote them; asks the schema topic once, when a schema is not the code's."""
+        from streamjobs.avro.people import to_json
+        from streamjobs.errors import UnknownSchemaError
+
+        store, asked = self._schemas(), False
+
+        def read(letter: Letter) -> Any:
+            nonlocal asked
+            job_type = self.job_types.get(letter.meta.job_type)
+            current = job_type.payload.avro if job_type else None
+            try:
+                return to_json(letter.value, store, letter.meta.content_type, current)
+            except UnknownSchemaError:
+                if asked:
+                    raise
+                asked = True
+                self._learn(store)
+            return to_json(letter.value, store, letter.meta.content_type, current)
+
+        return read
 
     def testing(self, *, now: float | None = None) -> Testing:
         """This app on a broker in memory, its workers run by hand: see `streamjobs.testing.app.Testing`.
