@@ -1,0 +1,176 @@
+"""The history in the order in which the checker asks for it. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from tests.chaos.history import Committed, Fault, Handling, History, Place, Rule, Stored
+
+#: Broker's instants are whole milliseconds, and a release is as exact as that.
+CLOCK_S = 0.005
+#: After a fault has ended a process needs so long to notice what it missed (heartbeats, reconnects).
+RECOVERY_S = 8.0
+#: A member that fell silent is missed after the session timeout; its partitions move then.
+SESSION_S = 6.0
+#: What has ended is committed within this time while all is well: ticks, the patience with events, the pause for large maps.
+COMMIT_S = 4.0
+
+
+class Setback(NamedTuple):
+    """A commit that takes back what an earlier one said."""
+
+    before: Committed
+    after: Committed
+    offsets: tuple[int, ...]
+
+
+class Case:
+    """Indexes over one history. Nothing here decides; `checker` does."""
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+        self.faults = sorted(history.faults, key=lambda fault: fault.began)
+        self.rules = history.rules
+        self.setbacks: list[Setback] = []
+        self._index_stored()
+        self._index_handlings()
+        self.covered = dict(self._coverage())
+        self.acknowledged = {p.id: p for p in history.publications if p.place is not None}
+
+    def _index_stored(self) -> None:
+        self.stored: dict[Place, Stored] = {record.place: record for record in self.history.stored}
+        self.records_of: dict[str, list[Stored]] = defaultdict(list)
+        for record in sorted(self.history.stored, key=lambda record: record.appended):
+            self.records_of[record.id].append(record)
+
+    def _index_handlings(self) -> None:
+        self.starts: dict[tuple[Place, int], list[Handling]] = defaultdict(list)
+        self.ends: dict[tuple[Place, int], list[Handling]] = defaultdict(list)
+        self.handlings_of: dict[str, list[Handling]] = defaultdict(list)
+        for line in sorted(self.history.handlings, key=lambda line: line.at):
+            side = self.starts if line.what == "start" else self.ends
+            side[line.place, line.run].append(line)
+            self.handlings_of[line.id].append(line)
+        self.handled = {place for place, _ in self.starts}
+
+    # Commits ----------------------------------------------------------------------------------------------------------
+
+    def _coverage(self) -> Iterator[tuple[Place, float]]:
+        """When each record was first said to be finished; `setbacks` are collected on the way."""
+        by_partition: dict[tuple[str, str, int], list[Committed]] = defaultdict(list)
+        for commit in self.history.commits:
+            by_partition[commit.group, commit.topic, commit.partition].append(commit)
+        offsets: dict[tuple[str, int], list[int]] = defaultdict(list)
+        for place in self.stored:
+            offsets[place.topic, place.partition].append(place.offset)
+        for (_, topic, partition), commits in by_partition.items():
+            present = sorted(offsets[topic, partition])
+            self._find_setbacks(commits, set(present))
+            for offset, at in _first_covered(commits, present):
+                yield Place(topic, partition, offset), at
+
+    def _find_setbacks(self, commits: Sequence[Committed], present: set[int]) -> None:
+        before: set[int] = set()
+        for last, commit in zip([None, *commits], commits):
+            now = {offset for start, stop in commit.finished for offset in range(start, stop) if offset in present}
+            if last is not None and not commit.cut:
+                taken_back = {o for o in before if o >= commit.base} - now
+                taken_back |= {o for o in range(commit.base, last.base) if o in present and o not in now}
+                if taken_back or commit.base < last.base:
+                    self.setbacks.append(Setback(last, commit, tuple(sorted(taken_back))))
+            before = now
+
+    def commits_of(self, topic: str, partition: int) -> Committed | None:
+        """The last one."""
+        return next((c for c in reversed(self.history.commits) if (c.topic, c.partition) == (topic, partition)), None)
+
+    # Faults -----------------------------------------------------------------------------------------------------------
+
+    def hits(self, pid: int | None, since: float, until: float, *, abrupt: bool = False) -> Iterator[Fault]:
+        """Faults that a process (None: any) could feel between two instants, later ones first."""
+        for fault in reversed(self.faults):
+            touched = pid is None or not fault.pids or pid in fault.pids
+            if touched and fault.began <= until and since <= fault.ended + RECOVERY_S and (fault.abrupt or not abrupt):
+                yield fault
+
+    def died(self, pid: int, since: float, until: float) -> bool:
+        return any(fault.dies and pid in fault.pids and since <= fault.ended + CLOCK_S for fault in self.hits(pid, since, until))
+
+    def asleep(self, pid: int, since: float, until: float) -> bool:
+        """Whether a live process was frozen or cut off at `since` and had no time to learn of it until `until`."""
+        faults = (f for f in self.hits(pid, since, until) if f.abrupt and not f.dies)
+        return any(f.began - CLOCK_S <= since and until <= f.ended + RECOVERY_S for f in faults)
+
+    def unsettled(self, since: float, until: float) -> bool:
+        """Whether partitions may have moved between two instants: any fault, and a session timeout after it."""
+        return any(True for _ in self.hits(None, since - SESSION_S, until))
+
+    # Jobs -------------------------------------------------------------------------------------------------------------
+
+    def rule(self, job_type: str) -> Rule:
+        return self.rules.get(job_type, Rule(job_type))
+
+    def job_ids(self) -> list[str]:
+        """Every job that was acknowledged or is stored, in the order of its first record."""
+        return list(dict.fromkeys([*self.acknowledged, *(record.id for record in self.history.stored)]))
+
+    def succeeded(self, job_id: str) -> list[Handling]:
+        return [line for line in self.handlings_of[job_id] if line.what == "succeeded"]
+
+    def letters(self, job_id: str) -> list[Stored]:
+        return [record for record in self.records_of[job_id] if record.role == "dead"]
+
+    def finished_at(self, record: Stored) -> float | None:
+        """When a commit was first allowed to say that this record is finished; None: never."""
+        return min(self._finishes(record), default=None)
+
+    def _finishes(self, record: Stored) -> Iterator[float]:
+        for (place, _), ends in ((key, self.ends.get(key, ())) for key in self._runs_at(record)):
+            yield from (end.at for end in ends if end.what == "succeeded" and place == record.place)
+        for other in self.records_of[record.id]:
+            if other.place != record.place and _follows(other, record):
+                yield other.appended
+            elif _is_copy(record, other):
+                yield 0.0
+
+    def _runs_at(self, record: Stored) -> Iterable[tuple[Place, int]]:
+        """A key_strict job runs again at its place, so runs above the record's own count, too."""
+        last = record.run + self.rule(record.type).attempts if self.rule(record.type).order == "key_strict" else record.run
+        return [(record.place, run) for run in range(record.run, last + 1)]
+
+
+def _follows(other: Stored, record: Stored) -> bool:
+    """Whether `other` is what became of `record`: its letter, its next run, or the same run moved on."""
+    if other.role == "dead":
+        return other.run >= record.run
+    if other.appended < record.appended:
+        return False
+    if record.role == "delay":
+        return (other.run, other.holds) == (record.run, record.holds)
+    return (other.run, other.holds) > (record.run, record.holds)
+
+
+def _is_copy(record: Stored, other: Stored) -> bool:
+    """Whether an earlier record of the same partition is the same run of the same job."""
+    same = (other.place.topic, other.place.partition) == (record.place.topic, record.place.partition)
+    earlier = same and other.place.offset < record.place.offset
+    return earlier and record.role != "delay" and (other.run, other.holds) == (record.run, record.holds)
+
+
+def _first_covered(commits: Sequence[Committed], present: Sequence[int]) -> Iterator[tuple[int, float]]:
+    """For each offset that holds a record: when the first commit said that it is finished."""
+    known: set[int] = set()
+    at = 0
+    for commit in commits:
+        while at < len(present) and present[at] < commit.base:
+            if present[at] not in known:
+                yield present[at], commit.at
+            known.discard(present[at])
+            at += 1
+        for start, stop in commit.finished:
+            for offset in range(max(start, commit.base), stop):
+                if offset not in known:
+                    known.add(offset)
+                    yield offset, commit.at
