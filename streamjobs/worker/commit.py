@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 EVENTS_PATIENCE_S = 2.0
 #: A commit whose answer does not come is given up, so that the next can be tried (edge 36).
 COMMIT_PATIENCE_S = 30.0
+#: Without a successful commit for so long, a loop reads nothing more.
+UNCOMMITTED_S = 60.0
 #: An unchanged base is committed again, or the broker forgets it (PROTOCOLS §3).
 REFRESH_S = 3600.0
 #: A map of more characters than this is committed every 2 s at most.
@@ -90,6 +92,11 @@ class Committer:
         """Whether a tick may begin now."""
         return self._waiting is None and self._in_flight is None and self._now() - self._last >= self._tick_s
 
+    @property
+    def overdue(self) -> bool:
+        """Nothing could be committed for too long: what runs now may all run again, so nothing more is read (edge 22)."""
+        return self._now() - self.last_good > UNCOMMITTED_S
+
     def tick(self, events: Events) -> None:
         """Begins a tick: the events gathered since the last one, and the partitions as they are now."""
         now = self._last = self._now()
@@ -101,6 +108,8 @@ class Committer:
         if snapshot.offsets or snapshot.unacked:
             self._waiting = snapshot
             self.advance()
+        else:
+            self.last_good = now
 
     def _wants_commit(self, home: Partition, now: float) -> bool:
         if not home.fetching or home.epoch < 0:

@@ -69,13 +69,14 @@ class Execution:
         self._out_by_kind[kind] += 1
         return chunk
 
-    def take_results(self) -> int:
-        """Takes chunks that are over; with work waiting, waits up to 2 ms for one. Returns how many there were."""
+    def take_results(self, *, wait: bool = False) -> int:
+        """Takes chunks that are over; with work waiting (or `wait`) it waits up to 2 ms for one. Returns how many there were."""
         if not self.out:
             return 0
         taken = 0
         try:
-            chunk = self._results.get(timeout=RESULT_WAIT_S) if self._dispatcher.count() else self._results.get_nowait()
+            patient = wait or self._dispatcher.count()
+            chunk = self._results.get(timeout=RESULT_WAIT_S) if patient else self._results.get_nowait()
             while True:
                 self._over(chunk)
                 taken += 1

@@ -113,7 +113,7 @@ class Loop:
         self.name = name
         self.group = group
         self.topics = frozenset(topics)
-        self.turned_at = shared.clock.monotonic()
+        self.turned_at = self._progressed = shared.clock.monotonic()
         self.draining = False
         self.finished = 0
         self.tier = "main" if name == "main" else "retry"
@@ -191,6 +191,8 @@ class Loop:
         happened += self._fetch()
         if not self.draining:
             self.execution.hand_out(self._why_held())
+        if self.execution.out or not self._dispatcher.count():
+            self._progressed = self.turned_at
         self._tick()
         if self.turned_at - self._watched >= WATCH_S:
             self._watched = self.turned_at
@@ -212,6 +214,10 @@ class Loop:
         for home in self.poller.partitions.values():
             home.epoch = home.serving = -1
         return not abandoned
+
+    def stalled_for(self) -> float:
+        """For how long (s) jobs have been ready while none was out: a worker that polls and makes no progress is not healthy."""
+        return self._mono() - self._progressed
 
     @property
     def idle(self) -> bool:
@@ -346,7 +352,8 @@ class Loop:
 
     def _fetch(self) -> int:
         ready = self._dispatcher.count()
-        limit = 0 if self.draining else max(0, min(BATCH, self._shared.credit - ready))
+        closed = self.draining or self.committer.overdue
+        limit = 0 if closed else max(0, min(BATCH, self._shared.credit - ready))
         messages = self.poller.fetch(limit, self._fetch_wait(ready))
         if self.poller.faults:
             self._take_faults()
@@ -498,7 +505,7 @@ class Loop:
             home.serving = -1
         going = set(partitions)
         while self._mono() < deadline - min(2.0, budget / 2) and self._busy(going):
-            self.execution.take_results()
+            self.execution.take_results(wait=True)
             self.execution.harvest_all()
             self.settler.serve()
             self.arrivals.wake()

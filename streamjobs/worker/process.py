@@ -324,12 +324,16 @@ class Process:
         return [*(loop.metrics.snapshot() for loop in self.loops), self._published.snapshot()]
 
     def sick(self) -> dict[str, str]:
-        """What makes the process unhealthy: a loop that does not turn."""
+        """What makes the process unhealthy: a loop that does not turn, or turns and runs nothing of what is ready."""
         now = self.clock.monotonic()
         turning = [(loop.name, loop.turned_at) for loop in self.loops]
         if self.timer is not None:
             turning.append(("timer", self.timer.turned_at))
-        return {name: f"has not turned for {now - at:.0f} s" for name, at in turning if now - at > STUCK_LOOP_S}
+        found = {name: f"has not turned for {now - at:.0f} s" for name, at in turning if now - at > STUCK_LOOP_S}
+        for loop in self.loops:
+            if loop.stalled_for() > STUCK_LOOP_S:
+                found[loop.name] = f"has had jobs to run and run none for {loop.stalled_for():.0f} s"
+        return found
 
     def unready(self) -> dict[str, str]:
         """Why it does no work, or not all of it."""
@@ -341,6 +345,10 @@ class Process:
         for loop in self.loops:
             if not loop.poller.assigned_once:
                 found[loop.name] = "has not joined its group yet"
+            for tp, error in list(loop.committer.errors.items()):
+                found[f"{tp.topic}/{tp.partition}"] = f"can't be committed: {error}"
+            if loop.committer.overdue:
+                found[f"commits of {loop.name}"] = "none succeeded for a minute: nothing more is read"
             for topic, error in list(loop.settler.blocked.items()):
                 found[topic] = f"can't be written to: {error}"
             for home in list(loop.poller.partitions.values()):

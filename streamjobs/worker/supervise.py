@@ -20,8 +20,9 @@ logger = logging.getLogger(__name__)
 RESTART_ME = 75
 #: A process that dies young is started again after a growing pause.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-#: A process that has not reported for so long is stuck and is replaced.
+#: A process that has not reported, or has reported to be sick, for so long is replaced.
 SILENT_S = 45.0
+SICK_S = 15.0
 REPORT_S = 0.5
 
 Entry = Callable[[int, Connection], None]
@@ -53,6 +54,7 @@ class Slot:
     connection: Connection | None = None
     report: Report | None = None
     heard: float = 0.0
+    well: float = 0.0
     started: float = 0.0
     deaths: int = 0
     start_at: float = 0.0
@@ -149,7 +151,7 @@ class Supervisor:
         slot.connection = ours
         slot.report = None
         slot.told = False
-        slot.started = slot.heard = time.monotonic()
+        slot.started = slot.heard = slot.well = time.monotonic()
 
     def _listen(self) -> None:
         """Takes reports, and tells processes to stop, until something happens or half a second has passed."""
@@ -171,6 +173,8 @@ class Supervisor:
             slot.connection = None
             return
         slot.heard = time.monotonic()
+        if slot.report is not None and not slot.report.sick:
+            slot.well = slot.heard
         self._totals.report(slot.identity, slot.report.metrics if slot.report else None)
 
     def _tell_to_stop(self, slot: Slot) -> None:
@@ -200,10 +204,11 @@ class Supervisor:
         """A process that went silent, or does not end its drain, is killed: its jobs run elsewhere."""
         assert slot.process is not None
         late = self._stopping_since is not None and now - self._stopping_since > self._drain_s + 15.0
-        if now - slot.heard > SILENT_S or late:
-            logger.error("worker process %d (pid %s) does not answer: killed", slot.number, slot.process.pid)
+        if now - slot.heard > SILENT_S or now - slot.well > SICK_S + SILENT_S or late:
+            sick = dict(slot.report.sick) if slot.report else {}
+            logger.error("worker process %d (pid %s) is stuck %s: killed", slot.number, slot.process.pid, sick or "and silent")
             slot.process.kill()
-            slot.heard = now
+            slot.heard = slot.well = now
 
     def _ended(self, slot: Slot, code: int) -> None:
         slot.exit_code = code
