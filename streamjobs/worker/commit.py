@@ -85,7 +85,7 @@ class Committer:
         self._last = now()
         self._waiting: Snapshot | None = None
         self._in_flight: Snapshot | None = None
-        self.last_good = now()
+        self._failing_since: float | None = None  # when the first commit was asked for since the last good one
         self.errors: dict[TopicPartition, BrokerError] = {}
 
     def due(self) -> bool:
@@ -95,7 +95,7 @@ class Committer:
     @property
     def overdue(self) -> bool:
         """Nothing could be committed for too long: what runs now may all run again, so nothing more is read (edge 22)."""
-        return self._now() - self.last_good > UNCOMMITTED_S
+        return self._failing_since is not None and self._now() - self._failing_since > UNCOMMITTED_S
 
     def tick(self, events: Events) -> None:
         """Begins a tick: the events gathered since the last one, and the partitions as they are now."""
@@ -108,8 +108,6 @@ class Committer:
         if snapshot.offsets or snapshot.unacked:
             self._waiting = snapshot
             self.advance()
-        else:
-            self.last_good = now
 
     def _wants_commit(self, home: Partition, now: float) -> bool:
         if not home.fetching or home.epoch < 0:
@@ -159,8 +157,8 @@ class Committer:
     def _ask(self, snapshot: Snapshot) -> None:
         offsets = {tp: commit for tp, commit in snapshot.offsets.items() if self._current(snapshot, tp)}
         if not offsets:
-            self.last_good = self._now()
             return
+        self._failing_since = self._failing_since or self._now()
         self._in_flight = snapshot
         try:
             self._poller.consumer.commit_soon(offsets, lambda results: self._answered(snapshot, results))
@@ -183,7 +181,8 @@ class Committer:
                 continue
             home, _, version = snapshot.homes[tp]
             home.committed_version = version
-            home.committed_at = self.last_good = self._now()
+            home.committed_at = self._now()
+            self._failing_since = None
             self.errors.pop(tp, None)
             self._committed(home)
 

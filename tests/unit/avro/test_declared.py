@@ -12,7 +12,7 @@ from uuid import UUID
 
 import pytest
 from pydantic import BaseModel
-from test_codec import NOON, handler, trip
+from tests.unit.avro.test_codec import NOON, handler, trip
 
 from streamjobs.avro.codec import Payload
 from streamjobs.avro.store import SchemaStore

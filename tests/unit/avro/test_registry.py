@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from test_codec import handler
+from tests.unit.avro.test_codec import handler
 
 from streamjobs.avro.codec import Payload
 from streamjobs.avro.registry import ConfluentRegistry

@@ -15,7 +15,7 @@ from fastavro import schemaless_reader, schemaless_writer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
-from test_codec import handler
+from tests.unit.avro.test_codec import handler
 
 from streamjobs.avro.codec import Payload
 from streamjobs.avro.compatibility import findings
