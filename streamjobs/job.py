@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, ParamSpec, TypeVar
 
 from streamjobs.core import record as wire
 from streamjobs.core.dispatch import Entry, Partition
@@ -308,8 +308,7 @@ class _LocalMessage:
         return (0, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(NamedTuple):
     """Where a published job lies. The broker has acknowledged it: it is not lost, whatever crashes."""
 
     topic: str
@@ -467,7 +466,7 @@ class JobType(Generic[P, R]):
 
     def publish_arguments(self, arguments: Mapping[str, Any], **options: Any) -> Receipt:
         """As `options(**options).publish(**arguments)`, for callers that have the arguments as data."""
-        return self.publisher.publish(self, self.payload.bind((), arguments), make_options(**options))
+        return self.publisher.publish(self, self.payload.validate(arguments), make_options(**options))
 
     def options(
         self,

@@ -81,7 +81,7 @@ class Payload:
         if isinstance(row, dict) and self.model is None:
             return self.bind((), row)
         if isinstance(row, Mapping):
-            return self.validate(row)
+            return self.bind((), row)
         if isinstance(row, (tuple, list)):
             return self.bind(tuple(row), {})
         if isinstance(row, BaseModel):

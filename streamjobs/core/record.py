@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from streamjobs.errors import HeaderError
 
@@ -28,8 +29,7 @@ MAX_STACK = 8192
 MAX_COUNT = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A record to be sent. `partition` -1: chosen by the key's hash (murmur2), or spread when there is no key."""
 
     topic: str

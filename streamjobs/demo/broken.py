@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +33,7 @@ class LosingProducer:
     def send(self, record: Record, ack: Ack | None = None) -> None:
         role = self._names.role(record.topic)
         lost = role is not None and role.kind == "delay" and self._is_first()
-        self._producer.send(replace(record, topic=NOWHERE, partition=-1) if lost else record, ack)
+        self._producer.send(record._replace(topic=NOWHERE, partition=-1) if lost else record, ack)
 
     def _is_first(self) -> bool:
         try:

@@ -38,7 +38,7 @@ class KafkaProducer:
                 record.key,
                 record.partition,
                 None if ack is None else _delivery(ack),
-                headers=list(record.headers),
+                headers=record.headers if isinstance(record.headers, list) else list(record.headers),
             )
         except BufferError:
             raise BrokerError(
