@@ -23,7 +23,7 @@ retry = Retry(attempts=3, backoff=Backoff.exponential("1s", max="1m"))
 def make_thumbnail(job: Job, image_id: int, width: int = 320) -> None:
     """Runs in a thread. An image that nothing can open is tried three times, then it is a dead letter (`exhausted`)."""
     with ledger.noted(job):
-        time.sleep(0.012)
+        time.sleep(0.02)
         if outside.flaky(image_id, job.attempt):
             raise ConnectionError("the image store closed the connection")
         if outside.broken(image_id):
@@ -34,7 +34,7 @@ def make_thumbnail(job: Job, image_id: int, width: int = 320) -> None:
 async def call_webhook(job: Job, delivery_id: int, url: str) -> None:
     """Runs on the event loop. An endpoint that is gone is not tried again (`discard_on`): a dead letter at once."""
     with ledger.noted(job):
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.04)
         if outside.flaky(delivery_id, job.attempt):
             raise TimeoutError(f"{url} did not answer")
         if outside.broken(delivery_id):
@@ -45,7 +45,7 @@ async def call_webhook(job: Job, delivery_id: int, url: str) -> None:
 def charge_card(job: Job, payment_id: int, customer_id: str, cents: int) -> None:
     """The charges of one customer start in order. A refused card is for people to look at: `Reject`, a dead letter."""
     with ledger.noted(job):
-        time.sleep(0.006)
+        time.sleep(0.01)
         if outside.flaky(payment_id, job.attempt):
             raise ConnectionError("the bank closed the connection")
         if outside.broken(payment_id):

@@ -18,7 +18,7 @@ from streamjobs.demo.ledger import Entry
 from streamjobs.telemetry.events import KINDS, Event
 
 #: Steps of the charts.
-POINTS = 40
+POINTS = 24
 
 Times = Mapping[str, float | None]
 
@@ -57,10 +57,14 @@ class QueueRow:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
+    """`standing`: dead letters that are left. `peak_delayed`: the most that waited in the delay ladder at once."""
+
     jobs: Sequence[TypeRow]
     errors: Sequence[ErrorRow]
     queues: Sequence[QueueRow]
     peak_delayed: int
+    standing: int
+    runs_by_process: Mapping[int, int]
     verdict: Verdict
     took_s: float
 
@@ -71,6 +75,8 @@ class Summary:
             "errors": [asdict(row) for row in self.errors],
             "queues": [{"queue": row.queue, "peak": row.peak, **row.series._asdict()} for row in self.queues],
             "peak_delayed": self.peak_delayed,
+            "standing": self.standing,
+            "runs_by_process": dict(self.runs_by_process),
             "took_s": round(self.took_s, 1),
             "lost": dict(self.verdict.lost),
             "unexplained": dict(self.verdict.unexplained),
@@ -101,6 +107,11 @@ def type_rows(
         )
         for name in names
     ]
+
+
+def runs_by_process(ledger: Iterable[Entry]) -> dict[int, int]:
+    """How many runs each worker process started, by pid."""
+    return dict(Counter(entry.pid for entry in ledger if entry.what == "started"))
 
 
 def error_rows(ledger: Iterable[Entry], dead: Iterable[Letter]) -> list[ErrorRow]:
@@ -137,7 +148,7 @@ def _times(values: list[float]) -> Times:
 
 
 def percentile(values: Sequence[float], share: int) -> float | None:
-    """The smallest value that `share` percent do not exceed (nearest rank); None: there are no values."""
+    """The smallest value that `share` percent do not exceed (nearest rank), to the microsecond; None: there are no values."""
     if not values:
         return None
-    return sorted(values)[math.ceil(share / 100 * len(values)) - 1]
+    return round(sorted(values)[math.ceil(share / 100 * len(values)) - 1], 6)

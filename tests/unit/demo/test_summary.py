@@ -10,7 +10,15 @@ from streamjobs.backlog import Backlog, QueueLag
 from streamjobs.core.lag import Position
 from streamjobs.demo.judge import Letter, Verdict
 from streamjobs.demo.ledger import Entry
-from streamjobs.demo.summary import ErrorRow, Summary, error_rows, percentile, queue_rows, type_rows
+from streamjobs.demo.summary import (
+    ErrorRow,
+    Summary,
+    error_rows,
+    percentile,
+    queue_rows,
+    runs_by_process,
+    type_rows,
+)
 from streamjobs.telemetry.events import Event
 
 LEDGER = [
@@ -101,6 +109,8 @@ def test_as_data_it_is_json() -> None:
         error_rows(LEDGER, DEAD),
         queue_rows([look(0, (0, 1), (0, 0)), look(1, (0, 3), (0, 0))]),
         3,
+        1,
+        runs_by_process(LEDGER),
         Verdict({"c": "it never ran"}, {}),
         12.34,
     )
@@ -110,4 +120,5 @@ def test_as_data_it_is_json() -> None:
     assert data["jobs"][0]["published"] == 2
     assert data["errors"][0] == {"error_type": "ValueError", "job_type": "mail", "count": 2}
     assert data["queues"][0]["pending"] == [3]
+    assert (data["standing"], data["runs_by_process"]) == (1, {"1": 5})
     assert (data["verdict"], data["lost"], data["took_s"]) == ("lost 1, unexplained 0", {"c": "it never ran"}, 12.3)
