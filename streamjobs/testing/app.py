@@ -8,7 +8,7 @@ import threading
 from collections.abc import Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Self
 
-from streamjobs.core.record import Meta
+from streamjobs.core.record import Meta, Record
 from streamjobs.testing.broker import MemoryBroker
 from streamjobs.testing.clock import ManualClock
 from streamjobs.worker.executors import Chunk, Executor, Gate
@@ -94,9 +94,13 @@ class Testing:
     def __enter__(self) -> Self:
         self._before = self.app.lend(self.broker, self.clock)
         self.app.load()
+        self._start()
+        return self
+
+    def _start(self) -> None:
         self._process = self.app.process(clock=self.clock, executors=self._executors, errors=self.errors)
         self._process.start_by_hand()
-        return self
+        self.clock.advance(self.app.settings.worker.session_timeout + 1)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._process is not None:
@@ -144,6 +148,23 @@ class Testing:
         process = self.process
         found = [part.next_due() for part in (*process.loops, process.timer) if part is not None]
         return min((due for due in found if due is not None), default=None)
+
+    def restart(self) -> None:
+        """The worker process dies without a word, and another one takes its place after the session timeout."""
+        for consumer in self._process_consumers():
+            self.broker.kill(consumer)
+        self._start()
+
+    def _process_consumers(self) -> list[Any]:
+        process = self.process
+        pollers = [loop.poller for loop in process.loops] + ([process.timer.poller] if process.timer else [])
+        return [poller.consumer for poller in pollers]
+
+    def produce(self, record: Record) -> None:
+        """Appends a record as any Kafka producer would."""
+        from streamjobs import tables
+
+        tables.write_once(self.broker, [record])
 
     def advance(self, seconds: float) -> None:
         """Moves the clock; the next `run` sees what is due by then."""

@@ -6,6 +6,7 @@ A turn takes results, settles, wakes what is due, fetches, hands out and commits
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -222,12 +223,15 @@ class Loop:
     @property
     def idle(self) -> bool:
         """Nothing runs, waits to run, or is being settled."""
-        waiting = self._dispatcher.count() or self.settler.open or self.arrivals.learning
+        waiting = self._dispatcher.count() or self.settler.unacknowledged or self.arrivals.learning
         return not (self.execution.out or waiting)
 
     def next_due(self) -> float | None:
-        """When the next job that waits in memory is due, epoch seconds."""
-        return self.arrivals.next_due()
+        """When the next job that waits in memory is due, or the next settlement is tried again; epoch seconds."""
+        due, tried = self.arrivals.next_due(), self.settler.next_try()
+        if tried is None:
+            return due
+        return min(self._now() + tried, due or math.inf)
 
     # Results ----------------------------------------------------------------------------------------------------------
 

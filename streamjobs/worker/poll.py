@@ -261,9 +261,11 @@ class Poller:
 
     # Committing --------------------------------------------------------------------------------------------------------
 
-    def snapshot(self, home: Partition, *, clean: bool = False) -> tuple[TopicPartition, Commit, int]:
-        """Base and map of one instant, as they are committed, and the tracker's version at that instant (edges 13, 14)."""
-        tracker = home.tracker
+    def snapshot(self, home: Partition, *, clean: bool = False, also: Collection[int] = ()) -> tuple[TopicPartition, Commit, int]:
+        """Base and map of one instant, as they are committed, and the tracker's version at that instant (edges 13, 14).
+
+        `also`: offsets that are to be finished by this very commit."""
+        tracker = home.tracker.after(also) if also else home.tracker
         version = tracker.version
         base, finished = tracker.snapshot()
         beginning = home.beginning
@@ -272,7 +274,7 @@ class Poller:
             finished,
             takeovers=beginning.takeovers_at(base),
             clean=clean,
-            parked=tuple(home.parked.values()),
+            parked=tuple(head for head in home.parked.values() if head.offset not in also),
             sought=beginning.sought,
         )
         return TopicPartition(home.topic, home.number), Commit(base, encode(base, mark)), version

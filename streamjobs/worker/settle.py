@@ -10,7 +10,7 @@ import itertools
 import logging
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from streamjobs.broker import Admin, Message, Producer, TopicPartition
@@ -187,10 +187,10 @@ class Open:
     """A settlement under way: a record that must be acknowledged before an offset may be finished.
 
     `too_large`: the record to send instead of one that its topic refuses for its size (else it is slimmed). `retreat`: the record
-    to send instead of one that keeps failing since an instant, or None to try again.
+    to send instead of one that keeps failing since an instant, or None to try again. `job`: whose outcome a transaction tells of.
     """
 
-    __slots__ = ("epoch", "failing_since", "home", "offset", "record", "retreat", "then", "too_large", "tries")
+    __slots__ = ("epoch", "failing_since", "home", "job", "offset", "record", "retreat", "then", "too_large", "tries")
 
     def __init__(
         self,
@@ -209,6 +209,12 @@ class Open:
         self.too_large = too_large
         self.retreat: Callable[[float, BrokerError], Record | None] | None = None
         self.failing_since = 0.0
+        self.job: Job | None = None
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """All that is to be sent, together or not at all."""
+        return (self.record,)
 
     @property
     def tp(self) -> TopicPartition:
@@ -240,6 +246,10 @@ class Settler:
     def unacknowledged(self) -> bool:
         """Whether an acknowledgement is to be expected."""
         return bool(self._unacked)
+
+    def next_try(self) -> float | None:
+        """Seconds until a settlement that failed is tried again; None: none waits for that."""
+        return max(0.0, self._later[0][0] - self._now()) if self._later else None
 
     def settle(self, item: Open) -> None:
         """Begins a settlement; `item.then` runs once it is acknowledged and its partition is still ours."""

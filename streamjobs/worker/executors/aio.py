@@ -110,7 +110,6 @@ class Aio:
             if timeout_s is None:
                 await job.job_type.run(job)
             else:
-                job.deadline_at = job.started_at + timeout_s
                 async with asyncio.timeout(timeout_s) as scope:
                     await job.job_type.run(job)
         except asyncio.CancelledError as error:

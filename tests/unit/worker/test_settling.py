@@ -1,0 +1,192 @@
+"""Settling: a retry or a letter is stored before its source offset is finished, whatever goes wrong (PROTOCOLS §5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from streamjobs import App, Backoff, BrokerError, Job, Retry
+from streamjobs.broker import TopicPartition
+from streamjobs.core.record import Meta, Record
+from streamjobs.testing.app import Testing
+
+OnMemory = Callable[[App], Testing]
+
+
+def failing_app(**options: Any) -> tuple[App, list[int]]:
+    app = App("shop", partitions=1)
+    attempts: list[int] = []
+
+    @app.job(name="fails", queue="mails", retry=Retry(attempts=2, backoff=Backoff.fixed("1s")), **options)
+    def fails(job: Job, n: int) -> None:
+        attempts.append(job.attempt)
+        raise ValueError(n)
+
+    return app, attempts
+
+
+def committed(t: Testing, app: App, topic: str) -> int:
+    commit = t.broker.admin().committed(app.group, [TopicPartition(topic, 0)]).get(TopicPartition(topic, 0))
+    return commit.offset if commit else 0
+
+
+def settle_and_tick(t: Testing, times: int = 3, step: float = 0.6) -> None:
+    for _ in range(times):
+        t.run(raise_errors=False, through_delays=False)
+        t.advance(step)
+    t.run(raise_errors=False, through_delays=False)
+
+
+def test_a_retry_that_can_not_be_written_pins_its_offset(on_memory: OnMemory) -> None:  # edge 37
+    """The retry topic is unreachable: the job keeps its place, nothing is committed past it, and when the topic is back the
+    retry is written once."""
+    app, attempts = failing_app()
+    t = on_memory(app)
+    fault = t.broker.fail("send", topic=app.names.retry("mails", app.group), error="TOPIC_AUTHORIZATION_FAILED", times=None)
+    app.job_types["fails"].publish(n=1)
+    settle_and_tick(t, 5)
+    assert attempts == [1]
+    assert committed(t, app, app.names.main("mails")) == 0
+    assert "can't be written to" in " ".join(t.process.unready().values())
+
+    fault.lift()
+    settle_and_tick(t, 20, step=5.0)
+    assert attempts == [1, 2]
+    assert committed(t, app, app.names.main("mails")) == 1
+    assert len(t.dead_letters("mails")) == 1
+
+
+def test_a_letter_that_can_not_be_written_pins_its_offset(on_memory: OnMemory) -> None:  # edge 39
+    app, attempts = failing_app(discard_on=ValueError)
+    t = on_memory(app)
+    fault = t.broker.fail("send", topic=app.names.dead("mails", app.group), error="UNKNOWN_TOPIC_OR_PART", times=None)
+    app.job_types["fails"].publish(n=1)
+    settle_and_tick(t, 5)
+    assert committed(t, app, app.names.main("mails")) == 0
+
+    fault.lift()
+    settle_and_tick(t, 20, step=5.0)
+    assert [letter.reason for letter in t.dead_letters("mails")] == ["discarded"]
+    assert committed(t, app, app.names.main("mails")) == 1
+    assert attempts == [1]
+
+
+def test_a_letter_counts_as_done(on_memory: OnMemory) -> None:  # edge 40
+    """A new owner does not bury a buried job again."""
+    app, attempts = failing_app(discard_on=ValueError)
+    t = on_memory(app)
+    app.job_types["fails"].publish(n=1)
+    settle_and_tick(t)
+
+    t.restart()
+    settle_and_tick(t)
+    assert attempts == [1]
+    assert len(t.broker.records(app.names.dead("mails", app.group))) == 1
+
+
+def test_the_count_of_attempts_survives_its_worker(on_memory: OnMemory) -> None:  # edge 42
+    """It travels in the record's headers: another process sees attempt 2, and the letter comes after two runs, not after four."""
+    app, attempts = failing_app()
+    t = on_memory(app)
+    app.job_types["fails"].publish(n=1)
+    settle_and_tick(t, 1)
+    t.restart()
+    t.run(raise_errors=False)
+    assert attempts == [1, 2]
+    (letter,) = t.dead_letters("mails")
+    assert (letter.attempt, letter.run, letter.reason) == (2, 2, "exhausted")
+
+
+def test_a_partition_that_left_while_its_job_failed_writes_nothing(on_memory: OnMemory) -> None:  # edge 41
+    """
+    The job runs; its partition is lost; the job fails. The next owner runs it again and settles it: if the old one wrote its
+    retry, too, there would be two second runs.
+    """
+    app = App("shop", partitions=1)
+    t: Testing
+
+    @app.job(queue="mails", retry=Retry(attempts=5, backoff=Backoff.fixed("1s")))
+    def fails(job: Job) -> None:
+        loop = t.process.loops[0]
+        loop.poller.lost([TopicPartition(*tp) for tp in loop.poller.partitions])
+        assert job.cancelled
+        raise ValueError
+
+    t = on_memory(app)
+    fails.publish()
+    settle_and_tick(t, 2)
+
+    assert t.broker.records(app.names.retry("mails", app.group)) == []
+    assert committed(t, app, app.names.main("mails")) == 0
+
+
+def test_headers_do_not_grow_with_the_attempts(on_memory: OnMemory) -> None:  # edge 43
+    """Each retry replaces headers and adds none; free text is cut: a message of 100 kB and a deep trace fit."""
+    app = App("shop", partitions=1)
+
+    @app.job(queue="mails", retry=Retry(attempts=8, backoff=Backoff.fixed("1s")))
+    def fails(n: int) -> None:
+        raise ValueError("x" * 100_000)
+
+    t = on_memory(app)
+    fails.publish(n=1)
+    t.run(raise_errors=False)
+
+    sizes = [sum(len(n) + len(v) for n, v in m.headers()) for m in t.broker.records(app.names.retry("mails", app.group))]
+    assert len(sizes) == 7
+    assert max(sizes) - min(sizes) < 20
+    (letter,) = t.dead_letters("mails")
+    assert len(letter.error_message.encode()) <= 1024
+    assert len(letter.error_stack.encode()) <= 8192
+
+
+def test_a_letter_that_is_too_large_gives_up_headers_never_its_value(on_memory: OnMemory) -> None:  # edge 43
+    """A foreign record of the size that the dead-letter topic takes, plus headers: the letter keeps value, type, id, origin."""
+    app, _ = failing_app(discard_on=ValueError)
+    t = on_memory(app)
+    t.broker.admin().alter_topic_config(app.names.dead("mails", app.group), {"max.message.bytes": "3000"})
+    payload = app.job_types["fails"].payload
+    value = payload.encode(payload.bind((), {"n": 1}))
+    headers = [("ce_type", b"fails"), ("x-own", b"y" * 6000)]
+    t.produce(Record(app.names.main("mails"), value, headers=headers))
+    settle_and_tick(t, 5)
+
+    (record,) = t.broker.records(app.names.dead("mails", app.group))
+    meta = Meta.parse(record.headers())
+    assert record.value() == value
+    assert (meta.job_type, meta.reason) == ("fails", "too_large")
+    assert meta.origin.startswith("jobs.mails@")
+
+
+def test_a_full_queue_of_the_client_is_waited_for(on_memory: OnMemory) -> None:  # edge 68
+    app, attempts = failing_app()
+    t = on_memory(app)
+    t.broker.fail("send", topic=app.names.retry("mails", app.group), error="_QUEUE_FULL", times=3)
+    app.job_types["fails"].publish(n=1)
+    t.advance(0.1)
+    settle_and_tick(t, 10, step=2.0)
+    assert attempts == [1, 2]
+    assert "can't be written" not in " ".join(t.process.unready().values())
+
+
+def test_groups_retry_for_themselves(on_memory: OnMemory) -> None:  # edge 60
+    """A retry goes to the failing group's own topic: other groups of the queue do not run it again."""
+    app, _ = failing_app()
+    t = on_memory(app)
+    app.job_types["fails"].publish(n=1)
+    settle_and_tick(t, 1)
+    assert len(t.broker.records(app.names.main("mails"))) == 1
+    (record,) = t.broker.records(app.names.retry("mails", app.group))
+    assert Meta.parse(record.headers()).run == 2
+
+
+def test_publishing_says_why_it_failed(on_memory: OnMemory) -> None:
+    app, _ = failing_app()
+    t = on_memory(app)
+    app.job_types["fails"].publish(n=0)
+    t.broker.fail("send", topic=app.names.main("mails"), error="NOT_ENOUGH_REPLICAS")
+    with pytest.raises(Exception, match="NOT_ENOUGH_REPLICAS") as refused:
+        app.job_types["fails"].publish(n=1)
+    assert isinstance(refused.value.__cause__, BrokerError)
