@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Protocol
 
 from streamjobs import App, provision, tables
@@ -78,19 +77,22 @@ class Watch(Protocol):
 
 def run(watch: Watch, *, lose: bool = False) -> Summary:
     """The whole run. `lose`: a broken layer loses one job. Raises StreamjobsError if it can't come to an end."""
-    with interruptible(), ExitStack() as stack:
+    with interruptible() as check, ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streamjobs-demo-")))
         stack.enter_context(environment(directory))
-        return Run(watch, directory, stack, lose=lose).play()
+        return Run(watch, directory, stack, check, lose=lose).play()
 
 
 class Run:
     """One run; `play` tells the story in order. What must be undone is left with the stack."""
 
-    def __init__(self, watch: Watch, directory: Path, stack: ExitStack, *, lose: bool) -> None:
+    def __init__(
+        self, watch: Watch, directory: Path, stack: ExitStack, check: Callable[[], None], *, lose: bool
+    ) -> None:
         self._watch = watch
         self._directory = directory
         self._stack = stack
+        self._check = check
         self._lose = lose
         self._began = time.monotonic()
         self._app = sample.app
@@ -181,9 +183,11 @@ class Run:
         self._until(lambda: self._sampler.idle_since(since), SETTLED_S, "all jobs settled")
 
     def _until(self, fact: Callable[[], bool], timeout: float, what: str) -> None:
-        """Waits on a fact and shows how things go meanwhile. Raises StreamjobsError."""
+        """Waits on a fact and shows how things go meanwhile. Raises StreamjobsError, or KeyboardInterrupt."""
         deadline = time.monotonic() + timeout
+        self._check()
         while not fact():
+            self._check()
             if not self._worker.alive:
                 raise StreamjobsError(f"the worker ended before its time; its log says: {self._worker.last_words}")
             if time.monotonic() > deadline:
@@ -371,17 +375,21 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM and a closed terminal interrupt as Ctrl-C does; once interrupted, nothing interrupts the cleaning up."""
-    before = {number: signal.signal(number, _interrupt) for number in _SIGNALS}
+def interruptible() -> Iterator[Callable[[], None]]:
+    """SIGTERM and a closed terminal interrupt as Ctrl-C does. Yields what raises KeyboardInterrupt once one of them came.
+
+    It is raised where it is asked for and nowhere else: inside the Kafka client it would come out as a SystemError, and in the
+    middle of cleaning up it would leave something behind.
+    """
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda found, _: came.append(found)) for number in _SIGNALS}
+
+    def check() -> None:
+        if came:
+            raise KeyboardInterrupt
+
     try:
-        yield
+        yield check
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _interrupt(_: int, __: FrameType | None) -> None:
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt

@@ -7,12 +7,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from streamjobs.demo import app as sample
-from streamjobs.demo.run import Sampler, Worker, environment, interruptible
+from streamjobs.demo.run import Run, Sampler, State, Worker, environment, interruptible
+from streamjobs.errors import StreamjobsError
 from streamjobs.settings import load
 from streamjobs.testing.app import Testing
 
@@ -42,15 +44,16 @@ def test_nobodys_settings_get_in_and_its_own_are_gone_afterwards(
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_interrupts_and_nothing_interrupts_the_cleaning_up(number: signal.Signals) -> None:
+def test_a_signal_interrupts_where_it_is_asked_for_and_nowhere_else(number: signal.Signals) -> None:
     before = [signal.getsignal(one) for one in SIGNALS]
 
-    with pytest.raises(KeyboardInterrupt), interruptible():
-        try:
-            signal.raise_signal(number)
-        finally:
-            for another in SIGNALS:
-                signal.raise_signal(another)
+    with interruptible() as check:
+        check()
+        signal.raise_signal(number)
+        with pytest.raises(KeyboardInterrupt):
+            check()
+        for another in SIGNALS:
+            signal.raise_signal(another)
 
     assert [signal.getsignal(one) for one in SIGNALS] == before
 
@@ -93,22 +96,41 @@ def test_a_worker_that_ended_has_last_words(tmp_path: Path) -> None:
     worker.end()
 
 
-def test_what_waits_for_a_worker_that_died_ends_with_its_last_words(tmp_path: Path) -> None:
-    """A demo whose worker can't start says why, at once."""
-    from contextlib import ExitStack
+@pytest.fixture
+def idle_run(tmp_path: Path) -> Run:
+    """A run whose worker ends at once, and has said so."""
+    run = Run(Nobody(), tmp_path, ExitStack(), lambda: None, lose=False)
+    run._worker = Worker([sys.executable, "-c", "print('error: no such app')"], tmp_path / "log")
+    return run
 
-    from streamjobs.demo.run import Run, State
-    from streamjobs.errors import StreamjobsError
 
-    class Nobody:
-        def say(self, text: str) -> None: ...
-        def show(self, state: State) -> None: ...
+def test_what_waits_for_a_worker_that_died_ends_with_its_last_words(idle_run: Run) -> None:
+    with pytest.raises(StreamjobsError, match="ended before its time; its log says: error: no such app"):
+        idle_run._until(lambda: False, 20, "anything")
 
-    with ExitStack() as stack:
-        run = Run(Nobody(), tmp_path, stack, lose=False)
-        run._worker = Worker([sys.executable, "-c", "print('error: no such app')"], tmp_path / "log")
-        with pytest.raises(StreamjobsError, match="ended before its time; its log says: error: no such app"):
-            run._until(lambda: False, 20, "anything")
+
+def test_what_waits_too_long_says_for_what(idle_run: Run) -> None:
+    idle_run._worker = Worker([sys.executable, "-c", "import time; time.sleep(60)"], idle_run._directory / "another")
+    try:
+        with pytest.raises(StreamjobsError, match="not within 0.01 s: all jobs settled; the worker's log says: nothing"):
+            idle_run._until(lambda: False, 0.01, "all jobs settled")
+    finally:
+        idle_run._worker.end()
+
+
+def test_what_waits_can_be_interrupted(idle_run: Run) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    idle_run._check = interrupted
+
+    with pytest.raises(KeyboardInterrupt):
+        idle_run._until(lambda: True, 20, "what is so already")
+
+
+class Nobody:
+    def say(self, text: str) -> None: ...
+    def show(self, state: State) -> None: ...
 
 
 def test_all_is_settled_when_nothing_is_pending_in_a_queue_its_retries_or_the_ladder(world: Testing) -> None:
