@@ -3,71 +3,34 @@
 from __future__ import annotations
 
 import heapq
+import json
 import re
+import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from streamjobs.cli import completion, render
+from streamjobs.cli import letters as shown
 from streamjobs.cli.command import Exit, Group, approved, as_seconds, counted, pass_session, plan_options
-from streamjobs.cli.render import Column
 from streamjobs.cli.session import Session
 from streamjobs.core import duration
-from streamjobs.core.letters import Kept
 from streamjobs.errors import UsageError
+from streamjobs.telemetry.log import MASK
 
 if TYPE_CHECKING:
     from streamjobs.core.letters import Letter
-    from streamjobs.dead_letters import DeadLetters, Done, Plan
+    from streamjobs.dead_letters import DeadLetters, Plan
     from streamjobs.dead_letters.orders import Order
 
 #: Letters that a table shows unless told otherwise, and those that are printed together when all are.
 _SHOWN, _PAGE = 50, 1_000
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 80 else line[:79] + "…"
-
-
-_LIST = (
-    Column("id", "LETTER"),
-    Column("job_id", "JOB"),
-    Column("type", "TYPE"),
-    Column("key", "KEY"),
-    Column("reason", "REASON"),
-    Column("error", "ERROR"),
-    Column("message", "MESSAGE", _short),
-    Column("attempt", "ATTEMPT", right=True),
-    Column("age_s", "AGE", render.duration, right=True),
-    Column("state", "STATE"),
-)
-_MORE = (
-    Column("tags", "TAGS", ", ".join),
-    Column("run", "RUN", right=True),
-    Column("replays", "REPLAYS", right=True),
-    Column("died", "DIED", render.instant),
-    Column("published", "PUBLISHED"),
-    Column("first_attempt", "FIRST ATTEMPT", render.instant),
-    Column("origin", "ORIGIN"),
-    Column("partition", "PARTITION", right=True),
-    Column("offset", "OFFSET", right=True),
-    Column("size_bytes", "SIZE", render.size, right=True),
-    Column("fingerprint", "FINGERPRINT"),
-    Column("problem", "PROBLEM"),
-)
-_PLAN = (
-    Column("error", "ERROR"),
-    Column("type", "TYPE"),
-    Column("count", "LETTERS", render.count, right=True),
-    Column("first", "FIRST", render.instant),
-    Column("last", "LAST", render.instant),
-)
 
 
 def select_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -121,11 +84,11 @@ def list_(session: Session, /, queue: str, where: tuple[str, ...], ids: tuple[st
         limit = 0 if session.output == "json" else _SHOWN
     now = session.app.clock.now()
     if not limit:
-        _list_all((_row(letters, letter, now) for letter in letters), session)
+        _list_all((shown.row(letters, letter, now) for letter in letters), session)
         return
     newest = _Newest(limit)
     newest.take(letters)
-    session.show([_row(letters, letter, now) for letter in newest.found], _LIST if session.output == "table" else _LIST + _MORE)
+    session.show([shown.row(letters, letter, now) for letter in newest.found], shown.LIST if session.output == "table" else shown.LIST + shown.MORE)
     if newest.seen > limit:
         session.say(f"the newest {limit:,} of {newest.seen:,}; --limit 0 shows all")
 
@@ -155,45 +118,13 @@ def _list_all(rows: Iterator[dict[str, Any]], session: Session) -> None:
     """As they come: a million letters take no memory here."""
     if session.output == "table":
         while page := list(islice(rows, _PAGE)):
-            session.show(page, _LIST)
+            session.show(page, shown.LIST)
         return
     between = "[\n"
     for row in rows:
         click.echo(between + render.as_json(row, indent=None), nl=False)
         between = ",\n"
     click.echo("[]" if between == "[\n" else "\n]")
-
-
-def _row(letters: DeadLetters, letter: Letter, now: float) -> dict[str, Any]:
-    meta = letter.meta
-    return {
-        "id": letter.id,
-        "job_id": meta.job_id or None,
-        "type": meta.job_type or None,
-        "key": letter.key,
-        "reason": meta.reason or None,
-        "error": meta.error_type or None,
-        "message": letters.masking.text(meta.error_message) or None,
-        "attempt": meta.attempt,
-        "age_s": round(now - letter.died, 3),
-        "state": _state(letter),
-        "tags": list(letter.tags),
-        "run": meta.run,
-        "replays": meta.replays,
-        "died": letter.died,
-        "published": meta.published or None,
-        "first_attempt": meta.first_attempt or None,
-        "origin": letter.origin,
-        "partition": letter.partition,
-        "offset": letter.offset,
-        "size_bytes": letter.size,
-        "fingerprint": letter.fingerprint[:12],
-        "problem": letter.problem or None,
-    }
-
-
-def _state(letter: Letter) -> str | None:
-    return "parked" if letter.meta.parked else None
 
 
 @dlt.command(
@@ -213,31 +144,12 @@ def stats(session: Session, /, queue: str, where: tuple[str, ...], ids: tuple[st
     """
     fields = [field.strip() for field in by.split(",") if field.strip()]
     found = _letters(session, queue, where, ids, group).stats(fields)
-    session.show([_group(fields, each) for each in found.groups], [*map(_by_column, fields), *_STATS])
+    session.show([shown.group_row(fields, each) for each in found.groups], shown.stats_columns(fields))
     if found.count:
         parked = f", {found.parked:,} parked" if found.parked else ""
         session.say(f"{counted(found.count, 'letter')} ({render.size(found.size)}){parked}, from {render.instant(found.first)} on")
     else:
         session.say("no letters")
-
-
-_STATS = (
-    Column("count", "LETTERS", render.count, right=True),
-    Column("first", "FIRST SEEN", render.instant),
-    Column("last", "LAST SEEN", render.instant),
-    Column("kinds", "KINDS", render.count, right=True),
-    Column("message", "MESSAGE", _short),
-    Column("sample", "SAMPLE"),
-)
-
-
-def _by_column(field: str) -> Column:
-    return Column(field, field.upper())
-
-
-def _group(fields: list[str], group: Any) -> dict[str, Any]:
-    facts = {"count": group.count, "first": group.first, "last": group.last, "kinds": len(group.fingerprints)}
-    return {**dict(zip(fields, group.by, strict=True)), **facts, "message": group.message, "sample": group.sample}
 
 
 @dlt.command(
@@ -260,55 +172,12 @@ def show(session: Session, /, queue: str, id: str, group: str) -> None:
     found = letters.get(id)
     if not found:
         raise UsageError(f"no letter or job {id!r} is on {letters.table.topic}: it was replayed or discarded, or never there")
-    rows = [_full(letters, letter, session.app.clock.now()) for letter in found]
+    rows = [shown.full_row(letters, letter, session.app.clock.now()) for letter in found]
     if session.output == "json":
         click.echo(render.as_json(rows))
         return
     for row in rows:
-        _show(row)
-
-
-def _full(letters: DeadLetters, letter: Letter, now: float) -> dict[str, Any]:
-    shown = letters.shown(letter)
-    return {
-        **_row(letters, letter, now),
-        "payload": shown.json,
-        "payload_problem": shown.problem or None,
-        "payload_hex": shown.hex or None,
-        "stack": letters.masking.text(letter.meta.error_stack) or None,
-        "headers": {name: letters.masking.field(name, _text(value)) for name, value in letter.headers if not _ours(name)},
-    }
-
-
-def _ours(name: str) -> bool:
-    return name.startswith(("sj_", "ce_"))
-
-
-def _text(raw: bytes) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return f"0x{raw.hex()}"
-
-
-def _show(row: Mapping[str, Any]) -> None:
-    facts = [column for column in _LIST + _MORE if row.get(column.key) not in (None, [], "")]
-    render.show_one(row, facts, "table")
-    _section("PAYLOAD", None if row["payload_problem"] else render.as_json(row["payload"]))
-    _section(f"PAYLOAD, in hexadecimal: {row['payload_problem']}", row["payload_hex"] and _hexdump(row["payload_hex"]))
-    _section("HEADERS", "\n".join(f"{name}: {value}" for name, value in row["headers"].items()))
-    _section("STACK", row["stack"])
-    click.echo()
-
-
-def _section(title: str, text: str | None) -> None:
-    if text:
-        click.echo(f"\n{render.clean(title)}")
-        click.echo("\n".join(f"  {render.clean(line)}" for line in text.splitlines()))
-
-
-def _hexdump(text: str) -> str:
-    return "\n".join(" ".join(re.findall("..", text[at : at + 64])) for at in range(0, len(text), 64))
+        shown.show_letter(row)
 
 
 # --- acting -------------------------------------------------------------------------------------------------------------------
@@ -385,6 +254,141 @@ def discard(
     return _carry_out(session, order, letters.plan(order), "never run", None, reason, apply, yes)
 
 
+@dlt.command(
+    examples=[
+        "streamjobs dlt edit invoices inv-7 -A billing:app --set customer_id=acme --apply",
+        "streamjobs dlt edit invoices inv-7 -A billing:app --apply      # opens your editor",
+    ],
+)
+@queue_argument
+@click.argument("id")
+@click.option("--group", default="", help="Letters of another group than the app's own.")
+@click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Sets a field of the payload anew; may be given again.")
+@reason_option
+@plan_options
+@pass_session
+def edit(
+    session: Session, /, queue: str, id: str, group: str, changes: tuple[str, ...], reason: str, apply: bool, yes: bool
+) -> int:
+    """Change the payload of letter (or job) ID of QUEUE, which stays on its table; without --set, in your editor.
+
+    The new payload is checked against its job type. The old one is gone: `dlt export` keeps a copy.
+    """
+    from streamjobs.dead_letters.payloads import Change
+
+    letters = _letters(session, queue, (), (id,), group)
+    wanted = [Change.parse(text) for text in changes] or [Change.of(*pair) for pair in _from_editor(letters, id).items()]
+    order = letters.edit_order(wanted)
+    return _carry_out(session, order, letters.plan(order), f"set {', '.join(each.field for each in wanted)}", None, reason, apply, yes)
+
+
+def _from_editor(letters: DeadLetters, id: str) -> dict[str, Any]:
+    """The fields that were changed. Secrets are masked there, too, and stay what they are."""
+    payloads = [letters.shown(letter) for letter in letters]
+    if len(payloads) != 1 or not isinstance(payloads[0].json, dict):
+        known = f"{len(payloads)} letters have that id" if len(payloads) != 1 else payloads[0].problem or "its payload has no fields"
+        raise UsageError(f"{id} can't be edited here: {known}; name one letter, and --set FIELD=VALUE")
+    before = payloads[0].json
+    text = click.edit(render.as_json(before) + "\n", extension=".json")
+    try:
+        after = before if text is None else json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"what you wrote is not valid JSON: {error}") from None
+    if not isinstance(after, dict) or before.keys() - after.keys():
+        raise UsageError("a field is missing from what you wrote: set it to null where there shall be none")
+    changed = {name: value for name, value in after.items() if before.get(name, ...) != value}
+    if MASK in json.dumps(changed):
+        raise UsageError(f"a changed field still has {MASK}, which hides a secret: change it with --set FIELD.SECRET=VALUE")
+    return changed
+
+
+# --- out and in ---------------------------------------------------------------------------------------------------------------
+
+
+@dlt.command(
+    examples=[
+        "streamjobs dlt export invoices -A billing:app --where reason=undecodable > letters.jsonl",
+        "streamjobs dlt export invoices -A billing:app | jq -c '{id, error, payload}'",
+    ],
+)
+@queue_argument
+@select_options
+@pass_session
+def export(session: Session, /, queue: str, where: tuple[str, ...], ids: tuple[str, ...], group: str) -> None:
+    """Print the letters of QUEUE as JSON, one a line, with all that `dlt import` needs.
+
+    `value` and `headers` are what they are, secrets included; `payload` is for people, and masked. The letters stay where they are.
+    """
+    with render.progress("exported") as bar:
+        for row in _letters(session, queue, where, ids, group).export():
+            click.echo(render.as_json(row, indent=None))
+            bar.advance()
+
+
+@dlt.command(
+    name="import",
+    examples=[
+        "streamjobs dlt import invoices letters.jsonl -A billing:app --apply",
+        """jq -c '.arguments = {invoice_id: 7}' letters.jsonl | streamjobs dlt import invoices - -A billing:app --apply --yes""",
+    ],
+)
+@queue_argument
+@click.argument("file", type=click.File("rb"))
+@click.option("--group", default="", help="Letters of another group than the app's own.")
+@reason_option
+@plan_options
+@pass_session
+def import_(session: Session, /, queue: str, file: IO[bytes], group: str, reason: str, apply: bool, yes: bool) -> int:
+    """Put letters back on the table of QUEUE, as `dlt export` wrote them or mended since; "-" is standard input.
+
+    A line that has `arguments` gets them as its new payload, checked against its job type. Then `dlt replay` runs them.
+    """
+    letters = _letters(session, queue, (), (), group)
+    with _rows(file) as rows:
+        order = letters.import_order(rows)
+        plan = letters.plan(order)
+        if order.absent:
+            session.say(f"{order.absent:,} are not on the table (any more): what was replayed since its export would run once more")
+        return _carry_out(session, order, plan, "come onto it", None, reason, apply, yes)
+
+
+class _Rows:
+    """The lines of a file, as often as they are asked for."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        self._file.seek(0)
+        for number, line in enumerate(self._file, 1):
+            if line.strip():
+                yield _object(line, number)
+
+
+def _object(line: bytes, number: int) -> Mapping[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise UsageError(f"line {number} is not valid JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"line {number} is {type(found).__name__}, not an object")
+    return found
+
+
+@contextmanager
+def _rows(file: IO[bytes]) -> Iterator[_Rows]:
+    """What can't be read twice, as a pipe, goes through a file."""
+    if file.seekable():
+        yield _Rows(file)
+        return
+    with tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(file, copy)
+        yield _Rows(copy)
+
+
+# --- plan and report ----------------------------------------------------------------------------------------------------------
+
+
 def _carry_out(
     session: Session, order: Order, plan: Plan, what: str, rate: float | None, reason: str, apply: bool, yes: bool
 ) -> int:
@@ -393,74 +397,12 @@ def _carry_out(
 
     takes_s = plan.count / rate if rate else None
     if session.output == "table" or not apply:
-        _show_plan(session, plan, what, takes_s)
+        shown.show_plan(session, plan, what, takes_s)
     if not approved(plan.count + plan.marks, apply=apply, yes=yes, question=f"{order.action.capitalize()} {plan.count:,}?"):
         return Exit.DONE
     with _interruptible() as stop, render.progress(order.action, plan.count) as bar:
         done = orders.carry_out(order, rate=rate, reason=reason, stop=stop, moved=bar.advance)
-    return _report(session, plan, done)
-
-
-def _show_plan(session: Session, plan: Plan, what: str, takes_s: float | None) -> None:
-    groups = [dict(zip(("error", "type"), group.by, strict=True)) | _span(group) for group in plan.groups]
-    if session.output == "json":
-        kept = {kept.value: count for kept, count in plan.kept.items()}
-        facts = {"action": plan.action, "topic": plan.topic, "where": plan.filter, "count": plan.count, "size_bytes": plan.size}
-        click.echo(render.as_json({**facts, "beyond": plan.beyond, "kept": kept, "takes_s": takes_s, "groups": groups}))
-    elif groups:
-        session.show(groups, _PLAN)
-    at_rate = f", about {render.duration(takes_s)} at that rate" if takes_s else ""
-    session.say(f"{plan.action}: {counted(plan.count, 'letter')} of {plan.topic} {what}{at_rate}")
-    if plan.beyond:
-        session.say(f"{plan.beyond:,} more are chosen, behind the limit")
-    _say_kept(session, plan)
-
-
-def _span(group: Any) -> dict[str, Any]:
-    return {"count": group.count, "first": group.first, "last": group.last}
-
-
-_STAYS: Mapping[Kept, str] = {
-    Kept.PARKED: "were replayed as often as max_replays allows and stay parked: mend the cause and raise it "
-    "(STREAMJOBS_MAX_REPLAYS=…), or discard them",
-    Kept.EXPIRED: "stay: their expiry has passed, so workers would skip them; discard them",
-    Kept.SOURCE_GONE: "stay: they come from an earlier topic of the queue's name; put them back with --to QUEUE, or discard them",
-    Kept.REFUSED: "stay: their payload can't be changed so",
-    Kept.TOO_LARGE: "stay: the topic that they shall go to takes no record of their size",
-}
-
-
-def _say_kept(session: Session, found: Plan | Done) -> None:
-    for kept, count in found.kept.items():
-        example = f", such as {found.why[kept]}" if found.why.get(kept) else ""
-        session.say(f"{count:,} {_STAYS[kept]}{example}")
-
-
-def _report(session: Session, plan: Plan, done: Done) -> int:
-    if session.output == "json":
-        kept = {kept.value: count for kept, count in done.kept.items()}
-        facts = {"action": done.action, "moved": done.moved, "kept": kept, "interrupted": done.interrupted}
-        click.echo(render.as_json({**facts, "took_s": round(done.took_s, 3), "batches": done.batches}))
-    _say_kept(session, done)
-    if not done.fenced:
-        session.say("this broker has no transactions: jobs were stored before their letters went; a crash would have left both")
-    if done.events_dropped:
-        session.say(f"{done.events_dropped} records of events could not be written: the monitor does not know of all of it")
-    if done.complaint:
-        session.say(done.complaint)
-    verb = _PAST[done.action]
-    session.say(f"{counted(done.moved, 'letter')} {verb} in {render.duration(done.took_s)}{_per_second(done)}")
-    if done.interrupted:
-        session.say(f"stopped: about {max(0, plan.count - done.moved):,} are left; the same command goes on with them")
-        return Exit.INTERRUPTED
-    return Exit.FAILED if done.kept[Kept.REFUSED] or done.kept[Kept.TOO_LARGE] else Exit.DONE
-
-
-_PAST = {"replay": "replayed", "discard": "discarded", "edit": "edited", "import": "imported"}
-
-
-def _per_second(done: Done) -> str:
-    return f" ({done.moved / done.took_s:,.0f}/s)" if done.moved > 1 and done.took_s > 0 else ""
+    return shown.report(session, plan, done)
 
 
 @contextmanager

@@ -135,6 +135,8 @@ class Kept(StrEnum):
     """Its job comes from an earlier topic of the queue's name."""
     REFUSED = "refused"
     """Its payload, with the changes, is none that its job type takes."""
+    UNCHANGED = "unchanged"
+    """It is on the table as it would be written."""
     TOO_LARGE = "too large"
     """The topic that it shall go to takes no record of its size."""
 

@@ -26,6 +26,7 @@ from streamjobs.dead_letters.desk import MOST_BYTES, Desk, Pace, at_desk
 from streamjobs.dead_letters.payloads import Change, Payloads
 from streamjobs.dead_letters.table import Table
 from streamjobs.errors import BrokerError, DecodeError, PayloadError, ReplayError, UsageError
+from streamjobs.tables import Bounds
 from streamjobs.telemetry.events import Event, EventBatch
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,10 @@ class Order(Protocol):
     def at(self) -> float: ...
     def check(self) -> None:
         """Raises ReplayError or UsageError for an order that can't be carried out at all, and says what to do."""
+        ...
+
+    def letters(self, within: Bounds) -> Iterator[Letter]:
+        """Those that it is about, of which the filter chooses."""
         ...
 
     def verdict(self, letter: Letter) -> Verdict: ...
@@ -145,6 +150,9 @@ class Replay:
             raise ReplayError(f"nobody moves delayed jobs to {self.destination}: run `streamjobs topic apply` for the app that reads it")
         return app.names.delay(found.app, tier)
 
+    def letters(self, within: Bounds) -> Iterator[Letter]:
+        return self.table.letters(within)
+
     def verdict(self, letter: Letter) -> Verdict:
         kept = self._rules.kept(letter)
         if kept is Kept.PARKED and not letter.meta.parked:
@@ -183,6 +191,9 @@ class Discard:
     def check(self) -> None:
         """It can always be done."""
 
+    def letters(self, within: Bounds) -> Iterator[Letter]:
+        return self.table.letters(within)
+
     def verdict(self, letter: Letter) -> Verdict:
         return Verdict(Move(letter, tombstone(letter)))
 
@@ -208,6 +219,9 @@ class Edit:
     def check(self) -> None:
         if not self.changes:
             raise UsageError("what shall be changed? Name a field and its new value")
+
+    def letters(self, within: Bounds) -> Iterator[Letter]:
+        return self.table.letters(within)
 
     def verdict(self, letter: Letter) -> Verdict:
         try:
@@ -250,7 +264,7 @@ def plan(order: Order) -> Plan:
     order.check()
     made = Plan(order.action, order.table.topic, str(order.filter))
     groups = Groups(("error", "type"))
-    for letter in _chosen(order, order.table.letters()):
+    for letter in _chosen(order, order.letters(order.table.bounds())):
         verdict = order.verdict(letter)
         if verdict.kept is not None:
             made.kept[verdict.kept] += 1
@@ -353,7 +367,7 @@ class _Run:
         with at_desk(table.app.broker, table.topic) as desk:
             self.done.fenced = desk.fenced
             try:
-                for batch in self._batches(table.letters(table.bounds())):
+                for batch in self._batches(self._order.letters(table.bounds())):
                     self._move(desk, batch)
                     self._wait()
             finally:

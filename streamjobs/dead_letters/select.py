@@ -13,6 +13,7 @@ from streamjobs.core.failures import SHORT, Group, Groups, shape
 from streamjobs.core.filters import ALL, TEXTS, Filter
 from streamjobs.core.letters import Letter
 from streamjobs.dead_letters import orders
+from streamjobs.dead_letters.files import Import, exported
 from streamjobs.dead_letters.orders import Discard, Done, Edit, Order, Plan, Replay
 from streamjobs.dead_letters.payloads import Change, Decode, Payloads, changes_of
 from streamjobs.dead_letters.table import Table
@@ -117,6 +118,12 @@ class DeadLetters:
         except DecodeError as error:
             return Shown(None, str(error), letter.value[:HEX_BYTES].hex())
 
+    def export(self) -> Iterator[dict[str, Any]]:
+        """Each letter as `json.dumps` takes it, with all that `import_` needs: its value in base64, unmasked."""
+        for letter in self:
+            shown = self.shown(letter)
+            yield exported(letter, shown.json, shown.problem)
+
     # Acting -----------------------------------------------------------------------------------------------------------
 
     def replay(
@@ -158,6 +165,22 @@ class DeadLetters:
         """Sets fields of their payloads anew, as their job types allow; they stay on the table. Raises ReplayError."""
         return orders.carry_out(self.edit_order(changes), reason=reason, actor=actor)
 
+    def import_(
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        *,
+        reason: str = "",
+        actor: str = "",
+        stop: threading.Event | None = None,
+        moved: Callable[[int], None] | None = None,
+    ) -> Done:
+        """Puts letters on the table as `export` gave them, or mended since (`arguments`: a new payload).
+
+        Also those that have left it meanwhile: what was replayed since the export would run once more. Raises UsageError for a row
+        that is no letter (nothing is imported then), ReplayError.
+        """
+        return orders.carry_out(self.import_order(rows), reason=reason, actor=actor, stop=stop, moved=moved)
+
     def replay_order(
         self, *, limit: int | None = None, to: str = "", delay: str | float | timedelta = 0.0, changes: Changes = ()
     ) -> Replay:
@@ -173,6 +196,11 @@ class DeadLetters:
 
     def edit_order(self, changes: Changes) -> Edit:
         return Edit(self.table, self.filter, self._now(), self._payloads(), changes_of(changes))
+
+    def import_order(self, rows: Iterable[Mapping[str, Any]]) -> Import:
+        """`rows` is read several times: an iterator is kept in memory."""
+        kept = list(rows) if isinstance(rows, Iterator) else rows
+        return Import(self.table, kept, self._payloads(), self._now())
 
     def plan(self, order: Order) -> Plan:
         """What an order would do now; nothing is written. Raises ReplayError for one that can't be carried out at all."""

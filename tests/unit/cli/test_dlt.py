@@ -1,0 +1,389 @@
+"""`streamjobs dlt`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from streamjobs import provision
+from streamjobs.app import App
+from streamjobs.cli import dlt as module
+from streamjobs.core.lifecycle import Reason
+from streamjobs.core.record import Meta
+from streamjobs.dead_letters import DeadLetters
+from streamjobs.testing import ManualClock, MemoryBroker
+from tests.support.letters import Letters
+
+Run = Callable[..., Result]
+
+RETRY = "jobs.invoices.shop.retry"
+AUDIT = "streamjobs.audit"
+
+
+@pytest.fixture
+def broker(app: App) -> Iterator[MemoryBroker]:
+    clock = ManualClock()
+    broker = MemoryBroker(clock)
+    before = app.lend(broker, clock)
+    provision.apply(app, provision.plan(app))
+    yield broker
+    app.take_back(before)
+
+
+@pytest.fixture
+def invoices(app: App, broker: MemoryBroker) -> Letters:
+    return Letters(app, "send_invoice", TimeoutError("no answer from \x1b]0;owned\x07the bank; token=abc"))
+
+
+@pytest.fixture
+def dlt(run: Run, shop: str, app: App, broker: MemoryBroker, invoices: Letters) -> Run:
+    def invoke(*args: str, **kwargs: Any) -> Result:
+        result = run("dlt", *args, "-A", f"{shop}:app", **kwargs)
+        app._broker = broker  # a command closes its app, which forgets its broker
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def table(app: App, broker: MemoryBroker) -> DeadLetters:
+    return app.dead_letters("invoices")
+
+
+def bury(invoices: Letters, count: int, **more: Any) -> None:
+    invoices.write(invoices.record({"invoice_id": n, "customer_id": f"c{n % 3}"}, n, **more) for n in range(count))
+
+
+# --- looking ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_list_shows_the_newest_and_says_how_many_there_are(dlt: Run, invoices: Letters, broker: MemoryBroker) -> None:
+    bury(invoices, 3)
+    broker.clock.advance(60)  # type: ignore[attr-defined]
+    invoices.write([invoices.record({"invoice_id": 9, "customer_id": "acme"}, 9)])
+
+    result = dlt("list", "invoices", "--limit", "1")
+
+    head, line = result.stdout.splitlines()
+    assert head.split()[:3] == ["LETTER", "JOB", "TYPE"]
+    assert "job-9" in line and "TimeoutError" in line and "exhausted" in line
+    assert result.stderr == "the newest 1 of 4; --limit 0 shows all\n"
+
+
+def test_all_letters_come_as_they_lie(dlt: Run, invoices: Letters, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pages, so that a million of them take no memory."""
+    monkeypatch.setattr(module, "_PAGE", 2)
+    bury(invoices, 5)
+
+    lines = dlt("list", "invoices", "--limit", "0").stdout.splitlines()
+
+    assert len([line for line in lines if line.startswith("jobs.invoices@")]) == 5
+    assert len([line for line in lines if line.startswith("LETTER")]) == 3
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_list_is_json_for_programs(count: int, dlt: Run, invoices: Letters) -> None:
+    bury(invoices, count)
+
+    rows = json.loads(dlt("list", "invoices", "-o", "json").stdout)
+
+    assert sorted(row["job_id"] for row in rows) == [f"job-{n}" for n in range(count)]
+    assert all(row["attempt"] == 15 and row["fingerprint"] and row["tags"] == [] for row in rows)
+
+
+def test_a_list_in_json_can_be_cut(dlt: Run, invoices: Letters) -> None:
+    bury(invoices, 3)
+
+    [row] = json.loads(dlt("list", "invoices", "-o", "json", "--limit", "1").stdout)
+
+    assert row["origin"].startswith("jobs.invoices@")
+
+
+def test_letters_are_chosen(dlt: Run, invoices: Letters) -> None:
+    bury(invoices, 6)
+
+    chosen = dlt("list", "invoices", "-w", "key=c1", "--where", "error=TimeoutError", "--id", "job-1", "-o", "json")
+
+    assert [row["job_id"] for row in json.loads(chosen.stdout)] == ["job-1"]
+
+
+def test_a_wrong_condition_is_a_wrong_command(dlt: Run) -> None:
+    result = dlt("list", "invoices", "--where", "eror=Timeout")
+
+    assert (result.exit_code, result.stderr) == (2, "error: letters have no 'eror': did you mean 'error'?\n")
+
+
+def test_a_queue_that_is_not_there_is_a_wrong_command(dlt: Run) -> None:
+    result = dlt("stats", "invoice")
+
+    assert result.exit_code == 2
+    assert "did you mean queue 'invoices'?" in result.stderr
+
+
+def test_stats(dlt: Run, invoices: Letters) -> None:
+    bury(invoices, 4)
+
+    result = dlt("stats", "invoices", "--by", "error,type", "-o", "json")
+
+    [group] = json.loads(result.stdout)
+    assert (group["error"], group["type"], group["count"], group["kinds"]) == ("TimeoutError", "send_invoice", 4, 1)
+    assert group["first"] == group["last"] > 0
+    assert result.stderr.startswith("4 letters")
+    assert dlt("stats", "invoices", "-w", "error=Other").stderr == "no letters\n"
+
+
+def test_a_column_is_shown_once(dlt: Run, invoices: Letters) -> None:
+    bury(invoices, 1)
+
+    assert dlt("stats", "invoices", "--by", "message").stdout.splitlines()[0].split().count("MESSAGE") == 1
+
+
+def test_a_letter_is_shown_whole_and_fit_for_a_terminal(dlt: Run, invoices: Letters) -> None:
+    bury(invoices, 1, headers=[("tenant", b"acme"), ("authorization", b"Bearer x")])
+
+    text = dlt("show", "invoices", "job-0").stdout
+
+    assert '"invoice_id": 0' in text
+    assert "tenant: acme" in text and "authorization: ***" in text
+    assert "TimeoutError: no answer from the bank; token=***" in text
+    assert "\x1b" not in text and "\x07" not in text and "Bearer" not in text and "abc" not in text
+
+
+def test_a_letter_is_json_for_programs(dlt: Run, invoices: Letters) -> None:
+    bury(invoices, 1)
+
+    [row] = json.loads(dlt("show", "invoices", "job-0", "-o", "json").stdout)
+
+    assert row["payload"] == {"invoice_id": 0, "customer_id": "c0"}
+    assert row["payload_hex"] is None and "token=***" in row["message"]
+
+
+def test_an_undecodable_payload_is_shown_in_hexadecimal(dlt: Run, invoices: Letters) -> None:  # edge 61
+    bury(invoices, 1, value=bytes(range(40)), reason=Reason.UNDECODABLE)
+
+    text = dlt("show", "invoices", "job-0").stdout
+
+    assert "PAYLOAD, in hexadecimal" in text
+    assert "  20 21 22 23 24 25 26 27" in text
+
+
+def test_a_letter_that_is_not_there(dlt: Run) -> None:
+    result = dlt("show", "invoices", "job-0")
+
+    assert result.exit_code == 2
+    assert "it was replayed or discarded, or never there" in result.stderr
+
+
+# --- acting -------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_replay_is_planned_first(dlt: Run, invoices: Letters, table: DeadLetters, broker: MemoryBroker) -> None:
+    bury(invoices, 4)
+
+    result = dlt("replay", "invoices", "--rate", "120/m", "--limit", "3", "--delay", "10m")
+
+    assert result.exit_code == 3
+    assert result.stdout.splitlines()[1].split()[:3] == ["TimeoutError", "send_invoice", "3"]
+    assert "replay: 3 letters of jobs.invoices.shop.dlt → jobs.invoices.shop.retry, to run in 10m, about 1.5s at that rate" in result.stderr
+    assert "1 more are chosen, behind the limit" in result.stderr
+    assert "3 changes pending: run again with --apply" in result.stderr
+    assert table.count() == 4 and not broker.records(RETRY)
+
+
+def test_a_plan_is_json_for_programs(dlt: Run, invoices: Letters) -> None:
+    bury(invoices, 4)
+
+    result = dlt("replay", "invoices", "-w", "key=c0", "-o", "json")
+
+    plan = json.loads(result.stdout)
+    assert (plan["count"], plan["where"], plan["topic"], plan["kept"]) == (2, "key=c0", "jobs.invoices.shop.dlt", {})
+    assert result.exit_code == 3
+
+
+def test_a_replay_acts_when_it_is_told_to(dlt: Run, invoices: Letters, table: DeadLetters, broker: MemoryBroker) -> None:
+    bury(invoices, 4)
+
+    result = dlt("replay", "invoices", "--apply", "--yes", "--reason", "the bank is back")
+
+    assert result.exit_code == 0
+    assert "4 letters replayed in" in result.stderr
+    assert table.count() == 0 and len(broker.records(RETRY)) == 4
+    assert json.loads(broker.records(AUDIT)[-1].value() or b"")["reason"] == "the bank is back"
+    again = dlt("replay", "invoices", "--apply")
+    assert (again.exit_code, again.stderr.splitlines()[-1]) == (0, "nothing to do")
+
+
+def test_what_was_done_is_json_for_programs(dlt: Run, invoices: Letters) -> None:
+    bury(invoices, 4)
+
+    done = json.loads(dlt("replay", "invoices", "--apply", "-o", "json").stdout)
+
+    assert (done["moved"], done["kept"], done["interrupted"]) == (4, {}, False)
+
+
+def test_what_stays_is_said(dlt: Run, invoices: Letters, table: DeadLetters) -> None:
+    bury(invoices, 2, headers=[("sj_replays", b"3")])
+
+    result = dlt("replay", "invoices", "--apply")
+
+    assert "2 were replayed as often as max_replays allows and stay parked" in result.stderr
+    assert table.where("parked=yes").count() == 2
+    assert [line.split()[-1] for line in dlt("list", "invoices").stdout.splitlines()] == ["STATE", "parked", "parked"]
+
+
+def test_a_change_that_does_not_fit_is_said_before_anything_moves(dlt: Run, invoices: Letters, table: DeadLetters) -> None:
+    bury(invoices, 1)
+
+    result = dlt("replay", "invoices", "--set", "invoice_id=many", "--apply")
+
+    assert "1 stay: their payload can't be changed so, such as jobs.invoices@" in result.stderr
+    assert "invoice_id takes int" in result.stderr
+    assert table.count() == 1
+
+
+def test_a_queue_that_is_gone_is_refused(dlt: Run, invoices: Letters, broker: MemoryBroker) -> None:  # edge 56
+    bury(invoices, 1)
+    broker.admin().delete_topics(["jobs.invoices"])
+
+    result = dlt("replay", "invoices", "--apply")
+
+    assert result.exit_code == 1
+    assert "--to QUEUE" in result.stderr
+    assert dlt("replay", "invoices", "--to", "mails", "--apply").exit_code == 0
+
+
+@pytest.mark.parametrize("rate", ["0", "fast", "5/w", "-1"])
+def test_a_rate_that_is_none(rate: str, dlt: Run) -> None:
+    assert "is no rate" in dlt("replay", "invoices", f"--rate={rate}").stderr
+
+
+def test_ctrl_c_finishes_the_batch_and_says_what_is_left(
+    dlt: Run, invoices: Letters, table: DeadLetters, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bury(invoices, 500)
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(module.render, "progress", _pressing_ctrl_c)
+
+    result = dlt("replay", "invoices", "--apply")
+
+    moved = len(broker.records(RETRY))
+    assert result.exit_code == 130 and 0 < moved < 500
+    assert f"stopped: about {500 - moved} are left; the same command goes on with them" in result.stderr
+    assert table.count() == 500 - moved
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+class _pressing_ctrl_c:
+    """In place of the progress bar: presses Ctrl-C when the first batch is told of."""
+
+    def __init__(self, *_: Any) -> None: ...
+    def __enter__(self) -> _pressing_ctrl_c:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def advance(self, by: int = 1) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_without_transactions_it_is_said_once(dlt: Run, invoices: Letters, broker: MemoryBroker) -> None:
+    bury(invoices, 250)
+    broker.lacks = frozenset({"transactions"})
+
+    assert dlt("replay", "invoices", "--apply").stderr.count("this broker has no transactions") == 1
+
+
+def test_letters_are_discarded(dlt: Run, invoices: Letters, table: DeadLetters, broker: MemoryBroker) -> None:
+    bury(invoices, 4)
+    assert dlt("discard", "invoices", "-w", "key=c0").exit_code == 3
+
+    result = dlt("discard", "invoices", "-w", "key=c0", "--apply")
+
+    assert "2 letters discarded" in result.stderr
+    assert table.count() == 2 and not broker.records(RETRY)
+
+
+def test_a_letter_is_edited(dlt: Run, invoices: Letters, table: DeadLetters) -> None:
+    bury(invoices, 2)
+
+    result = dlt("edit", "invoices", "job-1", "--set", "customer_id=acme", "--apply")
+
+    assert "1 letter edited" in result.stderr
+    [letter] = table.get("job-1")
+    assert table.shown(letter).json["customer_id"] == "acme"
+
+
+def test_a_letter_is_edited_in_an_editor(
+    dlt: Run, invoices: Letters, table: DeadLetters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bury(invoices, 1)
+    monkeypatch.setattr(module.click, "edit", lambda text, **_: text.replace("c0", "acme"))
+
+    dlt("edit", "invoices", "job-0", "--apply")
+
+    [letter] = table
+    assert table.shown(letter).json == {"invoice_id": 0, "customer_id": "acme"}
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [("{", "not valid JSON"), ("{}", "a field is missing"), (None, "what shall be changed?"), ('{"invoice_id": "***", "customer_id": ""}', "secret")],
+)
+def test_what_an_editor_may_give_back(
+    written: str | None, says: str, dlt: Run, invoices: Letters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bury(invoices, 1)
+    monkeypatch.setattr(module.click, "edit", lambda text, **_: written)
+
+    result = dlt("edit", "invoices", "job-0", "--apply")
+
+    assert result.exit_code == 2
+    assert says in result.stderr
+
+
+# --- out and in ---------------------------------------------------------------------------------------------------------------
+
+
+def test_letters_go_out_and_come_back(dlt: Run, invoices: Letters, table: DeadLetters, directory: Path) -> None:
+    bury(invoices, 3)
+    lines = dlt("export", "invoices").stdout
+    (directory / "letters.jsonl").write_text(lines)
+    before = {letter.id: letter.value for letter in table}
+    table.discard()
+
+    planned = dlt("import", "invoices", "letters.jsonl")
+    applied = dlt("import", "invoices", "letters.jsonl", "--apply")
+
+    assert planned.exit_code == 3 and "3 are not on the table (any more)" in planned.stderr
+    assert "3 letters imported" in applied.stderr
+    assert {letter.id: letter.value for letter in table} == before
+    assert "3 are on the table just so" in dlt("import", "invoices", "letters.jsonl", "--apply").stderr
+
+
+def test_an_undecodable_letter_is_mended_in_a_pipe(
+    dlt: Run, invoices: Letters, table: DeadLetters, broker: MemoryBroker
+) -> None:  # edge 61
+    bury(invoices, 1, value=b"garbage", reason=Reason.UNDECODABLE)
+    row = json.loads(dlt("export", "invoices", "--where", "reason=undecodable").stdout)
+    row["arguments"] = {"invoice_id": 7, "customer_id": "acme"}
+
+    dlt("import", "invoices", "-", "--apply", stdin=json.dumps(row) + "\n\n")
+    dlt("replay", "invoices", "--apply")
+
+    [message] = broker.records(RETRY)
+    assert (message.key(), Meta.parse(message.headers()).job_id) == (b"acme", "job-0")
+
+
+@pytest.mark.parametrize(("line", "says"), [("{", "line 2 is not valid JSON"), ("[]", "line 2 is list"), ("{}", "letter 1")])
+def test_a_line_that_is_no_letter(line: str, says: str, dlt: Run) -> None:
+    result = dlt("import", "invoices", "-", "--apply", stdin=f"\n{line}\n")
+
+    assert result.exit_code == 2
+    assert says in result.stderr
