@@ -98,9 +98,7 @@ class Execution:
         self._parallel[chunk.kind].returned(chunk.cpu_s, self._mono())
         self.harvest([chunk])
         for last in chunk.stops:
-            # A strict lane waits for what becomes of its failed head.
-            if last.error is None or not last.job_type.strict:
-                self._dispatcher.stopped(last)
+            self._dispatcher.stopped(last)
         if chunk.returned:
             self._returned(chunk.returned)
 

@@ -47,7 +47,7 @@ class Chunk:
         self.jobs: Iterator[Job] = iter(jobs)
         self.results = results
         self.done: list[Job] = []  # ran to an end, in order
-        self.stops: list[Job] = []  # the last job of each lane visited
+        self.stops: list[Job] = []  # the last job of each lane visited; a strict lane waits for what becomes of its failed head
         self.returned: list[Job] = []  # not started
         # Set before the gate is looked at. So when a revoke closes the gate and then finds no job of the partition here,
         # none will start: it either sees this one and waits for it, or this one sees the closed gate.

@@ -91,11 +91,13 @@ class Aio:
             await self._run(job)
             ended = clock()
             job.duration_s = ended - began
+            waits = job.error is not None and job.job_type.strict  # asked first: once the loop sees the job, it is the loop's
             chunk.done.append(job)
+            if waits:
+                return
             left -= 1
             behind = job.next
-            stops = behind is None or left == 0 or ended > until or (job.error is not None and job.job_type.strict)
-            if stops or behind.kind != job.kind:  # type: ignore[union-attr]
+            if behind is None or left == 0 or ended > until or behind.kind != job.kind:
                 chunk.stops.append(job)
                 return
             job = behind  # type: ignore[assignment]

@@ -127,11 +127,13 @@ def _visit(job: Job, chunk: Chunk, gate: Gate, clock: Callable[[], float], to_ep
             job.error = error
         ended = clock()
         job.duration_s = ended - now
+        waits = job.error is not None and job.job_type.strict  # asked first: once the loop sees the job, it is the loop's
         done.append(job)
+        if waits:
+            return
         left -= 1
         behind = job.next
-        stops = behind is None or left == 0 or ended > until or (job.error is not None and job.job_type.strict)
-        if stops or behind.kind != job.kind:  # type: ignore[union-attr]
+        if behind is None or left == 0 or ended > until or behind.kind != job.kind:
             chunk.stops.append(job)
             return
         job, now = behind, ended  # type: ignore[assignment]
