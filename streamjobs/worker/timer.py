@@ -22,7 +22,7 @@ from streamjobs.worker.commit import Committer
 from streamjobs.worker.decode import lenient
 from streamjobs.worker.loop import Shared, Stopped
 from streamjobs.worker.poll import Poller
-from streamjobs.worker.settle import Open, Settler
+from streamjobs.worker.settle import Open, Settler, identity
 
 logger = logging.getLogger(__name__)
 
@@ -191,9 +191,11 @@ class Timer:
         self.settler.settle(item)
 
     def _record(self, waiting: Waiting, topic: str) -> Record:
+        """The same record, further on; of a publisher's delay it is told from now on where the job came from."""
         message = waiting.message
         partition = self._shared.routes.partition(topic, message.key(), waiting.meta.job_id.encode())
-        return Record(topic, message.value(), message.key(), message.headers() or (), partition)
+        headers = replaced(message.headers(), identity(message, waiting.home, waiting.meta))
+        return Record(topic, message.value(), message.key(), headers, partition)
 
     def _refused(self, destination: str) -> BrokerError | None:
         """A destination is checked against the registrations, never against code: a rolling deploy's old timer does not know

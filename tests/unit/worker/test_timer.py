@@ -1,0 +1,51 @@
+"""The timer: what comes down the ladder is the job that was put on it (PROTOCOLS §1, §6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from streamjobs import App, Job, orders
+from streamjobs.core import control
+from streamjobs.testing.app import Testing
+
+
+def test_a_delayed_job_keeps_its_origin(streamjobs_testing: Callable[[App], Testing]) -> None:
+    """Its first record lies in a tier; whichever record it runs from says so, and when that one was appended.
+
+    What bit: each move made a new identity, so that a copy that a timer's death left behind was never known as one.
+    """
+    app = App("shop", partitions=1)
+    seen: list[tuple[str, float]] = []
+
+    @app.job
+    def remind(job: Job, n: int) -> None:
+        seen.append((job.origin, job.first_appended_at))
+
+    t = streamjobs_testing(app)
+    receipt = remind.options(delay="10m").publish(n=1)
+    published = t.clock.now()
+    t.run()
+
+    (origin, appended), = seen
+    assert receipt.topic == app.names.delay("shop", "4m")
+    assert (origin.partition("@")[0], *map(int, origin.split("/")[1:])) == (receipt.topic, receipt.partition, receipt.offset)
+    assert abs(appended - published) < 0.01
+
+
+def test_a_cancel_reaches_a_job_that_waits_in_the_ladder(streamjobs_testing: Callable[[App], Testing]) -> None:
+    """The order is younger than the job's first record and older than the one it runs from."""
+    app = App("shop", partitions=1)
+    ran: list[int] = []
+
+    @app.job
+    def remind(n: int) -> None:
+        ran.append(n)
+
+    t = streamjobs_testing(app)
+    remind.options(delay="10m", id="r-1").publish(n=1)
+    t.advance(60)
+    order = control.cancel_value(actor="t", reason="test", at=t.clock.now(), until=t.clock.now() + 86_400)
+    orders.write(t.broker, app.names, {control.cancel_key("shop", "r-1", "1"): order})
+    t.run()
+
+    assert ran == []
