@@ -130,7 +130,7 @@ class Group(Polite, click.Group):
 
 def report(error: BaseException, *, verbose: bool) -> int:
     """Says on stderr what went wrong, in one line (a traceback only if asked for), and returns the exit code."""
-    if isinstance(error, click.Abort | KeyboardInterrupt):
+    if _is_interrupt(error):
         click.echo("interrupted", err=True)
         return Exit.INTERRUPTED
     if _is_help(error):
@@ -140,6 +140,12 @@ def report(error: BaseException, *, verbose: bool) -> int:
     click.echo("\n".join(map(clean, f"error: {_message(error)}".splitlines())), err=True)
     usage = isinstance(error, UsageError | click.UsageError)
     return Exit.USAGE if usage else Exit.FAILED
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Ctrl-C inside the Kafka client comes out as a SystemError: the client returns a result although it was interrupted."""
+    raised = error.__cause__ if isinstance(error, SystemError) else error
+    return isinstance(raised, click.Abort | KeyboardInterrupt)
 
 
 def _is_help(error: BaseException) -> bool:

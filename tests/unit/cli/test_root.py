@@ -137,6 +137,13 @@ def test_a_wrong_option_is_one_line(run: Run) -> None:
     assert "--slots" in result.stderr
 
 
+def interrupted_in_the_client() -> SystemError:
+    """As CPython reports a C function that returns a result with an exception set."""
+    error = SystemError("<built-in method …> returned a result with an exception set")
+    error.__cause__ = KeyboardInterrupt()
+    return error
+
+
 def failing(error: Exception) -> Command:
     def fail() -> None:
         raise error
@@ -160,6 +167,8 @@ def with_command(monkeypatch: pytest.MonkeyPatch) -> Callable[[click.Command], N
         (KeyError("x"), Exit.FAILED, "error: KeyError: 'x'; this was not foreseen: -v shows where\n"),
         (BrokerError("X", "\x1b[2Jof a record"), Exit.FAILED, "error: of a record (X)\n"),
         (KeyboardInterrupt(), Exit.INTERRUPTED, None),
+        (interrupted_in_the_client(), Exit.INTERRUPTED, "interrupted\n"),
+        (SystemError("of another sort"), Exit.FAILED, None),
     ],
 )
 def test_an_error_is_one_line_and_an_exit_code(
