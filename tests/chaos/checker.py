@@ -18,6 +18,7 @@ released-early                 a delayed run started before it was due
 attempts-wrong                 the budget of retries was not kept: an attempt skipped, repeated or charged wrongly
 identity-changed               one job under two origins
 unknown-job                    a handler ran what nobody published
+bad-exit                       a worker ended without being told to, badly when it was told to, or not at all
 =============================  =========================================================================================
 """
 
@@ -225,6 +226,21 @@ def _wrong_budget(job_id: str, attempts: dict[int, int], charges: dict[int, int]
             yield Anomaly("attempts-wrong", f"job {job_id}: run {run} is attempt {attempt} after attempt {attempts[run - 1]}")
 
 
+# Workers -----------------------------------------------------------------------------------------------------------------
+
+#: All was finished, or work was abandoned at the end of the drain.
+GOOD_EXITS = (0, 4)
+
+
+def workers_end_well(case: Case) -> Iterator[Anomaly]:
+    for end in case.history.exits:
+        if not end.told:
+            yield Anomaly("bad-exit", f"worker {end.pid} ended with {end.code} and nobody had told it to ({end.log})")
+        elif end.code not in GOOD_EXITS:
+            how = "did not end" if end.code is None else f"ended with {end.code}"
+            yield Anomaly("bad-exit", f"worker {end.pid} was told to stop and {how} ({end.log})")
+
+
 # Repeats -----------------------------------------------------------------------------------------------------------------
 
 
@@ -346,4 +362,5 @@ RULES: tuple[Callable[[Case], Iterator[Anomaly]], ...] = (
     strict_keys_wait_for_ends,
     nothing_starts_early,
     attempts_are_kept,
+    workers_end_well,
 )

@@ -108,6 +108,18 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
+class Exit:
+    """The end of a worker that was not killed. `told`: it had been told to stop; `code` None: it did not end and was killed."""
+
+    kind: ClassVar[str] = "exit"
+    at: float
+    pid: int
+    told: bool
+    code: int | None
+    log: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """What a job type promises: its order, and how many attempts it has."""
 
@@ -126,6 +138,7 @@ class History:
     stored: list[Stored] = field(default_factory=list)
     commits: list[Committed] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    exits: list[Exit] = field(default_factory=list)
     rules: dict[str, Rule] = field(default_factory=dict)
 
     def add(self, line: Line) -> None:
@@ -137,13 +150,13 @@ class History:
     def _list_of(self, line: Line) -> list[Any]:
         lists: dict[str, list[Any]] = {
             "publication": self.publications, "handling": self.handlings, "stored": self.stored, "committed": self.commits,
-            "fault": self.faults,
+            "fault": self.faults, "exit": self.exits,
         }  # fmt: skip
         return lists[line.kind]
 
 
-Line = Publication | Handling | Stored | Committed | Fault | Rule
-_KINDS: Mapping[str, Any] = {kind.kind: kind for kind in (Publication, Handling, Stored, Committed, Fault, Rule)}
+Line = Publication | Handling | Stored | Committed | Fault | Exit | Rule
+_KINDS: Mapping[str, Any] = {kind.kind: kind for kind in (Publication, Handling, Stored, Committed, Fault, Exit, Rule)}
 
 
 class Journal:

@@ -7,20 +7,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+LEDGER_APP = "tests.support.ledger_app:app"
 
 
 class Worker:
     """One `streamjobs worker`, in a session of its own, so that it can be killed with all its processes."""
 
-    def __init__(self, env: Mapping[str, str], log: Path, *arguments: str) -> None:
+    def __init__(
+        self, env: Mapping[str, str], log: Path, *arguments: str, app: str = LEDGER_APP, inside: Sequence[str] = ()
+    ) -> None:
+        """`inside`: a command that runs another one, such as `ip netns exec NAME`."""
         self.log = log
-        command = [sys.executable, "-m", "streamjobs", "worker", "-A", "tests.support.ledger_app:app", "--listen", "off", *arguments]
+        command = [sys.executable, "-m", "streamjobs", "worker", "-A", app, "--listen", "off", *arguments]
         self._process = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, **env}, stdout=log.open("ab"), stderr=subprocess.STDOUT, start_new_session=True
+            [*inside, *command], cwd=ROOT, env={**os.environ, **env}, stdout=log.open("ab"), stderr=subprocess.STDOUT, start_new_session=True
         )
 
     @property
@@ -35,6 +39,10 @@ class Worker:
     def signal(self, number: int) -> None:
         """To the supervisor only."""
         self._process.send_signal(number)
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
 
     def signal_all(self, number: int) -> None:
         os.killpg(self._process.pid, number)

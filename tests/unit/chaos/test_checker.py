@@ -10,6 +10,7 @@ import pytest
 from tests.chaos.checker import Verdict, judge
 from tests.chaos.history import (
     Committed,
+    Exit,
     Fault,
     Handling,
     History,
@@ -525,14 +526,26 @@ def test_one_job_has_one_end() -> None:
     assert names(tale) == ["double-settle"]
 
 
+# Workers -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("told", "code", "bad"), [(True, 0, False), (True, 4, False), (True, 1, True), (True, None, True), (False, 0, True)])
+def test_a_worker_ends_when_it_is_told_to(told: bool, code: int | None, bad: bool) -> None:
+    tale = clean()
+    tale.history.add(Exit(1.0, ALICE, told, code))
+
+    assert names(tale) == (["bad-exit"] if bad else [])
+
+
 # Journals ----------------------------------------------------------------------------------------------------------------
 
 
 def test_a_journal_gives_back_what_was_written(tmp_path: Path) -> None:
     """Every line of a history survives the way through a file; half a line at its end is left alone."""
     history = clean().history
+    history.add(Exit(1.0, ALICE, True, None, "worker.log"))
     journal = Journal(tmp_path / "a.jsonl")
-    lists = (history.publications, history.handlings, history.stored, history.commits, history.faults, history.rules.values())
+    lists = (history.publications, history.handlings, history.stored, history.commits, history.faults, history.exits, history.rules.values())
     for line in (line for lines in lists for line in lines):
         assert from_json(to_json(line)) == line
         journal.write(line)
