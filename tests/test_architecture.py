@@ -385,7 +385,6 @@ def test_every_error_of_ours_is_in_the_tree() -> None:
         "avro.reader.Malformed", "avro.resolution.Mismatch", "avro.shapes.Unfit",  # become DecodeError, JobTypeError
         "worker.loop.Stopped",  # ends a process with exit code 75
         "job.Timeout", "job.Crashed",  # what a run is said to have failed with: it took too long, or its process died
-        "job.Crashed",  # marks a run whose process died
     }  # fmt: skip
     strangers = []
     for name, path in modules().items():

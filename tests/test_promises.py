@@ -50,7 +50,7 @@ def letters(t: Any, queue: str = "default") -> list[Message]:
 # --- at least once --------------------------------------------------------------------------------------------------------
 
 
-def test_the_id_is_the_same_in_every_attempt(streamjobs_testing: Testing) -> None:
+def test_the_id_is_the_same_in_every_attempt(streamjobs_testing: Testing) -> None:  # edge 78
     """The caller's own or a made one: over retries, and through the dead letter."""
     app = App("shop")
     seen: list[tuple[str, int]] = []
