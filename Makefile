@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN     = $(BIN)/python
 
-.PHONY: help demo test test-long check kafka kafka-stop edges bench bench-core chaos clean
+.PHONY: help demo test test-long check docs kafka kafka-stop edges bench bench-core chaos clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/: .*##/\t/' | expand -t 14
@@ -33,6 +33,9 @@ kafka: $(VENV)/.ready  ## a real Kafka for development, at localhost:9092
 
 kafka-stop: $(VENV)/.ready
 	@$(RUN) deploy/kafka/local.py stop
+
+docs: $(VENV)/.ready  ## renew what the documentation takes from the code: settings, commands, metrics, states
+	@$(RUN) -m tests.documentation
 
 edges: $(VENV)/.ready  ## edge cases that no test carries
 	@$(RUN) tests/edges.py

@@ -186,7 +186,7 @@ def test_every_promise_is_held_by_a_test() -> None:
     assert made == list(promises())
 
 
-@pytest.mark.parametrize("promise", promises())
+@pytest.mark.parametrize("promise", list(promises()))
 def test_the_tests_that_hold_a_promise_exist(promise: str) -> None:
     tests = promises()[promise]
 
@@ -310,7 +310,7 @@ def schema_table() -> Iterator[tuple[str, str]]:
         yield from zip(python.split("`, `"), avro.split("`, `"), strict=True)
 
 
-@pytest.mark.parametrize(("python", "avro"), schema_table())
+@pytest.mark.parametrize(("python", "avro"), list(schema_table()))
 def test_python_types_become_these_avro_types(python: str, avro: str) -> None:
     from streamjobs.avro.codec import Payload
 
