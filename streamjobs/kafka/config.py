@@ -24,6 +24,9 @@ HEADROOM = 65_536
 #: librdkafka's own limit of a batch; never more than one record of the largest size, or the topic refuses all of it.
 BATCH_BYTES = 1_000_000
 
+#: A member learns of a rebalance by its heartbeat: with librdkafka's 3 s a second member waits 6 s, with 1 s it waits 2.
+HEARTBEAT_MS = 1_000
+
 _CONNECTION: Mapping[str, Any] = {
     "socket.keepalive.enable": True,
     # After an outage all is well again within a second, not within ten: a producer's records live for only nine.
@@ -42,10 +45,11 @@ _READING: Mapping[str, Any] = {
     "enable.partition.eof": True,
     # A head that is due must not wait for the broker to gather more.
     "fetch.wait.max.ms": 50,
-    # A backlog of a million costs 57 MiB instead of 127; the short back-off keeps such a small buffer filled.
+    # A backlog of a million costs 57 MiB instead of 127. With so small a buffer the back-off decides (measured, us a record):
+    # 1000 ms (the default) 196, 20 ms 4.4, 5 ms 1.5, 2 ms 0.9 (and 0.6 % of a CPU while nobody takes records), 1 ms 0.9.
     "queued.min.messages": 2_000,
     "fetch.message.max.bytes": 262_144,
-    "fetch.queue.backoff.ms": 20,
+    "fetch.queue.backoff.ms": 2,
 }
 
 _WRITING: Mapping[str, Any] = {
@@ -96,7 +100,7 @@ def member(
         session_ms = round(min(session_timeout_s, max_poll_interval_s) * 1000)
         config["partition.assignment.strategy"] = "cooperative-sticky"
         config["session.timeout.ms"] = session_ms
-        config["heartbeat.interval.ms"] = min(3_000, max(1, session_ms // 3))
+        config["heartbeat.interval.ms"] = min(HEARTBEAT_MS, max(1, session_ms // 3))
     return config
 
 

@@ -94,7 +94,11 @@ def translated(error: KafkaError, doing: str = "") -> BrokerError:
     text = ": ".join(part for part in (doing, error.str(), ADVICE.get(code, "")) if part)
     fatal = error.fatal() or code in ("_FATAL", "_FENCED")
     return BrokerError(
-        code, text, retriable=not fatal and (error.retriable() or code in RETRIABLE), fatal=fatal
+        code,
+        text,
+        retriable=not fatal and (error.retriable() or code in RETRIABLE),
+        fatal=fatal,
+        abortable=not fatal and error.txn_requires_abort(),
     )
 
 

@@ -1,0 +1,134 @@
+"""`deploy/kafka/local.py`: the broker that developers and these tests run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamjobs.broker import Topic, TopicPartition
+from streamjobs.core.record import Record
+from streamjobs.kafka import KafkaBroker
+
+
+@pytest.fixture
+def three(local_kafka: Any, tmp_path: Path) -> Iterator[Any]:
+    """Three nodes, replication 3, min.insync.replicas 2."""
+    if shutil.which("java") is None:
+        pytest.skip("needs Java")
+    cluster = local_kafka.LocalKafka(tmp_path / "cluster", brokers=3, heap="384m")
+    cluster.start()
+    yield cluster
+    cluster.destroy()
+
+
+def send(broker: KafkaBroker, topic: str, value: bytes) -> None:
+    errors: list[Any] = []
+    producer = broker.producer()
+    producer.send(Record(topic, value), lambda error, _: errors.append(error))
+    assert producer.flush(20) == 0
+    producer.close()
+    assert errors == [None]
+
+
+@pytest.mark.long
+@pytest.mark.broker
+def test_a_node_may_be_killed_and_comes_back_where_it_was(three: Any, wait_until: Any) -> None:  # edge 34
+    broker = KafkaBroker(three.bootstrap)
+    admin = broker.admin()
+    assert admin.create_topics([Topic("t", 1, 3)]) == {"t": None}
+    send(broker, "t", b"three of three")
+    address = three.node(2).address
+
+    three.kill(2)
+    assert not three.running(three.node(2))
+    assert len(admin.cluster().brokers) <= 3
+    send(broker, "t", b"two of three")
+
+    three.restart(2)
+    assert three.node(2).address == address
+    wait_until(three.answering, 30)
+    send(broker, "t", b"three again")
+    assert admin.offsets([TopicPartition("t", 0)], "latest") == {TopicPartition("t", 0): 3}
+    broker.close()
+
+
+@pytest.mark.long
+@pytest.mark.broker
+def test_the_command_line_starts_and_stops_one(local_kafka: Any, tmp_path: Path) -> None:
+    if shutil.which("java") is None:
+        pytest.skip("needs Java")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [
+            sys.executable,
+            str(local_kafka.HERE / "local.py"),
+            *arguments,
+            "--dir",
+            str(tmp_path / "k"),
+        ]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    started = run("start", "--detach")
+    try:
+        assert started.returncode == 0, started.stderr
+        assert run("start", "--detach").stdout == started.stdout
+        assert "running" in run("status").stdout
+        assert KafkaBroker(started.stdout.strip()).admin().cluster().id
+    finally:
+        run("stop")
+    assert run("status").returncode == 1
+    assert run("destroy").returncode == 0
+    assert not (tmp_path / "k").exists()
+
+
+def test_a_process_that_is_not_ours_is_left_alone(local_kafka: Any, tmp_path: Path) -> None:
+    """A pid from an old file may belong to anybody by now."""
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    node = {"id": 1, "port": 1, "controller_port": 2, "pid": bystander.pid}
+    (tmp_path / "cluster.json").write_text(json.dumps({"cluster_id": "x", "nodes": [node]}))
+
+    local_kafka.LocalKafka(tmp_path).destroy()
+
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
+
+
+def test_somebody_elses_broker_on_our_port_is_not_taken_for_ours(
+    local_kafka: Any, tmp_path: Path, embedded: Any
+) -> None:
+    cluster = local_kafka.LocalKafka(tmp_path / "k")
+    cluster.nodes[0].port = int(embedded.bootstrap.rpartition(":")[2])
+
+    found, ports = local_kafka.ask_cluster(cluster.nodes[0].port)
+
+    assert found
+    assert ports == {cluster.nodes[0].port}
+    assert not cluster.answering()
+
+
+def test_nobody_there_is_no_answer(local_kafka: Any) -> None:
+    (port,) = local_kafka.free_ports(1)
+
+    assert local_kafka.ask_cluster(port) == ("", set())
+
+
+def test_free_ports_are_different_ones(local_kafka: Any) -> None:
+    assert len(set(local_kafka.free_ports(6))) == 6
+
+
+def test_a_full_cluster_is_planned_once(local_kafka: Any, tmp_path: Path) -> None:
+    """Ports and id are kept: a restart is a restart of the same cluster."""
+    first = local_kafka.LocalKafka(tmp_path / "k", brokers=3)
+    first._save()
+
+    again = local_kafka.LocalKafka(tmp_path / "k")
+
+    assert (again.cluster_id, again.bootstrap) == (first.cluster_id, first.bootstrap)

@@ -1,0 +1,142 @@
+"""Which group protocol is spoken, and what the embedded broker makes up for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamjobs.broker import Cluster, Topic, TopicPartition
+from streamjobs.core.record import Record
+from streamjobs.errors import BrokerError
+from streamjobs.kafka import EmbeddedBroker, KafkaBroker
+from streamjobs.kafka.embedded import Members
+
+
+class Says:
+    """An admin that knows one thing."""
+
+    def __init__(self, *protocols: str) -> None:
+        self.asked = 0
+        self._cluster = Cluster("id", ("h:1",), frozenset(protocols))
+
+    def cluster(self) -> Cluster:
+        self.asked += 1
+        return self._cluster
+
+
+def broker_that_says(monkeypatch: pytest.MonkeyPatch, admin: Says, **options: Any) -> KafkaBroker:
+    broker = KafkaBroker("h:1", **options)
+    monkeypatch.setattr(broker, "_new_admin", lambda: admin)
+    return broker
+
+
+def test_kip_848_is_used_where_the_cluster_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    admin = Says("classic", "consumer")
+    broker = broker_that_says(monkeypatch, admin)
+
+    assert [broker.protocol(), broker.protocol()] == ["consumer", "consumer"]
+    assert admin.asked == 1
+
+
+def test_else_the_classic_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert broker_that_says(monkeypatch, Says("classic")).protocol() == "classic"
+
+
+def test_a_choice_needs_no_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    admin = Says()
+
+    assert broker_that_says(monkeypatch, admin, protocol="classic").protocol() == "classic"
+    assert admin.asked == 0
+
+
+def test_a_child_uses_its_parents_embedded_broker(embedded_url: str, prefix: str) -> None:
+    code = f"""
+from streamjobs.core.record import Record
+from streamjobs.kafka import EmbeddedBroker
+producer = EmbeddedBroker({embedded_url!r}).producer()
+producer.send(Record({prefix!r}, b"from the child", None, (), 0))
+assert producer.flush(10) == 0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+    reader = EmbeddedBroker(embedded_url).consumer(None)
+    reader.assign({TopicPartition(prefix, 0): 0})
+    assert [message.value() for message in reader.fetch(10, 10.0)] == [b"from the child"]
+    reader.close()
+
+
+def test_a_member_of_another_process_is_seen_while_it_lives(
+    embedded: Any, prefix: str, wait_until: Any
+) -> None:
+    code = f"""
+from streamjobs.kafka import EmbeddedBroker
+class Nothing:
+    def assigned(self, partitions): return {{}}
+    def revoked(self, partitions): pass
+    lost = revoked
+member = EmbeddedBroker({embedded.url!r}).consumer({prefix!r})
+member.subscribe([{prefix!r}], Nothing())
+while True: member.fetch(0, 0.05)
+"""
+    admin = embedded.admin()
+    admin.create_topics([Topic(prefix, 4)])
+    child = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        wait_until(lambda: [len(m.assignment) for m in admin.groups([prefix])[prefix].members] == [4], 20)
+    finally:
+        child.kill()
+        child.wait()
+
+    assert admin.groups([prefix])[prefix].members == ()
+
+
+def test_files_of_members_that_are_gone_count_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    members = Members("127.0.0.1:9")
+    membership = members.member("g/h", "app", None)
+    membership.tell([TopicPartition("t", 1)])
+    assert [member["assignment"] for member in members.living("g/h")] == [[["t", 1]]]
+    assert members.groups() == ["g/h"]
+
+    (file,) = tmp_path.rglob("*.json")
+    file.write_text(file.read_text().replace(str(os.getpid()), "99999999"))
+
+    assert members.living("g/h") == []
+    members.clear()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("order", ["add_partitions", "alter_topic_config", "delete_topics"])
+def test_what_the_embedded_broker_lacks_it_says(embedded: Any, order: str) -> None:
+    arguments: dict[str, tuple[Any, ...]] = {
+        "add_partitions": ("t", 8),
+        "alter_topic_config": ("t", {"retention.ms": "1"}),
+        "delete_topics": (["t"],),
+    }
+
+    with pytest.raises(BrokerError, match="embedded broker can't"):
+        getattr(embedded.admin(), order)(*arguments[order])
+
+
+def test_the_embedded_broker_finds_an_instant_between_records(
+    embedded: Any, prefix: str, wait_until: Any
+) -> None:
+    where = TopicPartition(prefix, 2)
+    producer = embedded.producer()
+    producer.send(Record(prefix, b"a", None, (), 2))
+    producer.flush(10)
+    between = time.time() + 0.005
+    wait_until(lambda: time.time() > between + 0.005)
+    producer.send(Record(prefix, b"b", None, (), 2))
+    producer.flush(10)
+    producer.close()
+
+    assert embedded.admin().offsets([where], between) == {where: 1}

@@ -1,0 +1,56 @@
+"""Producers whose broker is gone."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from streamjobs.core.record import Record
+from streamjobs.errors import BrokerError
+from streamjobs.kafka import EmbeddedBroker
+
+NOBODY = "embedded:127.0.0.1:1"
+
+
+def test_a_full_buffer_is_told_at_once() -> None:  # edge 68
+    producer = EmbeddedBroker(NOBODY, {"queue.buffering.max.messages": 3}).producer()
+
+    with pytest.raises(BrokerError) as refused:
+        for _ in range(10):
+            producer.send(Record("t", b"x"))
+
+    assert (refused.value.code, refused.value.retriable) == ("_QUEUE_FULL", True)
+    producer.close(0.0)
+
+
+def test_what_is_not_acknowledged_is_still_open() -> None:
+    producer = EmbeddedBroker(NOBODY).producer()
+    producer.send(Record("t", b"x"))
+
+    assert producer.flush(0.1) == 1
+    producer.close(0.0)
+
+
+def test_close_is_bounded_and_tells_what_was_open(caplog: pytest.LogCaptureFixture) -> None:
+    outcomes: list[Any] = []
+    producer = EmbeddedBroker(NOBODY).producer()
+    producer.send(Record("t", b"x"), lambda error, _: outcomes.append(error))
+    started = time.monotonic()
+
+    producer.close(0.2)
+
+    assert time.monotonic() - started < 3
+    assert "1 records that were not acknowledged" in caplog.text
+    assert [error.code for error in outcomes] == ["_PURGE_QUEUE"]
+
+
+def test_transactions_without_a_broker_time_out() -> None:
+    producer = EmbeddedBroker(NOBODY).transactional_producer("id")
+
+    with pytest.raises(BrokerError) as refused:
+        producer.init(timeout=0.5)
+
+    assert refused.value.retriable
+    producer.close(0.0)
