@@ -210,8 +210,10 @@ class App:
         with self._lock:
             if self._publisher is None:
                 from streamjobs.publish import Publisher
+                from streamjobs.telemetry.tracing import Tracing
 
-                self._publisher = Publisher(self)
+                tracing = Tracing.find(self.settings.tracing.propagation)
+                self._publisher = Publisher(self, trace=tracing.send if tracing is not None else None)
             return self._publisher
 
     def process(
@@ -233,6 +235,7 @@ class App:
 
         provision.require(self)
         store = self._schemas()
+        self._trace_runs()
         published = Metrics(self.group, "main", self.job_types)
         self.publisher.observe = published.published
         return Process(
@@ -295,6 +298,15 @@ class App:
             return to_json(letter.value, store, letter.meta.content_type, current)
 
         return read
+
+    def _trace_runs(self) -> None:
+        """Where this process has a tracer provider, every sampled run is a span; else nothing is done per job."""
+        from streamjobs.telemetry.tracing import Tracing
+
+        tracing = Tracing.find(self.settings.tracing.propagation)
+        if tracing is not None:
+            for job_type in self.job_types.values():
+                job_type.run = tracing.around(job_type.bound(), self.group, is_async=job_type.is_async)
 
     def testing(self, *, now: float | None = None) -> Testing:
         """This app on a broker in memory, its workers run by hand: see `streamjobs.testing.app.Testing`.

@@ -67,6 +67,9 @@ class RetryAfter(Signal):
         self.delay_s = seconds(delay)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RetryAfter, (self.delay_s, self.reason)
+
 
 class JobCancelled(Signal):
     """Raised by `job.heartbeat()` inside a handler whose job was cancelled or has lost its partition."""
@@ -74,6 +77,10 @@ class JobCancelled(Signal):
 
 class Timeout(Exception):
     """A run that took longer than its job type's timeout; its `error_type` is `Timeout`."""
+
+
+class Crashed(Exception):
+    """A run whose process was killed, crashed or exited under it; its `error_type` is `Crashed`."""
 
 
 class Job(Entry):
@@ -90,7 +97,6 @@ class Job(Entry):
         "args",
         "asked_to_stop",
         "attempt",
-        "deadline_at",
         "due",
         "due_again",
         "duration_s",
@@ -106,6 +112,8 @@ class Job(Entry):
         "probe",
         "run",
         "started_at",
+        "traceparent",
+        "strikes",
         "wait_s",
     )  # fmt: skip
 
@@ -139,9 +147,9 @@ class Job(Entry):
         self.error: BaseException | None = None
         self.outcome = ""
         self.failure: Failure | None = None
-        self.deadline_at = 0.0
         self.due_again = 0.0
         self.letter = ""
+        self.traceparent = b""  # of the run's own span, where there is one
         self.probe = False  # runs although its type is held, to see whether it works again
         self.held_since = 0.0
         self.asked_to_stop = False
@@ -150,10 +158,12 @@ class Job(Entry):
         if meta is None:
             self.run = self.attempt = 1
             self.due = 0.0
+            self.strikes = 0  # deaths of a process for which only this job can be blamed
         else:
             self.run = meta.run
             self.attempt = meta.attempt
             self.due = meta.due
+            self.strikes = meta.strikes
 
     @classmethod
     def local(cls, job_type: JobType[Any, Any], id: str = "local") -> Job:
@@ -251,8 +261,9 @@ class Job(Entry):
 
     @property
     def deadline(self) -> datetime | None:
-        """When its timeout strikes; None: it has none."""
-        return datetime.fromtimestamp(self.deadline_at, UTC) if self.deadline_at else None
+        """When its timeout strikes; None: it has none, or has not started."""
+        timeout_s = self.job_type.timeout_s
+        return datetime.fromtimestamp(self.started_at + timeout_s, UTC) if timeout_s and self.started_at else None
 
     def heartbeat(self, progress: Any = None) -> None:
         """Says that the job goes on, with anything that shows how far it is. Raises JobCancelled if it should stop."""
@@ -264,6 +275,10 @@ class Job(Entry):
     @property
     def progress(self) -> Any:
         return self._progress
+
+    def show_progress(self, progress: Any) -> None:
+        """Notes what a handler said that runs in another process."""
+        self._progress = progress
 
     def start(self, at: float) -> None:
         """Notes that the handler begins now (epoch seconds)."""
@@ -424,8 +439,12 @@ class JobType(Generic[P, R]):
 
     def _first_run(self, job: Job) -> Any:
         """Binds how the handler is called with a job, then calls it."""
-        self.run = self.payload.caller(self.fn)
+        self.run = self.bound()
         return self.run(job)
+
+    def bound(self) -> Callable[[Job], Any]:
+        """Calls the handler with a job's arguments."""
+        return self.payload.caller(self.fn)
 
     def observe_mean(self, duration_s: float) -> None:
         """A moving mean of its durations; it only steers the size of chunks, so a lost update does no harm."""

@@ -29,10 +29,16 @@ HEADROOM = 32 * 1024
 _SLICE_S = 0.05
 
 
+Observe = Callable[[JobType[Any, Any], int, int, float], None]
+"""Is told of each publication: job type, how many jobs, how many of them failed, seconds until all were acknowledged."""
+Trace = Callable[..., tuple[list[tuple[str, bytes]], Callable[..., None]]]
+"""Puts a job's trace into its headers, and gives what ends the span (`telemetry.tracing.Tracing.send`)."""
+
+
 class Sending:
     """One record on its way: set once, by whichever thread polls the producer."""
 
-    __slots__ = ("done", "error", "job_id", "message", "then")
+    __slots__ = ("done", "error", "job_id", "message", "span_ends", "then")
 
     def __init__(self, job_id: str, then: Callable[[Sending], object] | None = None) -> None:
         self.job_id = job_id
@@ -40,9 +46,12 @@ class Sending:
         self.error: BrokerError | None = None
         self.done = False
         self.then = then
+        self.span_ends: Callable[..., None] | None = None
 
     def __call__(self, error: BrokerError | None, message: Message) -> None:
         self.error, self.message, self.done = error, message, True
+        if self.span_ends is not None:
+            self.span_ends(error, message.partition(), message.offset() if error is None else -1)
         if self.then is not None:
             self.then(self)
 
@@ -87,7 +96,7 @@ class Batch:
 class Publisher:
     """The publishing side of one App. Any thread may call it; a forked child gets a producer of its own."""
 
-    def __init__(self, app: App, observe: Callable[[JobType[Any, Any], int, int, float], None] | None = None) -> None:
+    def __init__(self, app: App, observe: Observe | None = None, trace: Trace | None = None) -> None:
         self._app = app
         self._settings = app.settings
         self._names = app.names
@@ -103,6 +112,7 @@ class Publisher:
         self._ladder = Ladder(tuple(self._settings.delay.tiers))
         self._source = app.name.encode()
         self.observe = observe
+        self.trace = trace
         _living.add(self)
 
     # The three ways to publish ---------------------------------------------------------------------------------------
@@ -166,7 +176,18 @@ class Publisher:
         topic, headers = self._headers(job_type, options, job_id, now)
         record = Record(topic, value, None if key is None else key.encode(), headers, self._partition(topic, key, job_id))
         self._check_size(job_type, record)
-        return Sending(job_id), record
+        sending = Sending(job_id)
+        if self.trace is not None:
+            record, sending.span_ends = self._traced(self.trace, job_type, record, job_id)
+        return sending, record
+
+    def _traced(
+        self, trace: Trace, job_type: JobType[Any, Any], record: Record, job_id: str
+    ) -> tuple[Record, Callable[..., None]]:
+        """The record with the trace it belongs to, and what ends the span of its sending."""
+        key = None if record.key is None else record.key.decode("utf-8", "replace")
+        sent = trace(record.topic, record.headers, job_id=job_id, job_type=job_type.name, queue=job_type.queue, key=key)
+        return record._replace(headers=sent[0]), sent[1]
 
     def _prepared_many(
         self, job_type: JobType[Any, Any], rows: list[Mapping[str, Any]], options: Options
@@ -187,6 +208,9 @@ class Publisher:
             record = Record(topic, value, None if key is None else key.encode(), headers, partition)
             if len(value) > limit:
                 self._check_size(job_type, record)
+            if self.trace is not None:
+                record, ends = self._traced(self.trace, job_type, record, job_id)
+                ends()
             records.append(record)
         return ids, records
 
