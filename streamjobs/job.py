@@ -97,6 +97,7 @@ class Job(Entry):
         "args",
         "asked_to_stop",
         "attempt",
+        "children",
         "due",
         "due_again",
         "duration_s",
@@ -112,8 +113,8 @@ class Job(Entry):
         "probe",
         "run",
         "started_at",
-        "traceparent",
         "strikes",
+        "traceparent",
         "wait_s",
     )  # fmt: skip
 
@@ -153,6 +154,7 @@ class Job(Entry):
         self.probe = False  # runs although its type is held, to see whether it works again
         self.held_since = 0.0
         self.asked_to_stop = False
+        self.children: tuple[Record, ...] | None = ()  # what a run of a transactional app published; None: it is over
         self._progress: Any = None
         self._origin = ""
         if meta is None:

@@ -24,7 +24,7 @@ from tests.command_lines import fault, in_backticks, in_fences, resolves
 from tests.documentation import FILES, PARTS, ROOT, parts_of, renewed, walk
 
 DOCS = [*FILES, ROOT / "CHANGELOG.md"]
-SOURCES = [path for path in sorted((ROOT / "streamjobs").rglob("*.py"))]
+SOURCES = sorted((ROOT / "streamjobs").rglob("*.py"))
 each_file = pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
 
 
@@ -231,10 +231,10 @@ def test_the_example_of_the_readme_runs(streamjobs_testing: Callable[[App], Any]
         "is_void": lambda invoice_id: invoice_id == 13,
         "mail": lambda invoice_id, idempotency_key: mailed.append((invoice_id, idempotency_key)),
     }
-    exec(compile(declares, "README.md", "exec", flags=0, dont_inherit=True), names)  # noqa: S102 (our own page)
+    exec(compile(declares, "README.md", "exec", flags=0, dont_inherit=True), names)
 
     t = streamjobs_testing(names["app"])
-    exec(compile(publishes, "README.md", "exec", flags=0, dont_inherit=True), names)  # noqa: S102
+    exec(compile(publishes, "README.md", "exec", flags=0, dont_inherit=True), names)
     t.run()
 
     assert sorted(invoice for invoice, _ in mailed) == sorted([7, 7, 7, *range(13), *range(14, 100)])
@@ -270,7 +270,7 @@ def test_a_bare_producer_publishes_a_job_that_runs(cluster: Broker, prefix: str,
     process.start()
     try:
         example = wire_example().replace("jobs.invoices", f"{prefix}.invoices")
-        exec(compile(example, "wire-format.md", "exec", dont_inherit=True), {"BOOTSTRAP": cluster.bootstrap})  # type: ignore[attr-defined]  # noqa: S102
+        exec(compile(example, "wire-format.md", "exec", dont_inherit=True), {"BOOTSTRAP": cluster.bootstrap})  # type: ignore[attr-defined]
         wait_until(lambda: seen, 30)
     finally:
         process.stop()

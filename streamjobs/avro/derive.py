@@ -154,7 +154,7 @@ def _parameter(
     except Unfit as problem:
         path = ".".join((parameter.name, *problem.where))
         raise JobTypeError(f"job type {job_type}: the parameter {path}: {spelled(annotation)} does not fit: {problem}") from None
-    if record_name and not isinstance(shape.schema, dict) or record_name and shape.schema["type"] != "record":
+    if (record_name and not isinstance(shape.schema, dict)) or (record_name and shape.schema["type"] != "record"):
         raise JobTypeError(f"job type {job_type}: the parameter {parameter.name} is a root model, which is no record: use fields")
     _check_default(parameter, annotation, job_type)
     return Parameter(parameter.name, annotation, shape, parameter.default, parameter.kind is parameter.KEYWORD_ONLY)

@@ -33,7 +33,7 @@ class ConfluentRegistry:
                 f"a schema registry is configured, but its client is not installed ({problem}): "
                 "pip install 'streamjobs[registry]'"
             ) from problem
-        self._host = urlsplit(url.split(",")[0]).hostname or "?"  # the address may hold a password
+        self._host = urlsplit(url.split(",", maxsplit=1)[0]).hostname or "?"  # the address may hold a password
         self._refusal: type[Exception] = SchemaRegistryError
         settings = {"timeout": timeout, "max.retries": 0, **(config or {}), "url": url}
         try:

@@ -142,7 +142,7 @@ def parse_place(text: str, now: float) -> admin.To:
 
     Raises UsageError.
     """
-    if text == "earliest" or text == "latest" or text == "reported":
+    if text in {"earliest", "latest", "reported"}:
         return text  # type: ignore[return-value]
     try:
         return datetime.fromisoformat(text).timestamp()

@@ -80,7 +80,7 @@ def _object(text: str | bytes) -> Mapping[str, Any]:
     except ValueError as error:
         raise PayloadError(f"the arguments are not valid JSON: {error}") from None
     if not isinstance(found, dict):
-        raise PayloadError(f"the arguments are {type(found).__name__}, not an object such as {{\"invoice_id\": 7}}")
+        raise PayloadError(f'the arguments are {type(found).__name__}, not an object such as {{"invoice_id": 7}}')
     return found
 
 

@@ -14,7 +14,7 @@ from streamjobs import App, Reject, provision, tables
 from streamjobs.core.failures import MAX_GROUPS
 from streamjobs.core.lifecycle import Reason
 from streamjobs.core.record import Meta, Record
-from streamjobs.dead_letters import DeadLetters, Kept, desk, orders
+from streamjobs.dead_letters import DeadLetters, Kept, orders
 from streamjobs.dead_letters.desk import Pace
 from streamjobs.dead_letters.payloads import Change
 from streamjobs.errors import BrokerError, ReplayError, UsageError
@@ -456,7 +456,7 @@ def test_the_fence_comes_before_the_reading(
 def test_a_busy_cluster_is_asked_again(
     invoices: Letters, letters: DeadLetters, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(desk, "PAUSE_S", 0.0)
+    monkeypatch.setattr(orders, "PAUSE_S", 0.0)
     bury(invoices, 10)
     broker.fail("send", topic=RETRY, error="NOT_ENOUGH_REPLICAS", times=2)
 
@@ -616,7 +616,7 @@ def test_an_undecodable_letter_is_mended_outside_and_replayed(
 ) -> None:  # edge 61
     invoices.write([invoices.record({"invoice_id": 7, "customer_id": "c"}, 7, value=b"garbage", reason=Reason.UNDECODABLE)])
     [row] = letters.where(reason="undecodable").export()
-    assert row["payload"] is None and "no" in row["problem"] or row["problem"]
+    assert (row["payload"] is None and "no" in row["problem"]) or row["problem"]
 
     letters.import_([{**row, "arguments": {"invoice_id": 7, "customer_id": "acme"}}])
     letters.replay()

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, NewType
 from uuid import UUID
 
 import pytest
-from tests.unit.avro.avro_strategies import EXAMPLES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, NaiveDatetime, field_validator
@@ -23,6 +22,7 @@ from streamjobs.avro.store import SchemaStore
 from streamjobs.core.record import CONTENT_TYPE_UNFRAMED
 from streamjobs.errors import DecodeError, JobTypeError, PayloadError, UnknownSchemaError
 from streamjobs.job import Job
+from tests.unit.avro.avro_strategies import EXAMPLES
 
 CustomerId = NewType("CustomerId", int)
 
@@ -126,7 +126,7 @@ def handler(**annotations: Any) -> Callable[..., Any]:
     types = {name: each[0] if isinstance(each, tuple) else each for name, each in annotations.items()}
     spelled = ", ".join(f"{name}=defaults[{name!r}]" if name in defaults else name for name in types)
     scope: dict[str, Any] = {"defaults": defaults}
-    exec(f"def fn({spelled}): return ({''.join(name + ',' for name in types)})", scope)  # noqa: S102
+    exec(f"def fn({spelled}): return ({''.join(name + ',' for name in types)})", scope)
     scope["fn"].__annotations__ = types
     made: Callable[..., Any] = scope["fn"]
     return made
@@ -248,7 +248,7 @@ def test_the_run_is_not_the_publishers_to_give() -> None:
 
 def test_a_job_imported_for_type_checkers_only_is_the_run() -> None:
     scope: dict[str, Any] = {}
-    exec("from __future__ import annotations\ndef fn(job: Job, a: int) -> None: ...", scope)  # noqa: S102
+    exec("from __future__ import annotations\ndef fn(job: Job, a: int) -> None: ...", scope)
 
     assert Payload(scope["fn"], "job").run_parameter == "job"
 

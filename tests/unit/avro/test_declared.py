@@ -12,11 +12,11 @@ from uuid import UUID
 
 import pytest
 from pydantic import BaseModel
-from tests.unit.avro.test_codec import NOON, handler, trip
 
 from streamjobs.avro.codec import Payload
 from streamjobs.avro.store import SchemaStore
 from streamjobs.errors import DecodeError, JobTypeError, PayloadError
+from tests.unit.avro.test_codec import NOON, handler, trip
 
 
 class Color(Enum):
@@ -155,6 +155,6 @@ def test_a_file_that_is_missing_or_no_record_is_refused(tmp_path: Path) -> None:
 def test_a_relative_path_begins_at_the_handlers_module(tmp_path: Path) -> None:
     avsc(tmp_path, ("a", "long"))
     scope: dict[str, Any] = {}
-    exec(compile("def fn(a: int) -> None: ...", str(tmp_path / "jobs.py"), "exec"), scope)  # noqa: S102
+    exec(compile("def fn(a: int) -> None: ...", str(tmp_path / "jobs.py"), "exec"), scope)
 
     assert Payload(scope["fn"], "job", "invoice.avsc").schema["name"] == "Invoice"

@@ -6,7 +6,6 @@ import io
 from typing import Any
 
 import pytest
-from tests.unit.avro.avro_strategies import EXAMPLES, written
 from fastavro import schemaless_reader, schemaless_writer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from streamjobs.avro.logical import raw_of
 from streamjobs.avro.reader import MAX_DEPTH, MAX_EMPTY_ITEMS, Malformed, long_at, long_bytes, reader, writer
 from streamjobs.avro.schema import Schema
+from tests.unit.avro.avro_strategies import EXAMPLES, written
 
 
 def by_fastavro(schema: Schema, data: bytes) -> Any:

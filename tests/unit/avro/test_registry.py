@@ -10,12 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from tests.unit.avro.test_codec import handler
 
 from streamjobs.avro.codec import Payload
 from streamjobs.avro.registry import ConfluentRegistry
 from streamjobs.avro.store import SchemaStore
 from streamjobs.errors import DecodeError, SettingsError, UnknownSchemaError
+from tests.unit.avro.test_codec import handler
 
 PAYLOAD = Payload(handler(a=int), "job")
 ANSWERS: dict[int, tuple[int, Any]] = {

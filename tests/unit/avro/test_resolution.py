@@ -10,12 +10,10 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import pytest
-from tests.unit.avro.avro_strategies import EXAMPLES, written
 from fastavro import schemaless_reader, schemaless_writer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
-from tests.unit.avro.test_codec import handler
 
 from streamjobs.avro.codec import Payload
 from streamjobs.avro.compatibility import findings
@@ -24,6 +22,8 @@ from streamjobs.avro.resolution import Mismatch, Resolution
 from streamjobs.avro.schema import Schema
 from streamjobs.avro.store import SchemaStore
 from streamjobs.errors import DecodeError
+from tests.unit.avro.avro_strategies import EXAMPLES, written
+from tests.unit.avro.test_codec import handler
 
 
 class Color(Enum):

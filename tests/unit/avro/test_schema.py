@@ -6,10 +6,10 @@ from typing import Any
 
 import fastavro.schema
 import pytest
-from tests.unit.avro.avro_strategies import EXAMPLES, written
 from hypothesis import given, settings
 
 from streamjobs.avro.schema import Schema, fingerprint
+from tests.unit.avro.avro_strategies import EXAMPLES, written
 
 # The Avro project's share/test/data/schema-tests.txt and its Java constants.
 VECTORS = {

@@ -44,7 +44,7 @@ class Tale:
         return self.now
 
     def stored(self, job: str, offset: int, topic: str = MAIN, at: float | None = None, **more: object) -> Stored:
-        record = Stored(ROLES[topic], Place(topic, 0, offset), self._at(at), job, job.split("-")[0], origin=f"o-{job}", **more)  # type: ignore[arg-type]
+        record = Stored(ROLES[topic], Place(topic, 0, offset), self._at(at), job, job.split("-", maxsplit=1)[0], origin=f"o-{job}", **more)  # type: ignore[arg-type]
         self.history.add(record)
         return record
 
