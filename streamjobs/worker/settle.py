@@ -187,7 +187,7 @@ class Open:
     """A settlement under way: a record that must be acknowledged before an offset may be finished.
 
     `too_large`: the record to send instead of one that its topic refuses for its size (else it is slimmed). `retreat`: the record
-    to send instead of one that keeps failing since an instant, or None to try again. `job`: whose outcome a transaction tells of.
+    to send instead of one that has failed for so many seconds, or None to try again. `job`: whose outcome a transaction tells of.
     """
 
     __slots__ = ("epoch", "failing_since", "home", "job", "offset", "record", "retreat", "then", "too_large", "tries")
@@ -319,7 +319,7 @@ class Settler:
     def _retreat(self, item: Open, error: BrokerError) -> None:
         item.failing_since = item.failing_since or self._now()
         if item.retreat is not None:
-            item.record = item.retreat(item.failing_since, error) or item.record
+            item.record = item.retreat(self._now() - item.failing_since, error) or item.record
 
     def _schedule(self, item: Open, delay_s: float) -> None:
         item.tries += 1

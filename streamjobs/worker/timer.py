@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import math
 from collections.abc import Sequence
 
 from streamjobs.broker import Message, TopicPartition
@@ -182,12 +183,12 @@ class Timer:
         message, meta, home = waiting.message, waiting.meta, waiting.home
         step = on_release(now, meta.due, self._shared.routes.ladder)
         topic = self._shared.routes.names.delay(self._shared.app, step.tier) if isinstance(step, NextTier) else meta.next
-        item = Open(home, message.offset(), self._record(waiting, topic), lambda: self._moved(waiting, topic))
+        item = Open(home, message.offset(), self._record(waiting, topic), lambda: self._moved(waiting, item.record.topic))
         if not isinstance(step, NextTier):
-            item.retreat = lambda since, error: self._retreat(waiting, since, error)
+            item.retreat = lambda failing_s, error: self._retreat(waiting, failing_s, error)
             refused = self._refused(meta.next)
             if refused is not None:
-                item.record = self._retreat(waiting, 0.0, refused) or item.record
+                item.record = self._retreat(waiting, math.inf, refused) or item.record
         self.settler.settle(item)
 
     def _record(self, waiting: Waiting, topic: str) -> Record:
@@ -209,10 +210,10 @@ class Timer:
         self.moved += 1
         self.undeliverable.pop(topic, None)
 
-    def _retreat(self, waiting: Waiting, since: float, error: BrokerError) -> Record | None:
+    def _retreat(self, waiting: Waiting, failing_s: float, error: BrokerError) -> Record | None:
         """Back into a tier with a new due time, so that the next record can pass; None: it is tried again where it is."""
         now = self._now()
-        step = on_undeliverable(now, since, self._shared.routes.ladder)
+        step = on_undeliverable(now, now - failing_s, self._shared.routes.ladder)
         if step is None:
             return None
         destination = waiting.meta.next

@@ -49,3 +49,55 @@ def test_a_cancel_reaches_a_job_that_waits_in_the_ladder(streamjobs_testing: Cal
     t.run()
 
     assert ran == []
+
+
+def test_an_outage_shorter_than_a_minute_makes_nothing_later(streamjobs_testing: Callable[[App], Testing]) -> None:
+    """The destination refuses twice and is back: the job runs then, not a minute later.
+
+    What bit: the first failure's instant was read from another clock than "now", so every failure was a minute old at once.
+    """
+    app = App("shop", partitions=1)
+    ran: list[float] = []
+
+    @app.job
+    def remind(n: int) -> None:
+        ran.append(t.clock.now())
+
+    t = streamjobs_testing(app)
+    due = t.clock.now() + 10
+    remind.options(delay="10s").publish(n=1)
+    t.broker.fail("send", topic=app.names.main("default"), error="_MSG_TIMED_OUT", times=2)
+    for _ in range(200):
+        t.run(through_delays=False)
+        t.advance(0.1)
+
+    assert len(ran) == 1
+    assert due <= ran[0] < due + 1
+    assert not t.process.timer or not t.process.timer.undeliverable
+
+
+def test_a_destination_that_stays_away_makes_room(streamjobs_testing: Callable[[App], Testing]) -> None:
+    """After a minute the record goes back into a tier; it arrives when the destination is there again."""
+    app = App("shop", partitions=1)
+    ran: list[int] = []
+
+    @app.job
+    def remind(n: int) -> None:
+        ran.append(n)
+
+    t = streamjobs_testing(app)
+    remind.options(delay="10s").publish(n=1)
+    fault = t.broker.fail("send", topic=app.names.main("default"), error="TOPIC_AUTHORIZATION_FAILED", times=None)
+    for _ in range(110):
+        t.run(through_delays=False)
+        t.advance(1)
+    timer = t.process.timer
+    assert timer is not None
+    assert list(timer.undeliverable) == [app.names.main("default")]
+
+    fault.lift()
+    for _ in range(130):
+        t.run(through_delays=False)
+        t.advance(1)
+    assert ran == [1]
+    assert not timer.undeliverable
