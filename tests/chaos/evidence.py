@@ -88,7 +88,8 @@ def committed(key: bytes, value: bytes | None, at: float) -> Committed | None:
     version, base = reader.number(">h"), reader.number(">q")
     if version >= 3:
         reader.number(">i")  # the leader's epoch
-    metadata = reader.compact_text() if version >= 4 else reader.text()
+    # confluent-kafka's C text goes to the broker with the NUL at its end.
+    metadata = (reader.compact_text() if version >= 4 else reader.text()).rstrip("\0")
     mark = decode(base, metadata)
     finished = mark.finished.ranges if mark else ()
     return Committed(group, topic, partition, base, at, finished, len(metadata) > NEARLY_CUT)
