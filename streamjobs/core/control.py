@@ -584,6 +584,12 @@ class Desired:
         is gone, it was lost."""
         return started_key(group, topic, topic_id, partition) in self._orders
 
+    def started_before(self, group: str, topic: str, topic_id: bytes, partition: int) -> bool:
+        """Whether the group has committed in this partition of an earlier topic of the name."""
+        now = started_key(group, topic, topic_id, partition)
+        subjects = [order.subject for key, order in self._kinds[Kind.STARTED].items() if key != now]
+        return any(subject[1:3] == (group, topic) and subject[4] == str(partition) for subject in subjects)
+
     def seek_for(self, group: str, topic: str, partition: int, now: float = -math.inf) -> Seek | None:
         """The newest seek order for a partition. When it is carried out, `seek_keys` go."""
         found = self._newest(now, Kind.SEEK, group, topic, str(partition))

@@ -150,7 +150,9 @@ class Poller:
         )
         home.beginning = beginning
         home.fetching = beginning.fetch
-        home.committed_version = -1 if beginning.takeovers or beginning.why is not Why.COMMITTED else tracker.version
+        # Committed at once, changed or not: until then the last owner's "clean" stands, and a log that lost its end could grow past
+        # the base again before anyone has said where it now begins.
+        home.committed_version = -1
         home.committed_at = self._now()
         home.started = self._desired().started(self.group, tp.topic, topic_id, tp.partition)
         before = self.partitions.get(tp)
@@ -185,6 +187,7 @@ class Poller:
                 commit=commits if isinstance(commits, Lookup) else commits.get(tp),
                 topic_id=topic_id,
                 started=desired.started(self.group, tp.topic, topic_id, tp.partition),
+                started_before=desired.started_before(self.group, tp.topic, topic_id, tp.partition),
                 seek=desired.seek_for(self.group, tp.topic, tp.partition, self._now()),
                 registered=registration.starts if registration else None,
                 partition=tp.partition,

@@ -586,3 +586,15 @@ def test_expired_names_what_has_ended_and_nothing_that_holds(written: list[tuple
         topic.write(key, None)
     assert topic.desired.expired(NOW + 1) == []
     same_answers(topic.desired, before, NOW + 1)
+
+
+def test_a_start_in_an_earlier_topic_of_the_name_is_told_apart() -> None:  # edge 31
+    """The mark of a first commit names the topic's id: a topic that was made anew has not been started, its earlier self has."""
+    desired = control.Desired()
+    value = control.started_value(actor="w", at=1.0)
+    desired.apply(control.started_key("g", "jobs.a", b"\x01" * 16, 3), value, 0, 1.0)
+    assert desired.started("g", "jobs.a", b"\x01" * 16, 3)
+    assert not desired.started_before("g", "jobs.a", b"\x01" * 16, 3)
+    assert desired.started_before("g", "jobs.a", b"\x02" * 16, 3)
+    assert not desired.started_before("g", "jobs.a", b"\x02" * 16, 4)
+    assert not desired.started_before("h", "jobs.a", b"\x02" * 16, 3)
