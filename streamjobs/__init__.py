@@ -23,14 +23,14 @@ if TYPE_CHECKING:
         StreamjobsError,
         UsageError,
     )
-    from streamjobs.job import Cancel, Job, JobCancelled, JobType, Receipt, Reject, RetryAfter, Snooze, Timeout
+    from streamjobs.job import Cancel, Crashed, Job, JobCancelled, JobType, Receipt, Reject, RetryAfter, Snooze, Timeout
 
 __version__ = "0.1.0"
 
 _HOME = {
     "streamjobs.app": ("App",),
     "streamjobs.core.retry": ("Backoff", "Retry"),
-    "streamjobs.job": ("Cancel", "Job", "JobCancelled", "JobType", "Receipt", "Reject", "RetryAfter", "Snooze", "Timeout"),
+    "streamjobs.job": ("Cancel", "Crashed", "Job", "JobCancelled", "JobType", "Receipt", "Reject", "RetryAfter", "Snooze", "Timeout"),
     "streamjobs.errors": (
         "BrokerError", "DecodeError", "JobTypeError", "PayloadError", "ProvisionError", "PublishError", "ReplayError",
         "SettingsError", "StreamjobsError", "UsageError",
@@ -39,7 +39,7 @@ _HOME = {
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
-    "App", "Backoff", "BrokerError", "Cancel", "DecodeError", "Job", "JobCancelled", "JobType", "JobTypeError", "PayloadError",
+    "App", "Backoff", "BrokerError", "Cancel", "Crashed", "DecodeError", "Job", "JobCancelled", "JobType", "JobTypeError", "PayloadError",
     "ProvisionError", "PublishError", "Receipt", "Reject", "ReplayError", "Retry", "RetryAfter", "SettingsError", "Snooze",
     "StreamjobsError", "Timeout", "UsageError", "__version__",
 ]  # fmt: skip

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -14,9 +15,9 @@ from streamjobs.core import record as wire
 from streamjobs.core.dispatch import Entry, Partition
 from streamjobs.core.duration import seconds
 from streamjobs.core.lifecycle import Failure
-from streamjobs.core.record import Meta
+from streamjobs.core.record import Meta, Record
 from streamjobs.core.retry import Retry
-from streamjobs.errors import JobTypeError, UsageError
+from streamjobs.errors import JobTypeError, PublishError, UsageError
 
 if TYPE_CHECKING:
     from streamjobs.avro.codec import Payload
@@ -325,8 +326,44 @@ class _LocalMessage:
         return (0, 0)
 
 
+class Outbox:
+    """Child jobs: what running handlers of a transactional app published. They are sent with what settles their run, or never.
+
+    Handlers put, the loops close: whichever comes first, a record is either taken by `close` or refused by `put`.
+    """
+
+    def __init__(self, job_types: Mapping[str, JobType[Any, Any]]) -> None:
+        self._job_types = job_types
+        self._lock = threading.Lock()
+
+    def put(self, records: Sequence[Record]) -> bool:
+        """Keeps records for the run that publishes them; False: whoever publishes is none. Raises PublishError if it is over."""
+        job = CURRENT.get()
+        if job is None or self._job_types.get(job.type) is not job.job_type:
+            return False
+        with self._lock:
+            if job.children is None:
+                raise PublishError(f"{job!r} is settled already: a transactional app publishes child jobs before its handler returns")
+            job.children += tuple(records)
+        return True
+
+    def close(self, jobs: Iterable[Job]) -> dict[Job, tuple[Record, ...]]:
+        """What the runs of these jobs published, of those that did; they can't publish any more."""
+        found = {}
+        with self._lock:
+            for job in jobs:
+                if job.children:
+                    found[job] = job.children
+                job.children = None
+        return found
+
+
 class Receipt(NamedTuple):
-    """Where a published job lies. The broker has acknowledged it: it is not lost, whatever crashes."""
+    """Where a published job lies. The broker has acknowledged it: it is not lost, whatever crashes.
+
+    Of a child job of a transactional app: where it will lie once its parent's run is settled; the offset (and a partition that
+    follows from the key) is -1, since it is not known yet.
+    """
 
     topic: str
     partition: int

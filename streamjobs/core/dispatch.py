@@ -31,6 +31,7 @@ class Partition:
         "committed_at",
         "committed_version",
         "copies",
+        "crowd",
         "epoch",
         "fetching",
         "full",
@@ -38,6 +39,7 @@ class Partition:
         "number",
         "open",
         "parked",
+        "place",
         "queue",
         "retry",
         "running",
@@ -73,6 +75,8 @@ class Partition:
         self.copies: dict[tuple[str, int, int], int] = {}
         self.parked: dict[int, Any] = {}
         self.beginning: Any = None  # how this epoch began
+        self.place = 0  # its number in the table of what runs
+        self.crowd = 0  # jobs that are suspects only because owners died here again and again
         self.sought_told = False  # the seek order that it began with is taken away
 
     def __repr__(self) -> str:
@@ -90,7 +94,7 @@ class Entry:
     lane: bytes | None
     next: Entry | None
     kind: str
-    """The executor that runs it: `threads`, `aio` or `processes`."""
+    """The executor that runs it: `threads`, `aio`, `processes`, or `quarantine`."""
 
 
 E = TypeVar("E", bound=Entry)

@@ -64,7 +64,7 @@ class Reason(str, Enum):
     TOO_LARGE = "too_large"
 
 
-FailureKind = Literal["failed", "discarded", "rejected", "cancelled", "snooze", "retry_after", "expired"]
+FailureKind = Literal["failed", "discarded", "rejected", "cancelled", "snooze", "retry_after", "expired", "poison"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +100,8 @@ def decide(failure: Failure, policy: Retry, *, run: int, attempt: int, origin: s
         return Settlement(Outcome.CANCELLED, run, attempt)
     if kind == "expired":
         return Settlement(Outcome.EXPIRED, run, attempt)
+    if kind == "poison":
+        return Settlement(Outcome.DEAD, run, attempt, letter=Reason.POISON)
     if kind == "discarded":
         return Settlement(Outcome.DEAD, run, attempt, letter=Reason.DISCARDED)
     if kind == "snooze":

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
 
-HEAD = 256 * 1024
+HEAD = 64 * 1024
 ROW = 32
 _LENGTH = struct.Struct("<q")
 _ROW = struct.Struct("<qqq")

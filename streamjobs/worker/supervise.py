@@ -221,7 +221,7 @@ class Supervisor:
         young = time.monotonic() - slot.started < 60
         slot.deaths = slot.deaths + 1 if young else 1
         pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (slot.deaths - 1))
-        logger.error("worker process %d ended with %s; another one starts in %g s", slot.number, _how(code), pause)
+        logger.error("worker process %d ended with %s; another one starts in %g s", slot.number, how(code), pause)
         slot.start_at = time.monotonic() + pause
 
     def _exit_code(self) -> int:
@@ -232,7 +232,8 @@ class Supervisor:
         return next((1 for code in codes if code not in (0, RESTART_ME, -signal.SIGTERM)), 0)
 
 
-def _how(code: int) -> str:
+def how(code: int) -> str:
+    """How a process ended, in words; `code`: its exit code, or minus the signal that killed it."""
     return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
 
 

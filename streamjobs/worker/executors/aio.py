@@ -10,6 +10,7 @@ from collections import deque
 
 from streamjobs.job import CURRENT, Job, JobCancelled, Timeout
 from streamjobs.worker.executors import EPOCH_OFFSET, VISIT_JOBS, VISIT_S, Chunk, Gate
+from streamjobs.worker.marks import Marks, Row, nowhere
 
 logger = logging.getLogger(__name__)
 
@@ -22,9 +23,10 @@ class Aio:
 
     kind = "aio"
 
-    def __init__(self, slots: int, gate: Gate) -> None:
+    def __init__(self, slots: int, gate: Gate, marks: Marks | None = None) -> None:
         self.slots = slots
         self._gate = gate
+        self._marks = marks or Marks()
         self._backlog: deque[Chunk] = deque()
         self._idle: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -56,25 +58,28 @@ class Aio:
 
     async def _work(self) -> None:
         """Takes chunks for ever. It looks at the backlog and lists itself as idle without a step of the loop between."""
-        while not self._stopping:
-            while self._backlog:
-                await self._run_chunk(self._backlog.popleft())
-            future = self.loop.create_future()
-            self._idle.append(future)
-            await future
+        with self._marks.row() as row:
+            while not self._stopping:
+                while self._backlog:
+                    await self._run_chunk(self._backlog.popleft(), row)
+                future = self.loop.create_future()
+                self._idle.append(future)
+                await future
 
-    async def _run_chunk(self, chunk: Chunk) -> None:
+    async def _run_chunk(self, chunk: Chunk, row: Row | None = None) -> None:
+        row = row or nowhere()
         try:
             for job in chunk.jobs:
-                await self._visit(job, chunk)
+                await self._visit(job, chunk, row)
         except BaseException:
             logger.exception("a task failed outside a handler; what it had not begun runs elsewhere")
             chunk.returned.extend(chunk.take_back())
         finally:
+            row.clear()
             chunk.current = None
             chunk.results.put(chunk)
 
-    async def _visit(self, job: Job, chunk: Chunk) -> None:
+    async def _visit(self, job: Job, chunk: Chunk, row: Row) -> None:
         """Runs a job, then those behind it in its lane, until the lane or the visit ends."""
         clock = time.perf_counter
         gate = self._gate
@@ -86,6 +91,7 @@ class Aio:
                 chunk.returned.append(job)
                 return
             began = clock()
+            row.mark(job.home.place, job.offset, job.run)
             job.start(began + EPOCH_OFFSET)
             CURRENT.set(job)
             await self._run(job)

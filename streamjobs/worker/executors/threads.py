@@ -6,11 +6,13 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from queue import SimpleQueue
 
 from streamjobs.job import CURRENT, Job
 from streamjobs.worker.executors import EPOCH_OFFSET, VISIT_JOBS, VISIT_S, Chunk, Gate
+from streamjobs.worker.marks import Marks, Row, nowhere
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +27,10 @@ class Threads:
 
     kind = "threads"
 
-    def __init__(self, slots: int, gate: Gate) -> None:
+    def __init__(self, slots: int, gate: Gate, marks: Marks | None = None) -> None:
         self.slots = slots
         self._gate = gate
+        self._marks = marks or Marks()
         self._backlog: deque[Chunk] = deque()
         self._idle: list[SimpleQueue[bool]] = []
         self._threads: list[threading.Thread] = []
@@ -57,20 +60,27 @@ class Threads:
     def _work(self) -> None:
         mailbox: SimpleQueue[bool] = SimpleQueue()
         go_on = True
-        while go_on:
-            self._empty_backlog()
-            self._idle.append(mailbox)
-            if self._backlog:
-                self._wake()
-            go_on = mailbox.get()
+        with self._seat() as run:
+            while go_on:
+                self._empty_backlog(run)
+                self._idle.append(mailbox)
+                if self._backlog:
+                    self._wake()
+                go_on = mailbox.get()
 
-    def _empty_backlog(self) -> None:
+    @contextmanager
+    def _seat(self) -> Iterator[Callable[[Chunk], None]]:
+        """What one thread runs chunks with, from its start to its end."""
+        with self._marks.row() as row:
+            yield lambda chunk: run_chunk(chunk, self._gate, row=row)
+
+    def _empty_backlog(self, run: Callable[[Chunk], None]) -> None:
         while True:
             try:
                 chunk = self._backlog.popleft()
             except IndexError:
                 return
-            run_chunk(chunk, self._gate)
+            run(chunk)
 
     def cancel(self, job: Job) -> None:
         """Nothing to do: a thread can't be interrupted; the handler sees `job.cancelled`."""
@@ -89,26 +99,35 @@ class Threads:
 
 
 def run_chunk(
-    chunk: Chunk, gate: Gate, clock: Callable[[], float] = time.perf_counter, to_epoch: float = EPOCH_OFFSET
+    chunk: Chunk,
+    gate: Gate,
+    clock: Callable[[], float] = time.perf_counter,
+    to_epoch: float = EPOCH_OFFSET,
+    row: Row | None = None,
 ) -> None:
     """Runs a chunk's jobs and what becomes ready in their lanes, and reports it to its loop, whatever happens.
 
-    `to_epoch`: what makes the clock's seconds seconds since the epoch.
+    `to_epoch`: what makes the clock's seconds seconds since the epoch. `row`: where it notes what it starts.
     """
     cpu = time.thread_time()
+    row = row or nowhere()
     try:
         for job in chunk.jobs:
-            _visit(job, chunk, gate, clock, to_epoch)
+            _visit(job, chunk, gate, clock, to_epoch, row.mark)
     except BaseException:
         logger.exception("a worker thread failed outside a handler; what it had not begun runs elsewhere")
         chunk.returned.extend(chunk.take_back())
     finally:
+        row.clear()
+        CURRENT.set(None)
         chunk.current = None
         chunk.cpu_s = time.thread_time() - cpu
         chunk.results.put(chunk)
 
 
-def _visit(job: Job, chunk: Chunk, gate: Gate, clock: Callable[[], float], to_epoch: float) -> None:
+def _visit(
+    job: Job, chunk: Chunk, gate: Gate, clock: Callable[[], float], to_epoch: float, mark: Callable[[int, int, int], None]
+) -> None:
     """Runs a job, then those behind it in its lane, until the lane or the visit ends."""
     done = chunk.done
     now = clock()
@@ -119,6 +138,7 @@ def _visit(job: Job, chunk: Chunk, gate: Gate, clock: Callable[[], float], to_ep
         if gate.bars(job):
             chunk.returned.append(job)
             return
+        mark(job.home.place, job.offset, job.run)
         job.start(now + to_epoch)
         CURRENT.set(job)
         try:

@@ -1,0 +1,96 @@
+"""Exceptions on their way between processes: class, message, attributes and the text of the traceback survive.
+
+Pickle alone does not do: a class whose `__init__` takes other arguments than `args` holds is pickled and can't be unpickled, an
+attribute may be a lock, a class may be known to the child alone. None of that may break the pipe, or hide what went wrong.
+"""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from typing import Any, NamedTuple
+
+
+class Packed(NamedTuple):
+    """An exception as it travels. `whole`: a pickle of it, or of its class, arguments and attributes (`parts`)."""
+
+    whole: bytes | None
+    parts: bytes | None
+    module: str
+    qualname: str
+    text: str
+    trace: str
+
+
+class ChildTraceback(Exception):
+    """The traceback of a child process, as text: the cause of an exception that came from there."""
+
+    def __init__(self, trace: str) -> None:
+        super().__init__(trace)
+        self.trace = trace
+
+    def __str__(self) -> str:
+        return f"\n{self.trace}"
+
+
+def pack(error: BaseException) -> Packed:
+    text = _text(error)
+    kind = type(error)
+    whole = _pickled(error)
+    if whole is not None and not _survives(whole, text):
+        whole = None
+    parts = None if whole else _pickled((kind, error.args, vars(error))) or _pickled((kind, (text,), {}))
+    return Packed(whole, parts, kind.__module__, kind.__qualname__, text, "".join(traceback.format_exception(error)))
+
+
+def unpack(packed: Packed) -> BaseException:
+    """Never raises: a class that is not known here is stood in for by one of the same name."""
+    try:
+        error: BaseException = pickle.loads(packed.whole) if packed.whole else _assembled(packed.parts or b"")
+    except Exception:  # noqa: BLE001 (whatever a stranger's class does when it is unpickled)
+        error = _stand_in(packed, Exception)
+    if not isinstance(error, BaseException) or _text(error) != packed.text:
+        error = _stand_in(packed, type(error) if isinstance(error, BaseException) else Exception)
+    error.__cause__ = ChildTraceback(packed.trace)
+    return error
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as problem:  # noqa: BLE001 (an exception whose text can't be made is still that exception)
+        return f"<its text can't be made: {problem!r}>"
+
+
+def _pickled(thing: object) -> bytes | None:
+    try:
+        return pickle.dumps(thing)
+    except Exception:  # noqa: BLE001 (pickle raises what it likes)
+        return None
+
+
+def _survives(whole: bytes, text: str) -> bool:
+    try:
+        return _text(pickle.loads(whole)) == text
+    except Exception:  # noqa: BLE001
+        return False
+
+
+def _assembled(parts: bytes) -> BaseException:
+    """Without `__init__`, which may want other arguments."""
+    kind, args, state = pickle.loads(parts)
+    error: BaseException = kind.__new__(kind, *args)
+    error.args = args
+    vars(error).update(state)
+    return error
+
+
+def _stand_in(packed: Packed, base: type[BaseException]) -> BaseException:
+    """An exception of that name which says that text; still one of its own class, where that is known."""
+    content: dict[str, Any] = {
+        "__qualname__": packed.qualname, "__module__": packed.module, "__str__": lambda _: packed.text,
+    }  # fmt: skip
+    kind: type[BaseException] = type(packed.qualname.rpartition(".")[2], (base,), content)
+    error = kind.__new__(kind, packed.text)
+    error.args = (packed.text,)
+    return error

@@ -1,0 +1,268 @@
+"""Executor `processes`: whatever a job does to its child process costs that job, and no other (PROTOCOLS §9, §15)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamjobs.job import Crashed, Job, JobCancelled, JobTypeError, Reject, RetryAfter, Snooze, Timeout
+from streamjobs.worker.executors import Chunk, Gate
+from streamjobs.worker.executors import processes as executor_module
+from streamjobs.worker.executors.exceptions import pack, unpack
+from streamjobs.worker.executors.processes import Processes
+from streamjobs.worker.marks import Marks, memory
+from tests.support import child_app
+from tests.support.ledger import Ledger
+from tests.unit.worker.jobs import ByHand, wait_for
+
+TYPES = child_app.app.job_types
+
+
+class Room:
+    """An executor with children, and the ledger that they write."""
+
+    def __init__(self, ledger: Ledger, slots: int = 1) -> None:
+        self.ledger = ledger
+        self.gate = Gate()
+        self.marks = Marks(memory(4))
+        self.executor = Processes(slots, self.gate, child_app.app.in_child(), self.marks)
+        self.hand = ByHand()
+
+    def job(self, job_type: str, **arguments: Any) -> Job:
+        return self.hand.job(TYPES[job_type], arguments)
+
+    def submit(self, *jobs: Job) -> Chunk:
+        chunk = self.hand.chunk(list(jobs))
+        self.executor.submit(chunk)
+        return chunk
+
+    def run(self, *jobs: Job) -> Chunk:
+        self.submit(*jobs)
+        return self.hand.result()
+
+    def noted(self, what: str) -> list[dict[str, Any]]:
+        return [entry for entry in self.ledger.entries() if entry["what"] == what]
+
+
+@pytest.fixture
+def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
+    monkeypatch.setenv("LEDGER", str(tmp_path / "ledger"))
+    room = Room(Ledger(tmp_path / "ledger"))
+    yield room
+    room.executor.stop(5.0)
+
+
+def test_a_child_knows_its_job_and_no_kafka(room: Room) -> None:  # edge 75 # edge 78
+    """Spawned, so no handle of librdkafka is in it; it runs the start hooks, and the handler has the job's id, run and attempt:
+    its key to doing things once."""
+    job = room.job("facts", n=1)
+    job.run, job.attempt = 4, 3
+    done = room.run(job)
+
+    assert [each.error for each in done.done] == [None]
+    (seen,) = room.noted("start")
+    assert (seen["kafka"], seen["method"], seen["parent"]) == (False, "spawn", os.getpid())
+    assert (seen["id"], seen["run"], seen["attempt"], seen["origin"]) == (job.id, 4, 3, job.origin)
+    assert len(room.noted("hook")) == 1
+    assert done.stops == [job]
+
+
+@pytest.mark.parametrize("how", ["killed", "segfault", "exit", "exit well"])
+def test_a_child_that_dies_costs_its_own_job(room: Room, how: str) -> None:  # edge 74
+    """Of a list of five the third kills the child: two are done, the third has crashed with a strike, two go back, and the next
+    list runs in another child."""
+    before = [room.job("brief", n=1), room.job("brief", n=2)]
+    killer, after = room.job("dies", how=how), [room.job("brief", n=4), room.job("brief", n=5)]
+    chunk = room.run(*before, killer, *after)
+
+    assert chunk.done == [*before, killer]
+    assert [job.error for job in before] == [None, None]
+    assert isinstance(killer.error, Crashed)
+    assert [job.strikes for job in (*before, killer, *after)] == [0, 0, 1, 0, 0]
+    assert sorted(chunk.returned, key=lambda job: job.offset) == after
+    assert room.marks.running() == []
+
+    again = room.run(*after)
+    assert [job.error for job in again.done] == [None, None]
+    assert [entry["n"] for entry in room.noted("end")] == [1, 2, 4, 5]
+    assert len({entry["pid"] for entry in room.noted("end")}) == 2
+
+
+def test_what_its_child_died_of_is_said(room: Room) -> None:
+    killed, left = room.job("dies", how="killed"), room.job("dies", how="exit")
+    room.run(killed)
+    room.run(left)
+    assert (killed.error_message, left.error_message) == (
+        "its process ended with signal SIGKILL", "its process ended with exit code 3",
+    )  # fmt: skip
+
+
+def test_a_job_that_hangs_is_killed_at_its_timeout(room: Room) -> None:  # edge 74
+    hanging, next_one = room.job("hangs", n=1), room.job("brief", n=2)
+    chunk = room.run(hanging, next_one)
+    assert isinstance(hanging.error, Timeout)
+    assert 0.3 <= hanging.duration_s < 3.0
+    assert hanging.strikes == 1
+    assert chunk.returned == [next_one]
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "text"),
+    [
+        ("two", "TwoArguments", "two arguments (7)"),
+        ("lock", "WithLock", "with a lock"),
+        ("local", "raises.<locals>.Local", "of a class that nobody can import"),
+        ("plain", "ValueError", "plain"),
+    ],
+)
+def test_exceptions_come_back_whatever_they_are(room: Room, what: str, name: str, text: str) -> None:
+    job = room.job("raises", what=what)
+    room.run(job, room.job("brief", n=1))
+    assert (type(job.error).__qualname__, str(job.error)) == (name, text)
+    assert "child_app.py" in str(job.error.__cause__ if job.error else "")
+    assert job.strikes == 0
+    assert len(room.noted("end")) == 1  # the pipe is whole
+
+
+def test_signals_come_back_as_themselves(room: Room) -> None:
+    job = room.job("raises", what="reject")
+    room.run(job)
+    assert isinstance(job.error, Reject)
+    assert job.error.reason == "never"
+
+
+@pytest.mark.parametrize("signal_", [RetryAfter("90s", "the bank is closed"), Snooze("10m"), Reject("no")])
+def test_signals_survive_the_pipe(signal_: BaseException) -> None:
+    back = unpack(pack(signal_))
+    assert type(back) is type(signal_)
+    assert {k: v for k, v in vars(back).items() if k != "__cause__"} == vars(signal_)
+
+
+def test_an_exception_keeps_its_class_and_attributes() -> None:
+    back = unpack(pack(child_app.TwoArguments(7, "seven")))
+    assert isinstance(back, child_app.TwoArguments)
+    assert (back.code, str(back)) == (7, "seven (7)")
+
+
+def test_arguments_that_can_not_travel_are_named(room: Room) -> None:
+    job, other = room.job("brief", n=threading.Lock()), room.job("brief", n=2)
+    chunk = room.run(job, other)
+    assert isinstance(job.error, JobTypeError)
+    assert "the arguments of brief can't be sent to a child process" in str(job.error)
+    assert chunk.done == [job, other]
+    assert other.error is None
+
+
+def test_a_job_that_is_cancelled_sees_it(room: Room) -> None:  # edge 76
+    """The flag goes to the child; before it, the progress came from there."""
+    job = room.job("patient", n=7)
+    chunk = room.submit(job)
+    wait_for(lambda: job.progress == {"at": 7}, "progress across the pipe")
+    assert chunk.current is job
+
+    job.cancel()
+    room.executor.cancel(job)
+    room.hand.result()
+    assert isinstance(job.error, JobCancelled)
+    assert job.strikes == 0
+    room.executor.cancel(job)  # after its end: nothing happens
+    assert [each.error for each in room.run(room.job("brief", n=1)).done] == [None]
+
+
+def test_a_job_that_does_not_listen_is_killed(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor_module, "CANCEL_S", 0.1)
+    job = room.job("deaf", n=1)
+    room.submit(job)
+    wait_for(lambda: room.noted("start"), "the job's start")
+    job.cancel()
+    room.executor.cancel(job)
+    room.hand.result()
+    assert isinstance(job.error, JobCancelled)
+    assert job.strikes == 0
+
+
+def test_the_loop_takes_back_what_a_stuck_list_has_not_begun(room: Room) -> None:
+    """The child has the whole list; whoever reads a job's ticket has the job."""
+    stuck, waiting = room.job("deaf", n=1), [room.job("brief", n=n) for n in (2, 3)]
+    chunk = room.submit(stuck, *waiting)
+    wait_for(lambda: room.noted("start"), "the stuck job's start")
+    taken = chunk.take_back()
+    assert sorted(taken, key=lambda job: job.offset) == waiting
+    assert chunk.current is stuck
+    assert chunk.take_back() == []
+
+
+def test_jobs_behind_a_head_go_with_it(room: Room) -> None:
+    """Once a type's jobs are known to be short, a lane's stretch travels in one list, in its order."""
+    room.run(room.job("brief", n=0))
+    TYPES["brief"].mean_s = 0.0005
+    lane = room.hand.jobs(TYPES["brief"], [{"n": n} for n in range(1, 6)])
+    chunk = room.run(room.hand.lane(lane))
+    assert chunk.done == lane
+    assert chunk.stops == [lane[-1]]
+    assert [entry["n"] for entry in room.noted("end")] == [0, 1, 2, 3, 4, 5]
+    TYPES["brief"].mean_s = None
+
+
+def test_a_closed_gate_starts_nothing(room: Room) -> None:
+    room.gate.closed = True
+    job = room.job("brief", n=1)
+    chunk = room.run(job)
+    assert (chunk.returned, chunk.done) == ([job], [])
+    assert room.noted("end") == []
+
+
+def test_what_a_child_runs_is_marked(room: Room) -> None:
+    job = room.job("deaf", n=1)
+    job.home.place = room.marks.place("jobs.by-hand", 0)
+    room.submit(job)
+    wait_for(room.marks.running, "a mark of what runs")
+    assert [(mark.topic, mark.partition, mark.offset, mark.run) for mark in room.marks.running()] == [
+        ("jobs.by-hand", 0, job.offset, 1)
+    ]
+
+
+def test_a_child_that_is_told_to_stop_goes_on_and_dies_with_its_parent(room: Room) -> None:
+    """SIGINT and SIGTERM to the whole group are for the worker; when the pipe closes the child ends."""
+    room.run(room.job("brief", n=0))
+    pid = room.noted("end")[0]["pid"]
+    os.kill(pid, signal.SIGINT)
+    os.kill(pid, signal.SIGTERM)
+    room.run(room.job("brief", n=1))
+    assert [entry["pid"] for entry in room.noted("end")] == [pid, pid]
+
+    room.executor.stop(5.0)
+    wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the child's end")
+
+
+def test_a_child_that_can_not_start_is_tried_again_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its jobs are not charged; they go back, and the next try waits."""
+    monkeypatch.setattr(executor_module, "FIRST_PAUSE_S", 0.05)
+    gate, hand = Gate(), ByHand()
+    executor = Processes(1, gate, _can_not_load)
+    job = hand.job(TYPES["brief"], {"n": 1})
+    executor.submit(hand.chunk([job]))
+    chunk = hand.result()
+    assert (chunk.returned, chunk.done, job.strikes) == ([job], [], 0)
+    executor.stop(5.0)
+
+
+def _can_not_load() -> Any:
+    raise RuntimeError("the app can't be made")
+
+
+def test_stop_kills_what_still_runs(room: Room) -> None:
+    room.submit(room.job("deaf", n=1))
+    wait_for(lambda: room.noted("start"), "the job's start")
+    pid = room.noted("start")[0]["pid"]
+    began = time.monotonic()
+    room.executor.stop(5.0)
+    wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the child's end")
+    assert time.monotonic() - began < 5.0
