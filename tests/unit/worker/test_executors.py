@@ -1,0 +1,225 @@
+"""Executors: threads and asyncio, time-outs, cancellation, threads that hang or die (PROTOCOLS §15, EDGE_CASES 72, 73, 76)."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+
+from streamjobs import Job, Timeout
+from streamjobs.core.dispatch import Partition
+from streamjobs.job import JobCancelled, JobType
+from streamjobs.worker.executors import Chunk, Gate
+from streamjobs.worker.executors.aio import Aio
+from streamjobs.worker.executors.threads import Threads
+
+
+class Message:
+    def __init__(self, offset: int) -> None:
+        self._offset = offset
+
+    def offset(self) -> int:
+        return self._offset
+
+    def timestamp(self) -> tuple[int, int]:
+        return (2, 0)
+
+    def headers(self) -> None:
+        return None
+
+    def key(self) -> None:
+        return None
+
+
+class Bench:
+    """Chunks of jobs for one executor."""
+
+    def __init__(self) -> None:
+        self.home = Partition("t", 0, "q", retry=False, topic_id=b"", epoch=1, tracker=None)
+        self.results: SimpleQueue[Chunk] = SimpleQueue()
+        self.gate = Gate()
+
+    def chunk(self, kind: str, handler: Callable[..., Any], count: int = 1, **options: Any) -> Chunk:
+        job_type: JobType[Any, Any] = JobType(handler, name="h", queue="q", publisher=lambda: None, **options)  # type: ignore[arg-type, return-value]
+        jobs = []
+        for offset in range(count):
+            job = Job(job_type, self.home, Message(offset), None)  # type: ignore[arg-type]
+            job.args, job.lane, job.id = (), None, f"j{offset}"
+            jobs.append(job)
+        return Chunk(kind, jobs, self.results)
+
+    def result(self) -> Chunk:
+        return self.results.get(timeout=20)
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+@pytest.fixture
+def aio(bench: Bench) -> Iterator[Aio]:
+    executor = Aio(4, bench.gate)
+    yield executor
+    executor.stop(5)
+
+
+@pytest.fixture
+def threads(bench: Bench) -> Iterator[Threads]:
+    executor = Threads(4, bench.gate)
+    yield executor
+    executor.stop(1)
+
+
+def test_an_async_timeout_is_real(bench: Bench, aio: Aio) -> None:
+    async def forever() -> None:
+        await asyncio.Event().wait()
+
+    aio.submit(bench.chunk("aio", forever, timeout="50ms"))
+    (job,) = bench.result().done
+    assert isinstance(job.error, Timeout)
+    assert job.error_type == "Timeout"
+
+
+def test_a_timeout_of_the_handlers_own_is_its_own(bench: Bench, aio: Aio) -> None:
+    """`asyncio.timeout` inside a handler raises the same class; it is a failure like any other, not ours."""
+
+    async def own() -> None:
+        raise TimeoutError("mine")
+
+    aio.submit(bench.chunk("aio", own, timeout="1h"))
+    (job,) = bench.result().done
+    assert type(job.error) is TimeoutError
+
+
+def test_a_cancelled_async_job_is_interrupted(bench: Bench, aio: Aio) -> None:  # edge 76
+    started = threading.Event()
+
+    async def waits(job: Job) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    chunk = bench.chunk("aio", waits)
+    aio.submit(chunk)
+    assert started.wait(20)
+    job = chunk.current
+    assert job is not None
+    job.cancel()
+    aio.cancel(job)
+    assert isinstance(bench.result().done[0].error, JobCancelled)
+
+
+def test_a_job_whose_partition_left_is_interrupted(bench: Bench, aio: Aio) -> None:
+    """Its end would mean nothing: the next owner runs it."""
+    started = threading.Event()
+
+    async def waits(job: Job) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    chunk = bench.chunk("aio", waits)
+    aio.submit(chunk)
+    assert started.wait(20)
+    bench.home.epoch = bench.home.serving = -1
+    assert chunk.current is not None
+    aio.cancel(chunk.current)
+    assert isinstance(bench.result().done[0].error, JobCancelled)
+
+
+@pytest.mark.parametrize("kind", ["threads", "aio"])
+@pytest.mark.parametrize("error", [ValueError("x"), SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+def test_whatever_a_handler_raises_is_its_result(
+    bench: Bench, threads: Threads, aio: Aio, kind: str, error: BaseException
+) -> None:  # edge 73
+    """No exception ends a thread or a task: the pool does not drain away."""
+
+    def fails() -> None:
+        raise error
+
+    async def fails_async() -> None:
+        raise error
+
+    executor = {"threads": threads, "aio": aio}[kind]
+    for _ in range(8):
+        executor.submit(bench.chunk(kind, fails if kind == "threads" else fails_async))
+    assert [type(bench.result().done[0].error) for _ in range(8)] == [type(error)] * 8
+    executor.submit(bench.chunk(kind, _nothing if kind == "threads" else _nothing_async))
+    assert bench.result().done[0].error is None
+
+
+def _nothing() -> None: ...
+
+
+async def _nothing_async() -> None: ...
+
+
+def test_threads_are_replaced_when_they_die(bench: Bench) -> None:  # edge 73
+    """A thread that ends outside a handler leaves its place to another one."""
+    threads = Threads(1, bench.gate)
+    threads.submit(bench.chunk("threads", _nothing))
+    bench.result()
+    mailbox = threads._idle.pop()
+    mailbox.put(False)
+    threads._threads[0].join(20)
+    assert not threads._threads[0].is_alive()
+    threads.submit(bench.chunk("threads", _nothing))
+    assert len(bench.result().done) == 1
+    threads.stop(1)
+
+
+def test_a_stuck_threads_rest_is_taken_back(bench: Bench, threads: Threads) -> None:  # edge 72
+    """Ten jobs in one chunk, the first hangs: the other nine are handed to someone else, and run once."""
+    release = threading.Event()
+    ran: list[int] = []
+    lock = threading.Lock()
+
+    def maybe_hangs(job: Job) -> None:
+        if job.offset == 0:
+            release.wait(20)
+        with lock:
+            ran.append(job.offset)
+
+    chunk = bench.chunk("threads", maybe_hangs, 10)
+    threads.submit(chunk)
+    while chunk.current is None:
+        threading.Event().wait(0.001)
+    rest = chunk.take_back()
+    assert [job.offset for job in rest] == list(range(1, 10))
+    threads.submit(Chunk("threads", rest, bench.results))
+    assert len(bench.result().done) == 9
+    release.set()
+    assert len(bench.result().done) == 1
+    assert sorted(ran) == list(range(10))
+
+
+def test_a_closed_gate_hands_everything_back(bench: Bench, threads: Threads) -> None:
+    bench.gate.closed = True
+    threads.submit(bench.chunk("threads", _nothing, 5))
+    chunk = bench.result()
+    assert (len(chunk.done), len(chunk.returned)) == (0, 5)
+
+
+def test_slots_bound_what_runs_at_once(bench: Bench, threads: Threads) -> None:
+    running, peak = [0], [0]
+    lock = threading.Lock()
+    enough = threading.Event()
+
+    def counts() -> None:
+        with lock:
+            running[0] += 1
+            peak[0] = max(peak[0], running[0])
+            if running[0] == 4:
+                enough.set()
+        enough.wait(20)
+        with lock:
+            running[0] -= 1
+
+    for _ in range(12):
+        threads.submit(bench.chunk("threads", counts))
+    for _ in range(12):
+        bench.result()
+    assert peak[0] == 4
