@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
@@ -14,7 +16,7 @@ from streamjobs.clock import SystemClock
 from streamjobs.core.retry import Retry
 from streamjobs.core.topics import Names, checked_name
 from streamjobs.errors import JobTypeError, UsageError
-from streamjobs.job import Duration, ExecutorKind, Job, JobType, Order
+from streamjobs.job import Duration, ExecutorKind, Job, JobType, Order, Outbox
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,18 +53,19 @@ class App:
     """A named set of job types and the cluster they live on.
 
     `name` is also the default consumer group. `imports` names the modules that declare job types; workers and the CLI import
-    them. Further keywords are settings (the weakest source: streamjobs.toml, STREAMJOBS_* and flags override them).
+    them. `transactional`: what a run leads to (its retry, dead letter, child jobs, events and its offset) is one Kafka transaction
+    (docs/transactions.md). Further keywords are settings (the weakest source: streamjobs.toml, STREAMJOBS_* and flags override them).
     Nothing is read, connected or imported before it is needed.
     """
 
-    def __init__(self, name: str, *, imports: Iterable[str] = (), **settings: Any) -> None:
+    def __init__(self, name: str, *, imports: Iterable[str] = (), transactional: bool = False, **settings: Any) -> None:
         self.name = checked_name("app", name)
         self.imports = tuple(imports)
         self.job_types: dict[str, JobType[Any, Any]] = {}
         self.start_hooks: list[Callable[[], Any]] = []
         self.stop_hooks: list[Callable[[], Any]] = []
         self.dead_hooks: list[Callable[[Job, str], Any]] = []
-        self._declared = settings
+        self._declared = {**settings, "worker.transactional": True} if transactional else settings
         self._flags: Mapping[str, Any] = {}
         self._file: Path | None = None
         self._settings: Settings | None = None
@@ -195,6 +198,7 @@ class App:
             session_timeout_s=settings.worker.session_timeout,
             max_poll_interval_s=settings.worker.max_poll_interval,
             client_id=self.name,
+            max_message_bytes=settings.max_message_bytes,
         )
         if settings.bootstrap == "embedded" and isinstance(broker, EmbeddedBroker):
             self._lend(broker)
@@ -224,9 +228,11 @@ class App:
         clock: Clock | None = None,
         executors: Callable[[Gate], Iterable[Executor]] | None = None,
         errors: list[BaseException] | None = None,
+        member: str = "",
     ) -> Process:
         """One worker process for these queues (none named: all), after what it needs on the cluster was checked.
 
+        `member`: a name that no other living worker has; the processes of one slot share it, one after the other.
         Raises ProvisionError with the command to run, BrokerError, or JobTypeError for a payload that can't be derived.
         """
         from streamjobs import provision
@@ -238,6 +244,7 @@ class App:
         self._trace_runs()
         published = Metrics(self.group, "main", self.job_types)
         self.publisher.observe = published.published
+        self.publisher.outbox = self._outbox()
         return Process(
             self,
             published=published,
@@ -249,7 +256,28 @@ class App:
             clock=clock,
             executors=executors,
             errors=errors,
+            outbox=self.publisher.outbox,
+            member=member,
         )
+
+    def _outbox(self) -> Outbox | None:
+        """Of a transactional app: where child jobs wait for what settles their parents' runs. Raises UsageError."""
+        if not self.settings.worker.transactional:
+            return None
+        if "transactions" in self.broker.lacks:
+            raise UsageError(
+                f"{self.name} is transactional, and the broker at {self.settings.bootstrap} has no transactions: use a Kafka cluster, "
+                "or set worker.transactional to false"
+            )
+        return Outbox(self.job_types)
+
+    def in_child(self, prepare: Callable[[App], None] | None = None) -> Callable[[], App]:
+        """What makes this app again in a child process, which imports the modules that declare its jobs; goes there by pickle.
+
+        `prepare` is called with it there: such as to set up logging.
+        """
+        modules = {job_type.fn.__module__ for job_type in self.job_types.values()} | set(self.imports)
+        return functools.partial(_load_in_child, self.name, sorted(modules), dict(self._flags), self._file, prepare)
 
     def _schemas(self) -> SchemaStore:
         """The schemas that its job types have now."""
@@ -342,3 +370,20 @@ class App:
 
     def __repr__(self) -> str:
         return f"App({self.name!r})"
+
+
+def _load_in_child(
+    name: str, modules: Iterable[str], flags: Mapping[str, Any], file: Path | None, prepare: Callable[[App], None] | None
+) -> App:
+    """Raises UsageError for an app that is no module's: one that a function made can't be made again elsewhere."""
+    for module in modules:
+        importlib.import_module(module)
+    contents = [list(getattr(module, "__dict__", {}).values()) for module in list(sys.modules.values())]
+    app = next((thing for things in contents for thing in things if isinstance(thing, App) and thing.name == name), None)
+    if app is None:
+        raise UsageError(f"app {name!r} is not found in {', '.join(modules)}: child processes need it at the top level of a module")
+    if flags or file:
+        app.configure(flags, file)
+    if prepare is not None:
+        prepare(app)
+    return app
