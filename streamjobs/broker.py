@@ -148,9 +148,17 @@ class Producer(Protocol):
 
 
 class TransactionalProducer(Producer, Protocol):
-    """One per owner of a transactional id; every call may raise BrokerError (`_FENCED`: another one took over)."""
+    """One per owner of a transactional id; every call may raise BrokerError.
 
-    def init(self, timeout: float = 30.0) -> None: ...
+    `fatal` (`_FENCED`: another one took over, or the transaction was open for too long): this producer is done, and whether its
+    transaction was committed only the group's offsets tell. `abortable`: call `abort`. `retriable`, of `init`, `commit` and
+    `abort`: call the same again, and nothing else, until it is answered.
+    """
+
+    def init(self, timeout: float = 30.0) -> None:
+        """Aborts what an earlier owner of the id left open, and fences it."""
+        ...
+
     def begin(self) -> None: ...
     def send_offsets(self, offsets: Mapping[TopicPartition, Commit], group_metadata: Any, timeout: float = 10.0) -> None: ...
     def commit(self, timeout: float = 10.0) -> None: ...

@@ -81,11 +81,15 @@ class BrokerError(StreamjobsError):
     """What the broker, or the way to it, refused.
 
     `code` is Kafka's name of the error (`UNKNOWN_MEMBER_ID`, `_TRANSPORT`; a leading underscore: the client's own).
-    `retriable`: the same call may succeed later. `fatal`: the client object is unusable from now on.
+    `retriable`: the same call may succeed later. `fatal`: the client object is unusable from now on. `abortable`: the transaction in
+    which it happened can only be aborted; the next one may succeed.
     """
 
-    def __init__(self, code: str, message: str, *, retriable: bool = False, fatal: bool = False) -> None:
+    def __init__(
+        self, code: str, message: str, *, retriable: bool = False, fatal: bool = False, abortable: bool = False
+    ) -> None:
         super().__init__(f"{message} ({code})" if message else code)
         self.code = code
         self.retriable = retriable
         self.fatal = fatal
+        self.abortable = abortable

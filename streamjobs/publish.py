@@ -17,7 +17,7 @@ from streamjobs.core.delay import Ladder
 from streamjobs.core.partitioner import partition_of
 from streamjobs.core.record import CONTENT_TYPE, HeaderValue, Record
 from streamjobs.errors import BrokerError, PayloadError, PublishError
-from streamjobs.job import NO_OPTIONS, JobType, Options, Receipt
+from streamjobs.job import NO_OPTIONS, JobType, Options, Outbox, Receipt
 
 if TYPE_CHECKING:
     from streamjobs.app import App
@@ -54,6 +54,12 @@ class Sending:
             self.span_ends(error, message.partition(), message.offset() if error is None else -1)
         if self.then is not None:
             self.then(self)
+
+    def receipt_to_be(self, record: Record) -> Receipt:
+        """Of a child job, which is sent later."""
+        if self.span_ends is not None:
+            self.span_ends(None, record.partition, -1)
+        return Receipt(record.topic, record.partition, -1, self.job_id)
 
     def receipt(self) -> Receipt:
         """Raises PublishError if the broker refused it."""
@@ -112,6 +118,8 @@ class Publisher:
         self._ladder = Ladder(tuple(self._settings.delay.tiers))
         self._source = app.name.encode()
         self.observe = observe
+        self.outbox: Outbox | None = None
+        """Of a worker of a transactional app: takes what its handlers publish."""
         self.trace = trace
         _living.add(self)
 
@@ -121,6 +129,8 @@ class Publisher:
         """Sends one job and waits for its acknowledgement. Raises PublishError after `publish_timeout`."""
         deadline = time.monotonic() + self._settings.publish_timeout
         sending, record = self._prepared(job_type, arguments, options)
+        if self._joins(job_type, [record]):
+            return sending.receipt_to_be(record)
         began = time.monotonic()
         self._send(record, sending, deadline)
         self._wait([sending], deadline)
@@ -132,6 +142,8 @@ class Publisher:
     ) -> list[Receipt]:
         """Sends a job a row and waits once for all. Raises PayloadError before anything is sent, or PublishError."""
         ids, records = self._prepared_many(job_type, list(_numbered(rows)), options)
+        if self._joins(job_type, records):
+            return [Receipt(record.topic, record.partition, -1, job_id) for record, job_id in zip(records, ids, strict=True)]
         timeout = self._settings.publish_timeout
         began = time.monotonic()
         batch = Batch(len(records))
@@ -150,6 +162,8 @@ class Publisher:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Receipt] = loop.create_future()
         sending, record = await loop.run_in_executor(None, self._prepared, job_type, arguments, options)
+        if self._joins(job_type, [record]):
+            return sending.receipt_to_be(record)
         sending.then = lambda done: loop.call_soon_threadsafe(_resolve, future, done)
         began = time.monotonic()
         timeout = self._settings.publish_timeout
@@ -162,6 +176,13 @@ class Publisher:
         finally:
             ok = sending.done and sending.error is None
             self._observed(job_type, 1, 0 if ok else 1, time.monotonic() - began)
+
+    def _joins(self, job_type: JobType[Any, Any], records: list[Record]) -> bool:
+        """Whether the records are child jobs of a run of a transactional app: then they are sent with what settles it."""
+        if self.outbox is None or not self.outbox.put(records):
+            return False
+        self._observed(job_type, len(records), 0, 0.0)
+        return True
 
     # Making the record -----------------------------------------------------------------------------------------------
 

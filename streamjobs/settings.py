@@ -130,6 +130,9 @@ class Worker(Section):
     slots: Count = _setting(32, "Jobs that one process runs at the same time.")
     processes: Count = _setting(1, "Worker processes that the supervisor keeps alive.")
     drain: Duration = _setting("25s", "How long a stopping worker waits for running jobs.")
+    transactional: bool = _setting(
+        False, "Each run's retry, letter, child jobs, events and offset are one Kafka transaction (docs/transactions.md)."
+    )
     listen: Annotated[str, AfterValidator(_address)] = _setting(
         "127.0.0.1:9464", 'Address of /metrics, /healthz and /readyz; "off": none.'
     )
@@ -530,6 +533,8 @@ def _type(field: FieldInfo) -> str:
         return " | ".join(get_args(field.annotation))
     if get_origin(field.annotation) is list:
         return "list of text"
+    if field.annotation is bool:
+        return "true | false"
     return "whole number" if field.annotation is int else "text"
 
 
@@ -538,6 +543,8 @@ def _written(value: Any, field: FieldInfo) -> str:
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     return ", ".join(value) if isinstance(value, list) else str(value)
 
 

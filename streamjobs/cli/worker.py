@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import traceback
+import uuid
 from collections.abc import Iterable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
@@ -57,7 +58,7 @@ def _supervise(session: Session, given: Mapping[str, Any], queues: Iterable[str]
     if settings.bootstrap == "embedded":
         _ = app.broker  # started by this process, so that it lives as long as the worker does
     own, totals = Metrics(app.group), Totals()
-    entry = functools.partial(run_process, session.app_ref, dict(given), list(queues), session.verbose)
+    entry = functools.partial(run_process, session.app_ref, dict(given), list(queues), session.verbose, member=uuid.uuid4().hex)
     supervisor = Supervisor(
         entry,
         settings.worker.processes,
@@ -78,7 +79,9 @@ def _supervise(session: Session, given: Mapping[str, Any], queues: Iterable[str]
             endpoint.close()
 
 
-def run_process(app_ref: str, given: Mapping[str, Any], queues: list[str], verbose: bool, slot: int, connection: Connection) -> None:
+def run_process(
+    app_ref: str, given: Mapping[str, Any], queues: list[str], verbose: bool, slot: int, connection: Connection, *, member: str
+) -> None:
     """What a worker process runs, from its start to its exit code; called in the process itself."""
     from streamjobs.telemetry import log
     from streamjobs.telemetry.metrics import merge
@@ -87,7 +90,7 @@ def run_process(app_ref: str, given: Mapping[str, Any], queues: list[str], verbo
     try:
         app = load_app(app_ref).configure(given)
         log.configure(app.settings.log.format, app.settings.log.level)
-        process = app.process(queues, slot=slot)
+        process = app.process(queues, slot=slot, member=member)
         reporting = Reporting(connection, lambda: Report(merge(process.snapshots()), process.sick(), process.unready()), process.stop)
         process.start()
     except StreamjobsError as error:

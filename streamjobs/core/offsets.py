@@ -271,6 +271,15 @@ class Tracker:
         ranges.extend(reversed(self._stored))
         return base, Finished(tuple(ranges))
 
+    def after(self, offsets: Iterable[int]) -> Tracker:
+        """A copy in which these are finished, too: what a transaction commits that may yet be aborted."""
+        copy = object.__new__(Tracker)
+        for name in Tracker.__slots__:
+            setattr(copy, name, getattr(self, name))
+        copy._flags, copy._heads, copy._stored = self._flags.copy(), self._heads.copy(), self._stored.copy()
+        copy.finish_many(offsets)
+        return copy
+
     def _ranges_behind_heads(self) -> list[tuple[int, int]]:
         if not self._heads:
             return []

@@ -298,6 +298,10 @@ class EventBatch:
         """Events that could not be sent: the next batch says so to its readers."""
         self._dropped += events
 
+    def take_back(self, packets: int) -> None:
+        """The last packets taken were never sent, and never will be: their numbers are free again."""
+        self._sequence -= packets
+
     def take(self, now: float, max_bytes: int = 900_000) -> list[Packet]:
         """Everything gathered, as values for the events topic (key: the worker id), and begins anew."""
         if not self._columns.ids:

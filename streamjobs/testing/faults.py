@@ -25,6 +25,13 @@ def broker_error(code: str, message: str = "", *, fatal: bool = False) -> Broker
     return BrokerError(code, message, retriable=code in _RETRIABLE and not fatal, fatal=fatal)
 
 
+def to_abort(error: BrokerError) -> BrokerError:
+    """The same error, as one after which the transaction can only be aborted; a fatal one stays what it is."""
+    if error.fatal:
+        return error
+    return BrokerError(error.code, str(error).removesuffix(f" ({error.code})"), abortable=True)
+
+
 @dataclass(eq=False, slots=True)
 class Fault:
     """An operation that fails: `left` times more (None: until `lift()`), `hits` times so far.

@@ -12,7 +12,7 @@ from streamjobs.broker import Ack, Commit, TopicPartition
 from streamjobs.core.record import Record
 from streamjobs.errors import BrokerError
 from streamjobs.testing.consumer import MAX_METADATA_UNITS, GroupMetadata
-from streamjobs.testing.faults import broker_error
+from streamjobs.testing.faults import broker_error, to_abort
 from streamjobs.testing.log import MemoryMessage, Transaction, metadata_units, size
 from streamjobs.testing.state import Link, State, TransactionalId, error_of
 
@@ -196,7 +196,7 @@ class MemoryTransactionalProducer(MemoryProducer):
             self._state.faults.strike("transaction")
             self._failed = self._failed or error_of(lambda: self._check_offsets(offsets, group_metadata))
             if self._failed:
-                raise self._failed
+                raise to_abort(self._failed)
             self._state.group(group_metadata.group).hold(transaction, offsets)
 
     def commit(self, timeout: float = 10.0) -> None:
@@ -208,7 +208,7 @@ class MemoryTransactionalProducer(MemoryProducer):
             if self._waiting:
                 raise broker_error("_TIMED_OUT", "records of the transaction are not delivered yet")
             if self._failed:
-                raise self._failed
+                raise to_abort(self._failed)
             self._state.faults.strike("transaction")
             self._end(owner, self._opened(), commit=True)
         self._serve()

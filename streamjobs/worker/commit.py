@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
 
 from streamjobs.broker import Commit, Message, Producer, TopicPartition
 from streamjobs.core.dispatch import Partition
@@ -33,6 +34,16 @@ LARGE_MAP_S = 2.0
 
 Events = Sequence[tuple[Record, int]]
 """Records for the events topic, each with the number of events in it."""
+
+
+class Ticking(NamedTuple):
+    """When a loop commits (every `tick_s` by the monotonic clock `now`), and whom it tells: of each partition that was committed, and
+    how many events were dropped."""
+
+    tick_s: float
+    now: Callable[[], float]
+    committed: Callable[[Partition], None]
+    dropped: Callable[[int], None]
 
 
 class Snapshot:
@@ -66,27 +77,21 @@ class _Acked:
 class Committer:
     """Commits what its loop's partitions finished. One owner: the loop's thread."""
 
-    def __init__(
-        self,
-        poller: Poller,
-        producer: Callable[[], Producer],
-        *,
-        tick_s: float,
-        now: Callable[[], float],
-        committed: Callable[[Partition], None],
-        dropped: Callable[[int], None],
-    ) -> None:
+    def __init__(self, poller: Poller, producer: Callable[[], Producer], how: Ticking) -> None:
         self._poller = poller
         self._producer = producer
-        self._tick_s = tick_s
-        self._now = now
-        self._committed = committed
-        self._dropped = dropped
-        self._last = now()
+        self._tick_s = how.tick_s
+        self._now = how.now
+        self._committed = how.committed
+        self._dropped = how.dropped
+        self._last = self._now()
         self._waiting: Snapshot | None = None
         self._in_flight: Snapshot | None = None
         self._failing_since: float | None = None  # when the first commit was asked for since the last good one
         self.errors: dict[TopicPartition, BrokerError] = {}
+
+    def begin(self) -> None:
+        """Before its loop joins the group: nothing to prepare here."""
 
     def due(self) -> bool:
         """Whether a tick may begin now."""
@@ -120,8 +125,8 @@ class Committer:
             return since > REFRESH_S
         return since >= LARGE_MAP_S or tracker.map_size <= LARGE_MAP
 
-    def _take(self, snapshot: Snapshot, home: Partition, *, clean: bool = False) -> None:
-        tp, commit, version = self._poller.snapshot(home, clean=clean)
+    def _take(self, snapshot: Snapshot, home: Partition, *, clean: bool = False, also: Collection[int] = ()) -> None:
+        tp, commit, version = self._poller.snapshot(home, clean=clean, also=also)
         snapshot.offsets[tp] = commit
         snapshot.homes[tp] = home, home.epoch, version
 

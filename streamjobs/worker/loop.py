@@ -22,10 +22,11 @@ from streamjobs.core.lifecycle import Failure, Outcome, Reason, Settlement, deci
 from streamjobs.core.offsets import Parked
 from streamjobs.core.record import Record
 from streamjobs.errors import BrokerError
-from streamjobs.job import Job, JobType, Timeout
+from streamjobs.job import Job, JobType, Outbox, Timeout
 from streamjobs.telemetry.events import EventBatch
+from streamjobs.worker import Stopped
 from streamjobs.worker.admit import HOLD_MINUTES, Arrivals
-from streamjobs.worker.commit import Committer
+from streamjobs.worker.commit import Committer, Ticking
 from streamjobs.worker.decode import Decoder
 from streamjobs.worker.execute import Execution
 from streamjobs.worker.executors import Chunk, Executor
@@ -40,6 +41,7 @@ from streamjobs.worker.settle import (
     letter_record,
     retry_record,
 )
+from streamjobs.worker.transact import DECIDED, Family, Gathered, Transactions, Transactor
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +54,6 @@ HELD_S = 30.0
 #: `key_strict`: the longest backoff in place, and how long a failing head may block its key.
 STRICT_BACKOFF_S = 60.0
 STRICT_BLOCK_S = 600.0
-
-
-class Stopped(Exception):
-    """The loop can't go on; its process must be replaced."""
 
 
 class Gatherer(Protocol):
@@ -105,6 +103,10 @@ class Shared:
     errors: list[BaseException] | None = None
     """Where handlers' exceptions are kept for a test; None: nowhere."""
     idle_poll_s: float = IDLE_POLL_S
+    transactions: Transactions | None = None
+    """Of a transactional app; None: settlements and commits are acknowledged one after the other."""
+    outbox: Outbox | None = None
+    """Of a transactional app: where its handlers' child jobs are until their runs are settled."""
 
 
 class Loop:
@@ -128,7 +130,10 @@ class Loop:
         self._watched = 0.0
         self._told: set[tuple[int, int]] = set()
         self.events = EventBatch(shared.worker_id, shared.group, shared.events_mode)
-        self.settler = Settler(shared.producer, self._mono)
+        self._outbox = shared.outbox
+        self._children: dict[Job, Sequence[Record]] = {}  # of runs that ended with a signal and are about to be settled
+        gathered = None if shared.transactions is None else Gathered(shared.producer, self._mono)
+        self.settler = gathered or Settler(shared.producer, self._mono)
         self.poller = Poller(
             shared.broker.consumer(group, instance=shared.instance and f"{shared.instance}-{name}"),
             group,
@@ -164,19 +169,21 @@ class Loop:
         self.holds = Holds(shared.app, shared.breakers, self._desired, self._now)
         self._queues = {role.queue for topic in topics if (role := shared.routes.names.role(topic))}
         self.topic_ids: SimpleQueue[Mapping[str, bytes]] = SimpleQueue()
-        self.committer = Committer(
-            self.poller,
-            shared.producer,
-            tick_s=shared.tick_s,
-            now=self._mono,
-            committed=self._committed,
-            dropped=self._events_dropped,
-        )
+        self.committer = self._new_committer(gathered)
+
+    def _new_committer(self, gathered: Gathered | None) -> Committer:
+        shared = self._shared
+        how = Ticking(shared.tick_s, self._mono, self._committed, self._events_dropped)
+        if gathered is None or shared.transactions is None:
+            return Committer(self.poller, shared.producer, how)
+        untell = lambda told: self.events.take_back(len(told))  # noqa: E731
+        return Transactor(self.poller, gathered, shared.transactions, how, tell=self._end_events, untell=untell)
 
     # Life -------------------------------------------------------------------------------------------------------------
 
     def run(self, stop: Callable[[], bool]) -> bool:
         """Turns until `stop()`, then drains. False: work was abandoned at drain. Raises Stopped."""
+        self.committer.begin()
         self.poller.subscribe(self.topics)
         while not stop():
             self.turn()
@@ -238,6 +245,8 @@ class Loop:
     def _ended(self, jobs: Sequence[Job]) -> None:
         """Jobs that ran to an end, in the order of their ends."""
         self._shared.breakers.ended(jobs, self._now())
+        if self._outbox is not None:
+            jobs = self._settle_parents(jobs, self._outbox)
         succeeded = []
         for job in jobs:
             if job.epoch != job.home.epoch or job.outcome:
@@ -253,6 +262,25 @@ class Loop:
         if succeeded:
             self._tell(succeeded)
 
+    def _settle_parents(self, jobs: Sequence[Job], outbox: Outbox) -> Sequence[Job]:
+        """Runs that published child jobs: what they published goes where their offset does, or nowhere. The other jobs."""
+        children = outbox.close(jobs)
+        for job, records in children.items():
+            if job.epoch != job.home.epoch or job.outcome:
+                continue
+            if job.error is None:
+                job.outcome = "succeeded"
+                self._children[job] = records
+                self._begin(job, None, lambda job=job: self._succeeded_with_children(job))  # type: ignore[misc]
+            elif isinstance(job.error, DECIDED):
+                self._children[job] = records
+        return [job for job in jobs if job not in children or job.error is not None] if children else jobs
+
+    def _succeeded_with_children(self, job: Job) -> None:
+        job.home.tracker.finish(job.offset)
+        job.home.parked.pop(job.offset, None)
+        self._tell([job], told=True)
+
     def _returned(self, jobs: Sequence[Job]) -> None:
         """Jobs that were handed out and not started; the cancelled ones among them are settled."""
         for job in jobs:
@@ -262,10 +290,11 @@ class Loop:
                     self._dispatcher.stopped(job)
         self._dispatcher.give_back([job for job in jobs if not job.cancelled])
 
-    def _tell(self, jobs: Sequence[Job]) -> None:
-        """Events and metrics of jobs that reached their outcome."""
+    def _tell(self, jobs: Sequence[Job], *, told: bool = False) -> None:
+        """Events and metrics of jobs that reached their outcome; `told`: their events went with the transaction that settled them."""
         self.finished += len(jobs)
-        self.events.add(jobs)
+        if not told:
+            self.events.add(jobs)
         self.metrics.observe(jobs)
 
     def _overdue(self, chunk: Chunk, job: Job) -> None:
@@ -279,6 +308,8 @@ class Loop:
         if job.job_type.on_timeout == "retry":
             job.error = Timeout(f"it ran longer than {timeout_s:g} s")
             job.duration_s = self._now() - job.started_at
+            if self._outbox is not None:
+                self._outbox.close([job])
             self._failed(job)
 
     # Settling ---------------------------------------------------------------------------------------------------------
@@ -295,6 +326,7 @@ class Loop:
             failure, job.job_type.retry, run=job.run, attempt=job.attempt, origin=job.origin, now=now
         )
         if settlement.due is not None and job.job_type.strict and self._park(job, settlement, now):
+            self._send_from_place(job)
             return
         job.outcome = settlement.outcome.value
         job.due_again = settlement.due or 0.0
@@ -302,15 +334,36 @@ class Loop:
             self._bury(job, settlement.letter)
         elif settlement.due is not None:
             record = retry_record(self._shared.routes, job, settlement, failure, now)
-            self.settler.settle(Open(job.home, job.offset, record, lambda: self._settled(job), lambda: self._too_large(job)))
+            self._begin(job, record, lambda: self._settled(job, acked=True), lambda: self._too_large(job))
+        elif job in self._children:
+            self._begin(job, None, lambda: self._settled(job, acked=True))
         else:
             self._settled(job)
 
-    def _settled(self, job: Job) -> None:
-        """What the settlement asked for is acknowledged: the offset is finished."""
+    def _begin(
+        self, job: Job, record: Record | None, then: Callable[[], object], too_large: Callable[[], Record] | None = None
+    ) -> None:
+        """Begins a settlement with this record and the run's child jobs."""
+        children = self._children.pop(job, ())
+        if children:
+            item: Open = Family(job.home, job.offset, record, children, then, too_large)
+        else:
+            assert record is not None
+            item = Open(job.home, job.offset, record, then, too_large)
+        item.job = job
+        self.settler.settle(item)
+
+    def _send_from_place(self, job: Job) -> None:
+        """`key_strict`: the job was snoozed and keeps its place; its child jobs go out with the commit that counts this start."""
+        children = self._children.pop(job, ())
+        if children:
+            self.settler.settle(Family(job.home, -1, None, children, lambda: None))
+
+    def _settled(self, job: Job, *, acked: bool = False) -> None:
+        """What the settlement asked for (if anything) is acknowledged: the offset is finished."""
         home = job.home
         home.tracker.finish(job.offset)
-        self._tell([job])
+        self._tell([job], told=acked and self._shared.transactions is not None)
         if job.job_type.strict:
             home.parked.pop(job.offset, None)
             self._dispatcher.stopped(job)
@@ -320,10 +373,10 @@ class Loop:
         job.letter = reason.value
         cause = Cause(reason, job.error, text, job.run, job.attempt)
         record = letter_record(self._shared.routes, job.message, job.home, job.full_meta, cause)
-        self.settler.settle(Open(job.home, job.offset, record, lambda: self._buried(job, reason)))
+        self._begin(job, record, lambda: self._buried(job, reason))
 
     def _buried(self, job: Job, reason: Reason) -> None:
-        self._settled(job)
+        self._settled(job, acked=True)
         for hook in self._shared.dead_hooks:
             try:
                 hook(job, reason.value)
@@ -349,6 +402,7 @@ class Loop:
         home.parked[job.offset] = Parked(job.offset, parked.starts + 1, blocked_s)
         job.run, job.attempt = settlement.run, settlement.attempt
         job.error = None
+        job.children = ()
         self.arrivals.wake_at(due, job)
         return True
 
@@ -454,6 +508,14 @@ class Loop:
         if self.events.mode == "off":
             return []
         self._tell_started()
+        return self._packed()
+
+    def _end_events(self, jobs: Sequence[Job]) -> list[tuple[Record, int]]:
+        """The events of jobs that a transaction settles; what was gathered before was taken before."""
+        self.events.add(jobs)
+        return self._packed()
+
+    def _packed(self) -> list[tuple[Record, int]]:
         key = self._shared.worker_id.encode()
         topic = self._shared.routes.names.events
         return [(Record(topic, packet.value, key), packet.events) for packet in self.events.take(self._now())]

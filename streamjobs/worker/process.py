@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,16 +23,18 @@ from streamjobs.core.dispatch import Partition
 from streamjobs.core.record import Record
 from streamjobs.core.topics import Names, retry_group
 from streamjobs.errors import BrokerError
-from streamjobs.job import Job, JobType
+from streamjobs.job import Job, JobType, Outbox
+from streamjobs.worker import Stopped
 from streamjobs.worker.control import ControlReader
 from streamjobs.worker.decode import Decoder
 from streamjobs.worker.executors import Executor, Gate
 from streamjobs.worker.executors.aio import Aio
 from streamjobs.worker.executors.threads import Threads
 from streamjobs.worker.holds import Breakers
-from streamjobs.worker.loop import IDLE_POLL_S, Gatherer, Loop, Shared, Stopped
+from streamjobs.worker.loop import IDLE_POLL_S, Gatherer, Loop, Shared
 from streamjobs.worker.settle import Routes
 from streamjobs.worker.timer import Timer
+from streamjobs.worker.transact import Transactions
 
 if TYPE_CHECKING:
     from streamjobs.avro.store import SchemaStore
@@ -118,6 +121,8 @@ class Process:
         published: Gatherer,
         executors: Callable[[Gate], Iterable[Executor]] | None = None,
         errors: list[BaseException] | None = None,
+        outbox: Outbox | None = None,
+        member: str = "",
     ) -> None:
         settings = app.settings
         self._published = published
@@ -171,7 +176,10 @@ class Process:
             dead_hooks=app.dead_hooks,
             errors=errors,
             idle_poll_s=IDLE_POLL_S if executors is None else 0.0,
+            transactions=None if outbox is None else Transactions(self._broker, _member(settings, slot, member)),
+            outbox=outbox,
         )
+        self._transactions = shared.transactions
         main = [app.names.main(queue) for queue in queues]
         retry = [app.names.retry(queue, app.group) for queue in queues]
         self.loops = [Loop("main", app.group, main, shared), Loop("retry", retry_group(app.group), retry, shared)]
@@ -268,6 +276,8 @@ class Process:
         for executor in self.executors.values():
             executor.stop(1.0)
         self.control.close()
+        if self._transactions is not None:
+            self._transactions.close(1.0)
         self.producers.close(5.0)
 
     def _call_hooks(self, hooks: Iterable[Callable[[], Any]]) -> None:
@@ -358,6 +368,11 @@ class Process:
             for topic, error in list(self.timer.undeliverable.items()):
                 found[topic] = f"delayed jobs can't reach it: {error}"
         return found
+
+
+def _member(settings: Settings, slot: int, member: str) -> str:
+    """What tells this process's transactional ids from those of all others that live (see `worker/transact.py`)."""
+    return f"{settings.worker.instance or member or uuid.uuid4().hex}-{slot}"
 
 
 async def _awaited(result: Any) -> Any:

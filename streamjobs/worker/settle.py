@@ -27,6 +27,8 @@ from streamjobs.job import Cancel, Job, JobCancelled, Reject, RetryAfter, Snooze
 logger = logging.getLogger(__name__)
 
 LONGEST_BACKOFF_S = 30.0
+#: A record is refused for its size, not because of its topic.
+TOO_LARGE = frozenset({"MSG_SIZE_TOO_LARGE", "RECORD_LIST_TOO_LARGE"})
 #: Headers that survive on a letter that is too large with all of them (PROTOCOLS §2).
 _BARE = frozenset({"ce_type", "ce_id", "content-type", "sj_run", "sj_attempt", "sj_origin", "sj_reason", "sj_null", "sj_key"})
 
@@ -183,6 +185,11 @@ def _stack(error: BaseException) -> str:
     return text if len(text) <= wire.MAX_STACK else "…" + text[-wire.MAX_STACK + 10 :]
 
 
+def backoff(tries: int) -> float:
+    """Seconds until a settlement is tried again that failed so often."""
+    return min(LONGEST_BACKOFF_S, 0.1 * 2.0 ** min(tries, 10))
+
+
 class Open:
     """A settlement under way: a record that must be acknowledged before an offset may be finished.
 
@@ -302,7 +309,7 @@ class Settler:
     def _failed(self, item: Open, error: BrokerError) -> None:
         if item.epoch != item.home.epoch:
             return
-        if error.code in ("MSG_SIZE_TOO_LARGE", "RECORD_LIST_TOO_LARGE"):
+        if error.code in TOO_LARGE:
             smaller = item.too_large() if item.too_large else slimmed(item.record)
             item.too_large = None
             if smaller is not None:
@@ -310,11 +317,14 @@ class Settler:
                 self._schedule(item, 0.0)
                 return
         if error.code != "_QUEUE_FULL":
-            if item.record.topic not in self.blocked:
-                logger.error("can't write to %s: %s; the jobs keep their place and are tried again", item.record.topic, error)
-            self.blocked[item.record.topic] = error
+            self._note_blocked(item.record.topic, error)
             self._retreat(item, error)
-        self._schedule(item, min(LONGEST_BACKOFF_S, 0.1 * 2 ** min(item.tries, 10)))
+        self._schedule(item, backoff(item.tries))
+
+    def _note_blocked(self, topic: str, error: BrokerError) -> None:
+        if topic not in self.blocked:
+            logger.error("can't write to %s: %s; the jobs keep their place and are tried again", topic, error)
+        self.blocked[topic] = error
 
     def _retreat(self, item: Open, error: BrokerError) -> None:
         item.failing_since = item.failing_since or self._now()

@@ -19,11 +19,13 @@ from streamjobs.core.dispatch import Partition
 from streamjobs.core.record import Meta, Record, replaced
 from streamjobs.core.topics import timer_group
 from streamjobs.errors import BrokerError, HeaderError
-from streamjobs.worker.commit import Committer
+from streamjobs.worker import Stopped
+from streamjobs.worker.commit import Committer, Ticking
 from streamjobs.worker.decode import lenient
-from streamjobs.worker.loop import Shared, Stopped
+from streamjobs.worker.loop import Shared
 from streamjobs.worker.poll import Poller
 from streamjobs.worker.settle import Open, Settler, identity
+from streamjobs.worker.transact import Gathered, Transactor
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +66,8 @@ class Timer:
         self._tiers: dict[str, float] = {}
         self._looked = 0.0
         self._idle_s = 0.001
-        self.settler = Settler(shared.producer, self._mono)
+        gathered = None if shared.transactions is None else Gathered(shared.producer, self._mono)
+        self.settler = gathered or Settler(shared.producer, self._mono)
         self.poller = Poller(
             shared.broker.consumer(self.group),
             self.group,
@@ -75,14 +78,11 @@ class Timer:
             owner=self,
             now=self._now,
         )
-        self.committer = Committer(
-            self.poller,
-            shared.producer,
-            tick_s=shared.tick_s,
-            now=self._mono,
-            committed=self._committed,
-            dropped=lambda _: None,
-        )
+        how = Ticking(shared.tick_s, self._mono, self._committed, lambda _: None)
+        if gathered is None or shared.transactions is None:
+            self.committer = Committer(self.poller, shared.producer, how)
+        else:
+            self.committer = Transactor(self.poller, gathered, shared.transactions, how)
 
     def subscribe(self) -> None:
         """Reads every ladder topic that its app has now, those of tiers that left the settings too."""
