@@ -131,9 +131,16 @@ def _histories(evidence: Evidence) -> dict[str, History]:
 
 
 def _oddities(history: History, crashed: frozenset[int]) -> Iterator[str]:
+    """What went on in a process that crashed may go on twice: the run is delivered again, and what it had led to is there."""
+    repeats = sum(entry.pid in crashed for starts in history.starts.values() for entry in starts)
     yield from _odd_starts(history, crashed)
     yield from _odd_ends(history, crashed)
-    yield from _odd_letters(history, crashed)
+    yield from _odd_letters(history)
+    if len(history.letters) > 1 + repeats:
+        yield f"{len(history.letters)} dead letters of it stand"
+    for letter in history.letters:
+        if letter.run + 1 in history.starts and not repeats:
+            yield f"run {letter.run + 1} started, and yet the dead letter of run {letter.run} stands"
 
 
 def _odd_starts(history: History, crashed: frozenset[int]) -> Iterator[str]:
@@ -141,7 +148,7 @@ def _odd_starts(history: History, crashed: frozenset[int]) -> Iterator[str]:
     for run, starts in sorted(history.starts.items()):
         attempt = starts[0].attempt
         begun_anew += run > 1 and attempt == 1
-        if len(starts) - 1 > sum(entry.pid in crashed for entry in starts):
+        if len(starts) > 1 + sum(entry.pid in crashed for entry in starts):
             yield f"run {run} started {len(starts)} times, and no crash explains it"
         if run == 1 and attempt != 1:
             yield f"its first run was attempt {attempt}"
@@ -152,12 +159,7 @@ def _odd_starts(history: History, crashed: frozenset[int]) -> Iterator[str]:
 
 
 def _odd_ends(history: History, crashed: frozenset[int]) -> Iterator[str]:
-    explained = [entry for entry in history.ends if entry.pid in crashed]
-    if len(history.ends) - len(explained) > 1:
-        yield f"it ended {len(history.ends)} times"
-    for end in history.ends:
-        if end.pid not in crashed and max(history.starts, default=0) > end.run:
-            yield f"run {max(history.starts)} started although run {end.run} had ended it"
+    """Together with `_odd_starts`: a job ends once, and once more at most for each of its runs that met a crash."""
     for run in sorted(history.starts.keys() | history.failures.keys() | {end.run for end in history.ends}):
         starts = history.starts.get(run, [])
         over = len(history.failures.get(run, ())) + sum(end.run == run for end in history.ends)
@@ -167,13 +169,9 @@ def _odd_ends(history: History, crashed: frozenset[int]) -> Iterator[str]:
             yield f"run {run} came to an end more often than it began"
 
 
-def _odd_letters(history: History, crashed: frozenset[int]) -> Iterator[str]:
-    if len(history.letters) > 1:
-        yield f"{len(history.letters)} dead letters of it stand"
+def _odd_letters(history: History) -> Iterator[str]:
     for letter in history.letters:
         if letter.reason in UNSEEN and history.starts:
             yield f"it is a dead letter ({letter.reason}), yet it ran"
         if letter.reason not in UNSEEN and not history.failures.get(letter.run):
             yield f"it is a dead letter of run {letter.run}, which did not fail"
-        if any(end.pid not in crashed for end in history.ends):
-            yield "it ended, and yet a dead letter of it stands"

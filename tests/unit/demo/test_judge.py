@@ -123,12 +123,13 @@ def more(*entries: Entry) -> Evidence:
         (more(*failed("plain", 1, 1), *succeeded("plain", 2)), "plain", "run 1 started 2 times"),
         (more(*failed("dead", 3, attempt=1)), "dead", "it began anew 1 times, and was replayed 0 times"),
         (replace(HONEST, replays={}), "replayed", "it began anew 1 times, and was replayed 0 times"),
-        (more(entry("ended", "plain")), "plain", "it ended 2 times"),
+        (more(entry("ended", "plain")), "plain", "run 1 came to an end more often than it began"),
         (more(entry("failed", "plain")), "plain", "run 1 came to an end more often than it began"),
         (more(entry("started", "garbage")), "garbage", "run 1 began and did not come to an end"),
         (more(*failed("garbage")), "garbage", "it is a dead letter (undecodable), yet it ran"),
         (replace(HONEST, letters=[*LETTERS, Letter("plain", 1, "exhausted")]), "plain", "run 1, which did not fail"),
-        (replace(HONEST, letters=[*LETTERS, Letter("flaky", 2, "exhausted")]), "flaky", "a dead letter of it stands"),
+        (replace(HONEST, letters=[*LETTERS, Letter("garbage", 2, "undecodable")]), "garbage", "2 dead letters of it"),
+        (replace(HONEST, letters=[*LETTERS, Letter("flaky", 2, "exhausted")]), "flaky", "yet the dead letter of run 2 stands"),
         (replace(HONEST, letters=[*LETTERS, Letter("dead", 1, "exhausted")]), "dead", "2 dead letters of it stand"),
         (
             replace(HONEST, ledger=[*without(*succeeded("plain")), *succeeded("plain", 1, attempt=2)]),
@@ -155,12 +156,33 @@ def test_a_crash_explains_repeats_of_what_the_crashed_process_ran() -> None:
     assert set(judge(replace(HONEST, ledger=survived)).unexplained) == {"crashed", "uncommitted"}
 
 
-def test_an_end_in_a_crashed_process_may_be_followed_by_a_failure() -> None:
-    """It ended, the process died before the commit, the run was delivered again and failed this time."""
-    again = [*failed("uncommitted"), *succeeded("uncommitted", 2)]
-    ledger = without(*succeeded("uncommitted"))
+@pytest.mark.parametrize(
+    ("happened", "letters"),
+    [
+        ([*succeeded("j", pid=CRASHED), *failed("j"), *succeeded("j", 2)], []),
+        ([*succeeded("j", pid=CRASHED), *failed("j")], [Letter("j", 1, "rejected")]),
+        ([*failed("j", pid=CRASHED), *succeeded("j"), *succeeded("j", 2)], []),
+        ([*failed("j", pid=CRASHED), *succeeded("j")], [Letter("j", 1, "rejected")]),
+        ([*failed("j", pid=CRASHED), *failed("j"), *succeeded("j", 2)], [Letter("j", 1, "rejected")]),
+    ],
+    ids=["ended, then failed", "ended, then died", "failed, then ended", "died, then ended", "failed, then died"],
+)
+def test_a_run_that_is_delivered_again_after_a_crash_may_go_another_way(
+    happened: list[Entry], letters: list[Letter]
+) -> None:
+    """What the crashed process had written was acknowledged; only its commit was not."""
+    honest = Evidence(["j"], [*PROCESSES, *happened], letters)
+    assert judge(honest).clean
 
-    assert judge(replace(HONEST, ledger=[*ledger, *again])).clean
+    assert not judge(replace(honest, ledger=[*honest.ledger, Entry("closed", CRASHED, 9)])).clean
+
+
+def test_a_crash_does_not_explain_more_repeats_than_it_caused() -> None:
+    once = [*failed("j", pid=CRASHED), *succeeded("j"), *succeeded("j", 2)]
+    assert judge(Evidence(["j"], [*PROCESSES, *once])).clean
+
+    for again in (succeeded("j"), succeeded("j", 2), succeeded("j", 3)):
+        assert judge(Evidence(["j"], [*PROCESSES, *once, *again])).unexplained
 
 
 # --- any history ------------------------------------------------------------------------------------------------------

@@ -134,25 +134,34 @@ class Nobody:
 
 
 def test_all_is_settled_when_nothing_is_pending_in_a_queue_its_retries_or_the_ladder(world: Testing) -> None:
+    def committed(*, through_delays: bool) -> None:
+        for _ in range(2):
+            world.run(raise_errors=False, through_delays=through_delays)
+            world.advance(0.5)
+
     sampler = Sampler(sample.app)
     sampler.start()
     try:
         sample.make_thumbnail.publish(image_id=7)  # fails twice
         published = time.time()
-        eventually(lambda: sampler.looks and sampler.looks[-1].pending == 1)
+        eventually(lambda: sampler.looks and _latest(sampler) == (1, 0))
         assert not sampler.idle_since(published)
+        committed(through_delays=True)
+        eventually(lambda: sampler.idle_since(published))
 
-        world.run(raise_errors=False, through_delays=False)
-        world.advance(0.5)
-        world.run(raise_errors=False, through_delays=False)
+        sample.make_thumbnail.options(delay="1h").publish(image_id=1)
+        published = time.time()
+        committed(through_delays=False)
         looks = len(sampler.looks)
         eventually(lambda: len(sampler.looks) > looks + 1)
-        assert sampler.looks[-1].pending == 1 or sum(sampler.looks[-1].delayed.values()) == 1
+        assert _latest(sampler) == (0, 1)  # in the ladder
         assert not sampler.idle_since(published)
-
-        world.run(raise_errors=False)
-        world.advance(0.5)
-        world.run()
+        committed(through_delays=True)
         eventually(lambda: sampler.idle_since(published))
     finally:
         sampler.stop()
+
+
+def _latest(sampler: Sampler) -> tuple[int, int]:
+    """How many were pending, and how many waited in the ladder, at the last look."""
+    return sampler.looks[-1].pending, sum(sampler.looks[-1].delayed.values())

@@ -90,17 +90,19 @@ def look(at: float, main: tuple[int, int], retry: tuple[int, int]) -> Backlog:
         QueueLag("q", "g", "main", "jobs.q", {0: Position(*main)}, {}, []),
         QueueLag("q", "g", "retry", "jobs.q.g.retry", {0: Position(*retry)}, {}, []),
     ]
+    lags.append(QueueLag("another", "g", "main", "jobs.another", {0: Position(0, 99)}, {}, []))
     return Backlog(tuple(lags), {"1s": 3}, at)
 
 
 def test_a_queue_is_as_deep_as_its_main_and_retry_topics_together() -> None:
     looks = [look(0, (0, 0), (0, 0)), look(1, (0, 10), (0, 0)), look(2, (5, 10), (0, 4)), look(3, (10, 10), (4, 4))]
 
-    (row,) = queue_rows(looks, points=3)
+    another, row = queue_rows(looks, points=3)
 
     assert row.peak == 10
     assert row.series.pending == [10, 9, 0]
     assert row.series.growth == [10, -1, -9]
+    assert (another.queue, another.peak, another.series.growth) == ("another", 99, [0, 0, 0])
 
 
 def test_as_data_it_is_json() -> None:
@@ -119,6 +121,6 @@ def test_as_data_it_is_json() -> None:
 
     assert data["jobs"][0]["published"] == 2
     assert data["errors"][0] == {"error_type": "ValueError", "job_type": "mail", "count": 2}
-    assert data["queues"][0]["pending"] == [3]
+    assert data["queues"][1]["pending"] == [3]
     assert (data["standing"], data["runs_by_process"]) == (1, {"1": 5})
     assert (data["verdict"], data["lost"], data["took_s"]) == ("lost 1, unexplained 0", {"c": "it never ran"}, 12.3)
