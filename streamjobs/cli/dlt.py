@@ -393,7 +393,7 @@ def _carry_out(
     session: Session, order: Order, plan: Plan, what: str, rate: float | None, reason: str, apply: bool, yes: bool
 ) -> int:
     """Shows the plan; with `--apply`, acts on what of it holds then."""
-    from streamjobs.dead_letters import orders
+    from streamjobs.dead_letters.run import carry_out
 
     takes_s = plan.count / rate if rate else None
     if session.output == "table" or not apply:
@@ -401,7 +401,7 @@ def _carry_out(
     if not approved(plan.count + plan.marks, apply=apply, yes=yes, question=f"{order.action.capitalize()} {plan.count:,}?"):
         return Exit.DONE
     with _interruptible() as stop, render.progress(order.action, plan.count) as bar:
-        done = orders.carry_out(order, rate=rate, reason=reason, stop=stop, moved=bar.advance)
+        done = carry_out(order, rate=rate, reason=reason, stop=stop, moved=bar.advance)
     return shown.report(session, plan, done)
 
 

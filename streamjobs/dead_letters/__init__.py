@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from streamjobs.core.filters import Filter
 from streamjobs.core.letters import Kept, Letter
-from streamjobs.dead_letters.orders import Done, Plan
+from streamjobs.dead_letters.orders import Plan
+from streamjobs.dead_letters.run import Done
 from streamjobs.dead_letters.select import DeadLetters, Shown, Stats
 
 __all__ = ["DeadLetters", "Done", "Filter", "Kept", "Letter", "Plan", "Shown", "Stats"]

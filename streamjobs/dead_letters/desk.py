@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from streamjobs import tables
@@ -13,15 +12,12 @@ from streamjobs.broker import Broker, Message, Producer, TransactionalProducer
 from streamjobs.core.record import Record
 from streamjobs.errors import BrokerError, ReplayError
 
-logger = logging.getLogger(__name__)
-
 #: A transaction hides what is behind it from everybody who reads the retry topic: none is open for longer.
 OPEN_S = 0.1
 #: Records and bytes of one batch at most; the first ones are smaller.
 MOST, MOST_BYTES, FIRST = 1_000, 1_000_000, 100
-#: How long a batch is tried again while the cluster is busy or out of reach.
+#: How long an answer is waited for, and a batch tried again, while the cluster is busy or out of reach.
 PATIENCE_S = 30.0
-PAUSE_S = 0.2
 #: What records of a transaction fail with that fails for another one's sake.
 _OF_THE_TRANSACTION = ("_PURGE_QUEUE", "_PURGE_INFLIGHT", "_FENCED", "_STATE")
 
@@ -63,12 +59,14 @@ class Desk(Protocol):
     """The longest that a transaction was open."""
     fenced: bool
     """Whether others are kept from it."""
+    events_refused: bool
+    """Whether the events topic was at fault when a batch failed."""
 
-    def move(self, jobs: Sequence[Record], rows: Sequence[Record], events: Sequence[Record]) -> int:
+    def move(self, jobs: Sequence[Record], rows: Sequence[Record], events: Sequence[Record]) -> None:
         """Jobs, rows of the table (tombstones, or letters written anew) and events, acknowledged when it returns.
 
-        The answer: how many of the events could not be written; they hold nothing up. Raises ReplayError if someone else took
-        over, else BrokerError.
+        Raises ReplayError if someone else took over, or the broker did not say what became of it; else BrokerError: then nothing
+        was moved, and this desk is to be left (after a refused record, its producer's sequence numbers have a gap).
         """
         ...
 
@@ -101,15 +99,15 @@ class Plain:
     """
 
     fenced = False
+    events_refused = False
 
     def __init__(self, producer: Producer) -> None:
         self.longest_s = 0.0
         self._producer = producer
 
-    def move(self, jobs: Sequence[Record], rows: Sequence[Record], events: Sequence[Record]) -> int:
+    def move(self, jobs: Sequence[Record], rows: Sequence[Record], events: Sequence[Record]) -> None:
         tables.write(self._producer, [*jobs, *events])
         tables.write(self._producer, rows)
-        return 0
 
 
 class Fenced:
@@ -121,58 +119,64 @@ class Fenced:
         self.longest_s = 0.0
         self._producer = producer
         self._topic = topic
-        self._events_refused = False
+        self.events_refused = False
+        self._refusal: BrokerError | None = None
 
-    def move(self, jobs: Sequence[Record], rows: Sequence[Record], events: Sequence[Record]) -> int:
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            sent = () if self._events_refused else events
-            try:
-                self._transaction([*jobs, *rows], sent)
-                return len(events) - len(sent)
-            except BrokerError as error:
-                if error.code == "_FENCED":
-                    raise taken_over(self._topic) from error
-                if self._events_refused and sent:
-                    continue
-                if error.fatal or not error.retriable or time.monotonic() > deadline:
-                    raise
-                logger.warning("a batch was not moved (%s) and is tried again", error)
-                time.sleep(PAUSE_S)
-
-    def _transaction(self, records: Sequence[Record], events: Sequence[Record]) -> None:
-        producer = self._producer
+    def move(self, jobs: Sequence[Record], rows: Sequence[Record], events: Sequence[Record]) -> None:
         began = time.monotonic()
-        producer.begin()
+        producer = self._producer
+        committing = False
         try:
-            for record in records:
-                producer.send(record)
+            producer.begin()
+            for record in (*jobs, *rows):
+                producer.send(record, self._acked)
             for event in events:
                 producer.send(event, self._event_acked)
-            self._commit()
+            committing = True
+            _until_answered(producer.commit)
         except BrokerError as error:
-            if not error.fatal:
-                producer.abort()
-            raise
+            if error.code == "_FENCED":
+                raise taken_over(self._topic) from error
+            if committing and _unanswered(error):
+                raise _unknown(len(rows), error) from error
+            with suppress(BrokerError):
+                _until_answered(producer.abort)
+            raise (self._refusal or error) from error
         self.longest_s = max(self.longest_s, time.monotonic() - began)
 
-    def _event_acked(self, error: BrokerError | None, _: Message) -> None:
-        """A transaction that the events topic makes abort is repeated without events (PROTOCOLS §11)."""
-        self._events_refused = self._events_refused or (error is not None and error.code not in _OF_THE_TRANSACTION)
+    def _acked(self, error: BrokerError | None, _: Message) -> None:
+        if error is not None and error.code not in _OF_THE_TRANSACTION:
+            self._refusal = self._refusal or error
 
-    def _commit(self) -> None:
-        """A commit that timed out goes on when it is asked for again; nothing else may follow it."""
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                return self._producer.commit()
-            except BrokerError as error:
-                if error.code != "_TIMED_OUT" or time.monotonic() > deadline:
-                    raise
+    def _event_acked(self, error: BrokerError | None, message: Message) -> None:
+        if error is not None and error.code not in _OF_THE_TRANSACTION:
+            self.events_refused = True
+
+
+def _until_answered(call: Callable[[], None]) -> None:
+    """A commit or an abort without an answer is asked for again, and nothing else may follow it."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return call()
+        except BrokerError as error:
+            if not _unanswered(error) or time.monotonic() > deadline:
+                raise
+
+
+def _unanswered(error: BrokerError) -> bool:
+    return error.retriable and not error.abortable
+
+
+def _unknown(count: int, error: BrokerError) -> ReplayError:
+    return ReplayError(
+        f"the broker did not say whether the last {count} letters were moved ({error}); they were all, or none of them. "
+        "Run the same command again: it reads what is there"
+    )
 
 
 def taken_over(topic: str) -> ReplayError:
     return ReplayError(
-        f"another order took over {topic}: this one stopped, and what it had begun and not finished is undone. "
+        f"another order took over {topic} (or a transaction was open for too long): this one stopped, and the batch in hand is undone. "
         "Look what is left (`streamjobs dlt list`) before you run it again"
     )

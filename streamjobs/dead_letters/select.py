@@ -12,10 +12,11 @@ from streamjobs.core.duration import seconds
 from streamjobs.core.failures import SHORT, Group, Groups, shape
 from streamjobs.core.filters import ALL, TEXTS, Filter
 from streamjobs.core.letters import Letter
-from streamjobs.dead_letters import orders
+from streamjobs.dead_letters import orders, run
 from streamjobs.dead_letters.files import Import, exported
-from streamjobs.dead_letters.orders import Discard, Done, Edit, Order, Plan, Replay
+from streamjobs.dead_letters.orders import Discard, Edit, Order, Plan, Replay
 from streamjobs.dead_letters.payloads import Change, Decode, Payloads, changes_of
+from streamjobs.dead_letters.run import Done
 from streamjobs.dead_letters.table import Table
 from streamjobs.errors import DecodeError, UsageError
 
@@ -147,7 +148,7 @@ class DeadLetters:
         Raises ReplayError (nowhere to go, or another order took over), PayloadError, UsageError.
         """
         order = self.replay_order(limit=limit, to=to, delay=delay, changes=changes)
-        return orders.carry_out(order, rate=rate, reason=reason, actor=actor, stop=stop, moved=moved)
+        return run.carry_out(order, rate=rate, reason=reason, actor=actor, stop=stop, moved=moved)
 
     def discard(
         self,
@@ -159,11 +160,11 @@ class DeadLetters:
         moved: Callable[[int], None] | None = None,
     ) -> Done:
         """Takes them off the table; their jobs never run. Raises ReplayError."""
-        return orders.carry_out(self.discard_order(limit=limit), reason=reason, actor=actor, stop=stop, moved=moved)
+        return run.carry_out(self.discard_order(limit=limit), reason=reason, actor=actor, stop=stop, moved=moved)
 
     def edit(self, changes: Changes, *, reason: str = "", actor: str = "") -> Done:
         """Sets fields of their payloads anew, as their job types allow; they stay on the table. Raises ReplayError."""
-        return orders.carry_out(self.edit_order(changes), reason=reason, actor=actor)
+        return run.carry_out(self.edit_order(changes), reason=reason, actor=actor)
 
     def import_(
         self,
@@ -179,7 +180,7 @@ class DeadLetters:
         Also those that have left it meanwhile: what was replayed since the export would run once more. Raises UsageError for a row
         that is no letter (nothing is imported then), ReplayError.
         """
-        return orders.carry_out(self.import_order(rows), reason=reason, actor=actor, stop=stop, moved=moved)
+        return run.carry_out(self.import_order(rows), reason=reason, actor=actor, stop=stop, moved=moved)
 
     def replay_order(
         self, *, limit: int | None = None, to: str = "", delay: str | float | timedelta = 0.0, changes: Changes = ()

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from click.testing import Result
@@ -269,7 +269,7 @@ def test_ctrl_c_finishes_the_batch_and_says_what_is_left(
 ) -> None:
     bury(invoices, 500)
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(module.render, "progress", _pressing_ctrl_c)
+    monkeypatch.setattr(module.render, "progress", _PressingCtrlC)
 
     result = dlt("replay", "invoices", "--apply")
 
@@ -280,11 +280,11 @@ def test_ctrl_c_finishes_the_batch_and_says_what_is_left(
     assert signal.getsignal(signal.SIGINT) is before
 
 
-class _pressing_ctrl_c:
+class _PressingCtrlC:
     """In place of the progress bar: presses Ctrl-C when the first batch is told of."""
 
     def __init__(self, *_: Any) -> None: ...
-    def __enter__(self) -> _pressing_ctrl_c:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None: ...
