@@ -68,7 +68,6 @@ def test_every_command_has_help_and_two_examples_that_work() -> None:
 #: Settings that nothing reads yet → what will.
 UNREAD = {
     "delay.hold": "worker/admit.py, which waits HOLD_S of core/delay.py",
-    "tracing.propagation": "the worker, once its runs have spans",
 }
 
 

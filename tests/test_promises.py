@@ -115,6 +115,19 @@ def test_a_delayed_job_survives_its_worker(streamjobs_testing: Testing) -> None:
     assert due <= at[0] < due + 6
 
 
+def test_a_job_may_be_as_large_as_the_setting_says(embedded_url: str) -> None:
+    """What `max_message_bytes` allows, the client sends, too."""
+    app = App("shop", bootstrap=embedded_url, max_message_bytes=4 * 1024 * 1024)
+
+    @app.job(queue="large", key="name")
+    def keep(name: str, data: bytes) -> None: ...
+
+    try:
+        assert keep.publish(name="x", data=b"x" * 2_000_000).offset >= 0
+    finally:
+        app.close()
+
+
 # --- order ----------------------------------------------------------------------------------------------------------------
 
 
