@@ -71,9 +71,7 @@ assert producer.flush(10) == 0
     reader.close()
 
 
-def test_a_member_of_another_process_is_seen_while_it_lives(
-    embedded: Any, prefix: str, wait_until: Any
-) -> None:
+def test_a_member_of_another_process_is_seen_while_it_lives(embedded: Any, prefix: str, wait_until: Any) -> None:
     code = f"""
 from streamjobs.kafka import EmbeddedBroker
 class Nothing:
@@ -96,9 +94,7 @@ while True: member.fetch(0, 0.05)
     assert admin.groups([prefix])[prefix].members == ()
 
 
-def test_files_of_members_that_are_gone_count_for_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_of_members_that_are_gone_count_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     members = Members("127.0.0.1:9")
     membership = members.member("g/h", "app", None)
@@ -126,9 +122,7 @@ def test_what_the_embedded_broker_lacks_it_says(embedded: Any, order: str) -> No
         getattr(embedded.admin(), order)(*arguments[order])
 
 
-def test_the_embedded_broker_finds_an_instant_between_records(
-    embedded: Any, prefix: str, wait_until: Any
-) -> None:
+def test_the_embedded_broker_finds_an_instant_between_records(embedded: Any, prefix: str, wait_until: Any) -> None:
     where = TopicPartition(prefix, 2)
     producer = embedded.producer()
     producer.send(Record(prefix, b"a", None, (), 2))

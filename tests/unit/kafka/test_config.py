@@ -27,9 +27,7 @@ def test_importing_the_configuration_loads_no_client() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize(
-    "key", ["group.id", "acks", "enable.auto.commit", "error_cb", "partitioner", "message.timeout.ms"]
-)
+@pytest.mark.parametrize("key", ["group.id", "acks", "enable.auto.commit", "error_cb", "partitioner", "message.timeout.ms"])
 def test_a_key_of_ours_is_refused_with_the_reason(key: str) -> None:  # edge 20
     with pytest.raises(SettingsError, match=f"{key} can't be set: "):
         KafkaBroker("h:1", {key: "x"})
@@ -53,9 +51,7 @@ def test_other_keys_reach_every_client_untouched() -> None:
 
 
 def test_a_default_that_is_not_ours_to_keep_can_be_changed() -> None:
-    assert (
-        config.reader("h:1", "app", {"fetch.wait.max.ms": 500}, "read_committed")["fetch.wait.max.ms"] == 500
-    )
+    assert config.reader("h:1", "app", {"fetch.wait.max.ms": 500}, "read_committed")["fetch.wait.max.ms"] == 500
     assert config.producer("h:1", "app", {"linger.ms": 50}, 1000)["linger.ms"] == 50
 
 

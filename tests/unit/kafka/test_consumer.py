@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
+from confluent_kafka.cimpl import TopicPartition as ClientPartition
 
 from streamjobs.broker import Commit, Message, Start, TopicPartition
 from streamjobs.core.record import Record
@@ -54,30 +55,53 @@ def joined(broker: Any, topic: str, group: str, wait_until: Any) -> consumer.Kaf
     return member  # type: ignore[no-any-return]
 
 
-def test_ctrl_c_inside_the_client_loses_no_record(
-    embedded: Any, prefix: str, wait_until: Any
-) -> None:  # edge 5
+def test_ctrl_c_inside_the_client_loses_no_record(embedded: Any, prefix: str, wait_until: Any) -> None:  # edge 5
     """The records popped together with an exception are destroyed, and the position is past them: it must go back."""
-    topic = f"{prefix}.t"
-    filled(embedded, topic, 1)
-    member = joined(embedded, topic, f"{prefix}.g", wait_until)
+    topic, group = f"{prefix}.t", f"{prefix}.g"
+    where = TopicPartition(topic, 0)
+    filled(embedded, topic, 200)
+    member = joined(embedded, topic, group, wait_until)
     found: list[Message] = []
 
     def interrupt(_: Any) -> None:
         raise KeyboardInterrupt
 
-    def turn() -> None:
-        found.extend(member.fetch(10, 0.05))
-
-    wait_until(lambda: found, 20, turn)
-    member.commit_soon({TopicPartition(topic, 0): Commit(1)}, interrupt)
-    filled(embedded, topic, 200)
-    with pytest.raises(KeyboardInterrupt):
-        wait_until(lambda: False, 20, turn)
-    wait_until(lambda: len(found) >= 201, 20, turn)
+    wait_until(lambda: found, 20, lambda: found.extend(member.fetch(1, 0.05)))
+    member.commit_soon({where: Commit(1)}, interrupt)
+    wait_until(lambda: embedded.admin().committed(group, [where]))
+    with pytest.raises(KeyboardInterrupt):  # the callback waits behind the 199 records that have arrived
+        wait_until(lambda: False, 20, lambda: found.extend(member.fetch(1000, 0.05)))
+    wait_until(lambda: len(found) >= 200, 20, lambda: found.extend(member.fetch(1000, 0.05)))
     member.close()
 
-    assert [message.offset() for message in found] == list(range(201))
+    assert [message.offset() for message in found] == list(range(200))
+
+
+def test_what_a_zero_limit_keeps_is_little(embedded: Any, prefix: str, wait_until: Any) -> None:
+    """It looks for callbacks for as long as a drain takes, behind however many records."""
+    topic = f"{prefix}.t"
+    filled(embedded, topic, 2_000)
+    member = joined(embedded, topic, f"{prefix}.g", wait_until)
+    until = time.monotonic() + consumer.QUIET_AFTER * 2
+
+    while time.monotonic() < until:
+        member.fetch(0, 0.0)
+
+    assert len(member._held) < 5
+    member.close()
+
+
+def test_an_answer_goes_to_whoever_asked_even_out_of_order() -> None:
+    member = EmbeddedBroker("embedded:127.0.0.1:1").consumer("g")
+    told: list[int] = []
+    for number in (1, 2):
+        member.commit_soon({TopicPartition("t", 0): Commit(number)}, lambda _, number=number: told.append(number))  # type: ignore[misc]
+
+    for number in (2, 1):
+        member._on_commit(None, [ClientPartition("t", 0, number)])  # type: ignore[attr-defined]
+
+    assert told == [2, 1]
+    member.close()
 
 
 def test_an_interrupt_is_a_fault_too(embedded: Any, prefix: str, wait_until: Any) -> None:
@@ -115,9 +139,7 @@ def test_commit_and_close_are_bounded_when_the_broker_is_gone(
     assert time.monotonic() - started < 5
 
 
-def test_a_client_that_is_busy_with_a_late_commit_gives_no_records(
-    own: EmbeddedBroker, wait_until: Any
-) -> None:
+def test_a_client_that_is_busy_with_a_late_commit_gives_no_records(own: EmbeddedBroker, wait_until: Any) -> None:
     filled(own, "t", 1)
     member = joined(own, "t", "g", wait_until)
     own.close()

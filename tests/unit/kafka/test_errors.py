@@ -17,9 +17,7 @@ from streamjobs.kafka.errors import (
 )
 
 CODES = {
-    name: getattr(KafkaError, name)
-    for name in dir(KafkaError)
-    if name.isupper() and isinstance(getattr(KafkaError, name), int)
+    name: getattr(KafkaError, name) for name in dir(KafkaError) if name.isupper() and isinstance(getattr(KafkaError, name), int)
 }
 
 
@@ -36,9 +34,7 @@ def test_advice_is_for_errors_that_exist() -> None:
     assert ADVICE.keys() <= RETRIABLE | PERMANENT
 
 
-@pytest.mark.parametrize(
-    "name", ["_TRANSPORT", "REBALANCE_IN_PROGRESS", "STALE_MEMBER_EPOCH", "NOT_COORDINATOR"]
-)
+@pytest.mark.parametrize("name", ["_TRANSPORT", "REBALANCE_IN_PROGRESS", "STALE_MEMBER_EPOCH", "NOT_COORDINATOR"])
 def test_what_passes_is_retriable(name: str) -> None:  # edge 8
     error = translated(KafkaError(CODES[name]), "commit offsets")
 

@@ -40,9 +40,7 @@ def test_different_failures_are_both_said(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_a_key_for_the_other_kind_of_client_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
-    quiet_log([0.0]).log(
-        logging.WARNING, "%s [%s] %s", "CONFWARN", "app#consumer-1", "linger.ms is a producer property"
-    )
+    quiet_log([0.0]).log(logging.WARNING, "%s [%s] %s", "CONFWARN", "app#consumer-1", "linger.ms is a producer property")
 
     assert caplog.records == []
 

@@ -131,7 +131,7 @@ def test_a_refused_commit_is_tried_again(on_memory: OnMemory, code: str) -> None
     app, ran = counting_app()
     t = on_memory(app)
     publish(app, 1)
-    t.broker.fail("commit", topic=MAIN.topic, error=code, times=2)
+    t.broker.fail("commit", topic=MAIN.topic, error=code, times=3)  # the first is that of the assignment
     t.run(through_delays=False)
     t.advance(0.6)
     t.run(through_delays=False)
@@ -164,6 +164,26 @@ def test_one_commit_is_in_flight_at_a_time(on_memory: OnMemory) -> None:  # edge
     for _ in range(3):
         loop.turn()
     assert [next(iter(call[0].values())).offset for call in calls] == [1, 2]
+
+
+def test_a_commit_that_is_never_answered_is_given_up(on_memory: OnMemory) -> None:  # edge 36
+    """The coordinator moved and the answer got lost: after half a minute the next commit is asked for."""
+    app, _ = counting_app()
+    t = on_memory(app)
+    tick(t, 3)
+    publish(app, 1)
+    t.run(through_delays=False)
+    loop = main_loop(t)
+    calls: list[Any] = []
+    loop.poller.consumer.commit_soon = lambda offsets, done: calls.append(offsets)
+    for _ in range(20):
+        t.advance(1)
+        loop.turn()
+    assert len(calls) == 1
+    for _ in range(15):
+        t.advance(1)
+        loop.turn()
+    assert len(calls) == 2
 
 
 def test_only_finished_offsets_are_ever_committed(on_memory: OnMemory) -> None:  # edge 12, 20

@@ -1,0 +1,199 @@
+"""Publishing: ids, keys, headers, what is refused, forks and flushes."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from streamjobs import App, PayloadError, PublishError, UsageError
+from streamjobs.kafka import config
+from streamjobs.publish import new_ids
+
+
+def test_ids_are_uuids_of_version_7_in_the_order_of_time() -> None:
+    ids = new_ids(1000)
+    assert len(set(ids)) == 1000
+    assert all(re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", each) for each in ids)
+    assert new_ids(1)[0][:13] >= ids[0][:13]
+
+
+def test_a_send_is_idempotent_and_names_its_job(streamjobs_testing) -> None:  # edge 67
+    """What the client sends again is stored once; what a publisher sends again has the same id for the handler to see."""
+    settings = config.producer("localhost:9092", "c", {}, 1_000_000)
+    assert settings["enable.idempotence"] is True
+    assert str(settings["acks"]) in ("all", "-1")
+
+    app = App("shop", partitions=1)
+    seen = []
+
+    @app.job(queue="mails")
+    def mail(n: int) -> None:
+        seen.append(n)
+
+    t = streamjobs_testing(app)
+    mail.options(id="m-1").publish(n=1)
+    mail.options(id="m-1").publish(n=1)
+    ids = [dict(message.headers())["ce_id"] for message in t.broker.records("jobs.mails")]
+    assert ids == [b"m-1", b"m-1"]
+    t.run()
+    assert seen == [1, 1], "an id is no dedupe, and the docs say so"
+
+
+def test_what_travels(streamjobs_testing) -> None:
+    """CloudEvents 1.0 Kafka binding, binary mode; type and id first, so that a worker finds them by position."""
+    app = App("shop", partitions=1)
+
+    @app.job(queue="mails", key="to")
+    def mail(to: str) -> None: ...
+
+    t = streamjobs_testing(app)
+    mail.options(id="m-1", tags=["vip", "eu"], headers={"tenant": "acme"}).publish("a@b")
+    (message,) = t.broker.records("jobs.mails")
+    names = [name for name, _ in message.headers()]
+    headers = dict(message.headers())
+    assert names[:6] == ["ce_type", "ce_id", "ce_specversion", "ce_source", "ce_time", "content-type"]
+    assert (headers["ce_type"], headers["ce_id"], headers["ce_specversion"]) == (b"mail", b"m-1", b"1.0")
+    assert (headers["ce_source"], headers["content-type"]) == (b"shop", b"application/avro")
+    assert (headers["sj_tags"], headers["tenant"]) == (b"vip,eu", b"acme")
+    assert message.key() == b"a@b"
+    assert message.value()[:2] == b"\xc3\x01"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"delay": "1h", "at": datetime.now(UTC)}, "not both"),
+        ({"at": datetime.now()}, "time zone"),
+        ({"id": ""}, "1 to 256"),
+        ({"tags": ["a,b"]}, "commas"),
+        ({"headers": {"sj_run": "2"}}, "belongs to streamjobs"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, says) -> None:
+    app = App("shop")
+
+    @app.job
+    def job_of(n: int) -> None: ...
+
+    with pytest.raises(UsageError, match=says):
+        job_of.options(**options)
+
+
+def test_a_delay_beyond_the_longest_is_refused(streamjobs_testing) -> None:
+    app = App("shop")
+
+    @app.job
+    def job_of(n: int) -> None: ...
+
+    streamjobs_testing(app)
+    with pytest.raises(PayloadError, match="max_delay"):
+        job_of.options(at=datetime.now(UTC) + timedelta(days=100_000)).publish(n=1)
+
+
+def test_a_job_that_leaves_no_room_for_retries_is_refused(streamjobs_testing) -> None:
+    app = App("shop")
+
+    @app.job
+    def job_of(text: str) -> None: ...
+
+    t = streamjobs_testing(app)
+    job_of.publish("x" * 1_000_000)
+    with pytest.raises(PayloadError, match="larger than"):
+        job_of.publish("x" * 1_030_000)
+    with pytest.raises(PayloadError, match="larger than"):
+        job_of.publish_many([("x" * 1_030_000,)])
+    assert t.run() == 1
+
+
+def test_a_bad_row_sends_none(streamjobs_testing) -> None:
+    app = App("shop")
+
+    @app.job
+    def job_of(n: int) -> None: ...
+
+    t = streamjobs_testing(app)
+    with pytest.raises(PayloadError, match="row 2"):
+        job_of.publish_many([(1,), (2,), ("three",)])
+    assert t.run() == 0
+
+
+def test_a_queue_that_nobody_registered_has_no_delays(streamjobs_testing) -> None:
+    app, other = App("shop"), App("other")
+
+    @other.job(queue="elsewhere")
+    def job_of(n: int) -> None: ...
+
+    @app.job
+    def own(n: int) -> None: ...
+
+    t = streamjobs_testing(app)
+    before = other.lend(t.broker, t.clock)
+    try:
+        with pytest.raises(PublishError, match="topic apply"):
+            job_of.options(delay="1h").publish(n=1)
+    finally:
+        other.take_back(before)
+
+
+async def _publish(job_type, count: int) -> list:
+    import asyncio
+
+    return await asyncio.gather(*(job_type.publish_async(n=n) for n in range(count)))
+
+
+def test_publishing_from_an_event_loop(streamjobs_testing) -> None:
+    import asyncio
+
+    app = App("shop")
+    ran = []
+
+    @app.job
+    def job_of(n: int) -> None:
+        ran.append(n)
+
+    t = streamjobs_testing(app)
+    receipts = asyncio.run(_publish(job_of, 20))
+    assert len({receipt.id for receipt in receipts}) == 20
+    t.run()
+    assert sorted(ran) == list(range(20))
+
+
+def test_many_threads_publish_through_one_producer(streamjobs_testing) -> None:
+    app = App("shop")
+
+    @app.job
+    def job_of(n: int) -> None: ...
+
+    t = streamjobs_testing(app)
+    threads = [threading.Thread(target=lambda: [job_of.publish(n=n) for n in range(25)]) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert t.run() == 200
+
+
+def test_a_forked_child_builds_its_own_producer(streamjobs_testing) -> None:  # edge 75
+    """One that was used before the fork would deliver nothing in the child (KAFKA.md V24)."""
+    app = App("shop")
+
+    @app.job
+    def job_of(n: int) -> None: ...
+
+    streamjobs_testing(app)
+    job_of.publish(n=1)
+    mine = app.publisher.producer()
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.write(write, b"1" if app.publisher.producer() is not mine else b"0")
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    assert os.read(read, 1) == b"1"
+    assert app.publisher.producer() is mine
