@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from streamjobs.settings import Settings
     from streamjobs.testing.app import Testing
     from streamjobs.worker.executors import Executor, Gate
+    from streamjobs.worker.marks import Legacy
     from streamjobs.worker.process import Process
 
 logger = logging.getLogger(__name__)
@@ -229,14 +230,18 @@ class App:
         executors: Callable[[Gate], Iterable[Executor]] | None = None,
         errors: list[BaseException] | None = None,
         member: str = "",
+        prepare_child: Callable[[App], None] | None = None,
+        legacy: Legacy | None = None,
     ) -> Process:
         """One worker process for these queues (none named: all), after what it needs on the cluster was checked.
 
         `member`: a name that no other living worker has; the processes of one slot share it, one after the other.
+        `prepare_child`: called in each child process that runs handlers; `legacy`: from a supervisor, if there is one.
         Raises ProvisionError with the command to run, BrokerError, or JobTypeError for a payload that can't be derived.
         """
         from streamjobs import provision
         from streamjobs.telemetry.metrics import Metrics
+        from streamjobs.worker.marks import Legacy
         from streamjobs.worker.process import Process
 
         provision.require(self)
@@ -258,6 +263,8 @@ class App:
             errors=errors,
             outbox=self.publisher.outbox,
             member=member,
+            load=self.in_child(prepare_child),
+            legacy=legacy or Legacy(),
         )
 
     def _outbox(self) -> Outbox | None:

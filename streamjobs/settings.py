@@ -108,6 +108,7 @@ _AS_SECONDS = BeforeValidator(seconds)
 Duration = Annotated[float, _AS_SECONDS, Field(gt=0, allow_inf_nan=False)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 Count = Annotated[Whole, Field(ge=1)]
+Natural = Annotated[Whole, Field(ge=0)]
 Name = Annotated[str, AfterValidator(_name)]
 Prefix = Annotated[str, AfterValidator(_prefix)]
 Texts = Annotated[list[str], BeforeValidator(_listed)]
@@ -129,6 +130,9 @@ class Worker(Section):
     group: Name = _setting("", "Consumer group; empty: the app's name.")
     slots: Count = _setting(32, "Jobs that one process runs at the same time.")
     processes: Count = _setting(1, "Worker processes that the supervisor keeps alive.")
+    children: Natural = _setting(0, "Child processes of one process for jobs with executor='processes'; 0: one a processor.")
+    zombies: Natural = _setting(0, "Threads past their timeouts with which a process makes room for another; 0: a quarter of slots.")
+    max_rss: Natural = _setting(0, "Bytes of memory with which a process ends its work and makes room for another; 0: no limit.")
     drain: Duration = _setting("25s", "How long a stopping worker waits for running jobs.")
     transactional: bool = _setting(
         False, "Each run's retry, letter, child jobs, events and offset are one Kafka transaction (docs/transactions.md)."

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import traceback
 import uuid
 from collections.abc import Iterable, Mapping
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +17,10 @@ from streamjobs.cli import completion
 from streamjobs.cli.command import Command, did_you_mean, pass_session
 from streamjobs.cli.session import Session, load_app
 from streamjobs.errors import StreamjobsError, UsageError
+
+if TYPE_CHECKING:
+    from streamjobs.app import App
+    from streamjobs.worker.marks import Legacy
 
 
 @click.command(
@@ -52,6 +57,7 @@ def _supervise(session: Session, given: Mapping[str, Any], queues: Iterable[str]
     """The supervisor and its endpoint; what its processes need is made in each of them."""
     from streamjobs.telemetry.http import Endpoint
     from streamjobs.telemetry.metrics import Metrics, Totals, exposition, merge
+    from streamjobs.worker.process import marks_of
     from streamjobs.worker.supervise import Supervisor
 
     app, settings = session.app, session.app.settings
@@ -64,6 +70,7 @@ def _supervise(session: Session, given: Mapping[str, Any], queues: Iterable[str]
         settings.worker.processes,
         settings.worker.drain,
         totals,
+        marks_of(settings),
         died=lambda: own.count("worker_process_deaths_total", app.group),
     )
     endpoint = None
@@ -80,18 +87,26 @@ def _supervise(session: Session, given: Mapping[str, Any], queues: Iterable[str]
 
 
 def run_process(
-    app_ref: str, given: Mapping[str, Any], queues: list[str], verbose: bool, slot: int, connection: Connection, *, member: str
+    app_ref: str,
+    given: Mapping[str, Any],
+    queues: list[str],
+    verbose: bool,
+    slot: int,
+    connection: Connection,
+    legacy: Legacy,
+    *,
+    member: str,
 ) -> None:
     """What a worker process runs, from its start to its exit code; called in the process itself."""
-    from streamjobs.telemetry import log
     from streamjobs.telemetry.metrics import merge
     from streamjobs.worker.supervise import Report, Reporting
 
     try:
         app = load_app(app_ref).configure(given)
-        log.configure(app.settings.log.format, app.settings.log.level)
-        process = app.process(queues, slot=slot, member=member)
-        reporting = Reporting(connection, lambda: Report(merge(process.snapshots()), process.sick(), process.unready()), process.stop)
+        _log(app)
+        process = app.process(queues, slot=slot, member=member, prepare_child=_log, legacy=legacy)
+        report = lambda: Report(merge(process.snapshots()), process.sick(), process.unready(), process.suspects_told)  # noqa: E731
+        reporting = Reporting(connection, report, process.stop)
         process.start()
     except StreamjobsError as error:
         if verbose:
@@ -99,7 +114,17 @@ def run_process(
         click.echo(f"error: {error}", err=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
     reporting.run(lambda: process.alive)
-    sys.exit(process.join(timeout=10.0))
+    code = process.join(timeout=10.0)
+    if process.recycling:
+        os._exit(code)  # whatever hangs in it
+    sys.exit(code)
+
+
+def _log(app: App) -> None:
+    """Logging as the app's settings want it, in a worker's processes and their children."""
+    from streamjobs.telemetry import log
+
+    log.configure(app.settings.log.format, app.settings.log.level)
 
 
 def _check(session: Session, queues: Iterable[str]) -> None:

@@ -16,6 +16,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
+#: The executor in which suspects run, one by one (PROTOCOLS §9); what waits for it costs no credit.
+QUARANTINE = "quarantine"
+
 
 class Partition:
     """An assigned partition, as its loop sees it. One owner: the loop's thread; other threads only read `serving`.
@@ -105,6 +108,7 @@ class Dispatcher(Generic[E]):
 
     def __init__(self, kinds: Iterable[str]) -> None:
         self.ready: dict[str, deque[E]] = {kind: deque() for kind in kinds}
+        self._counted = [ready for kind, ready in self.ready.items() if kind != QUARANTINE]
         self.held: dict[str, deque[E]] = {}
         """Entries that may not run now, by reason; each is still the head of its lane."""
 
@@ -176,7 +180,7 @@ class Dispatcher(Generic[E]):
         """Ready entries: what counts against the loop's credit."""
         if kind is not None:
             return len(self.ready[kind])
-        return sum(map(len, self.ready.values()))
+        return sum(map(len, self._counted))
 
 
 class Parallelism:

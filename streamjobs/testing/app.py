@@ -28,12 +28,12 @@ ROUNDS = 100_000
 
 
 class InlineThreads:
-    """Runs a chunk where it is submitted."""
+    """Runs a chunk where it is submitted; those of child processes, too."""
 
-    kind = "threads"
     slots = 1
 
-    def __init__(self, gate: Gate, clock: ManualClock) -> None:
+    def __init__(self, gate: Gate, clock: ManualClock, kind: str = "threads") -> None:
+        self.kind = kind
         self._gate = gate
         self._clock = clock
 
@@ -108,7 +108,7 @@ class Testing:
         self.app.take_back(self._before)
 
     def _executors(self, gate: Gate) -> Iterable[Executor]:
-        return InlineThreads(gate, self.clock), InlineAio(gate)
+        return InlineThreads(gate, self.clock), InlineThreads(gate, self.clock, "processes"), InlineAio(gate)
 
     @property
     def process(self) -> Process:

@@ -12,8 +12,9 @@ from typing import Protocol
 from streamjobs.broker import Message
 from streamjobs.core.control import Desired
 from streamjobs.core.delay import Climb, Run, on_receive
-from streamjobs.core.dispatch import Dispatcher, Partition
+from streamjobs.core.dispatch import QUARANTINE, Dispatcher, Partition
 from streamjobs.core.lifecycle import Failure, Reason
+from streamjobs.core.poison import convicted, in_crowd, open_strikes
 from streamjobs.core.record import Meta
 from streamjobs.job import Job
 from streamjobs.worker.decode import Decoder, Undecodable
@@ -68,10 +69,13 @@ class Arrivals:
         self._number = itertools.count()
         self._unknown: list[Undecodable] = []
         self._learned: SimpleQueue[bool] = SimpleQueue()
+        self.crowds: set[Partition] = set()
+        """Partitions whose jobs are suspects because owner after owner died there."""
 
     def receive(self, messages: Sequence[Message], partitions: Mapping[tuple[str, int], Partition]) -> dict[Partition, int]:
         """Takes a batch; returns how many records of each partition were new."""
         decode, add = self._decoder.decode, self._dispatcher.add
+        wary = bool(self.crowds) or self._desired().anything_suspected
         touched: dict[Partition, int] = {}
         for message in messages:
             home = partitions.get((message.topic(), message.partition()))
@@ -81,7 +85,7 @@ class Arrivals:
             job = decode(message, home)
             if not isinstance(job, Job):
                 self._refuse(job)
-            elif job.meta is None and not home.parked:
+            elif job.meta is None and not home.parked and not wary:
                 add(job)
             else:
                 self._admit(job)
@@ -99,6 +103,8 @@ class Arrivals:
         if parked is not None:
             job.run += parked.starts
             job.attempt += parked.starts
+        if self._is_poison(job, now):
+            return
         came_down = bool(meta.next)
         step = on_receive(now, job.due, job.appended_at, came_down=came_down, waiting=home.waiting, moves=meta.holds)
         if isinstance(step, Run):
@@ -137,6 +143,30 @@ class Arrivals:
             return False
         return True
 
+    def _is_poison(self, job: Job, now: float) -> bool:
+        """A job that may kill its worker is to run alone; one that did it too often is settled without a start (PROTOCOLS §9)."""
+        home = job.home
+        order = self._desired().suspect(self._group, home.topic, home.number, job.offset, now)
+        strikes = open_strikes(job.strikes, order, job.appended_at, crowd=self._in_crowd(home))
+        if strikes is None:
+            return False
+        job.strikes = job.full_meta.strikes = strikes
+        if convicted(strikes):
+            self._settle(job, Failure("poison", f"its process died {strikes} times while nothing else ran in it"))
+            return True
+        if QUARANTINE in self._dispatcher.ready:
+            job.kind = QUARANTINE
+        return False
+
+    def _in_crowd(self, home: Partition) -> bool:
+        if home not in self.crowds:
+            return False
+        if in_crowd(home.beginning, home.tracker.base, home.crowd):
+            home.crowd += 1
+            return True
+        self.crowds.discard(home)
+        return False
+
     # Waiting in memory ------------------------------------------------------------------------------------------------
 
     def wake_at(self, at: float, job: Job) -> None:
@@ -172,6 +202,7 @@ class Arrivals:
         self._due = [entry for entry in self._due if entry[2].epoch == entry[2].home.epoch]
         heapq.heapify(self._due)
         self._unknown = [bad for bad in self._unknown if bad.home.epoch >= 0]
+        self.crowds = {home for home in self.crowds if home.epoch >= 0}
 
     # What is no job ---------------------------------------------------------------------------------------------------
 

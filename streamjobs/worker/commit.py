@@ -25,6 +25,8 @@ EVENTS_PATIENCE_S = 2.0
 COMMIT_PATIENCE_S = 30.0
 #: Without a successful commit for so long, a loop reads nothing more.
 UNCOMMITTED_S = 60.0
+#: How long the first commit of an epoch may take; after that the next tick tries again.
+FIRST_S = 2.0
 #: An unchanged base is committed again, or the broker forgets it (PROTOCOLS §3).
 REFRESH_S = 3600.0
 #: A map of more characters than this is committed every 2 s at most.
@@ -139,6 +141,17 @@ class Committer:
                 producer.send(record, acked)
             except BrokerError as error:
                 acked(error, None)
+
+    def commit_first(self, homes: Collection[Partition]) -> None:
+        """What an owner begins with, before its first job. *Bites*: a job kills its worker within a tick of its start; no owner
+        ever committed, so the next one doesn't know that it is the fourth to die here (PROTOCOLS §9)."""
+        snapshot = Snapshot(self._now())
+        for home in homes:
+            if home.fetching and home.epoch >= 0:
+                self._take(snapshot, home)
+        if snapshot.offsets:
+            failed = self._poller.consumer.commit_now(snapshot.offsets, FIRST_S)
+            self._answered(snapshot, {tp: failed.get(tp) for tp in snapshot.offsets})
 
     def advance(self) -> None:
         """Moves the tick on as far as it goes now."""

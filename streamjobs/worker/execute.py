@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 
-from streamjobs.core.dispatch import Dispatcher, Parallelism, chunk_size
+from streamjobs.core.dispatch import QUARANTINE, Dispatcher, Parallelism, chunk_size
 from streamjobs.job import Job
 from streamjobs.worker.executors import Chunk, Executor
 
@@ -60,6 +60,8 @@ class Execution:
 
     def _size(self, head: Job) -> int:
         """Jobs in a chunk; few where runs failed lately, so that an open breaker is not seen too late."""
+        if head.kind == QUARANTINE:
+            return 1
         size = chunk_size(head.job_type.mean_s)
         return min(size, CAUTIOUS) if self._wavers(head.type) else size
 
@@ -97,20 +99,30 @@ class Execution:
         self._out_by_kind[chunk.kind] -= 1
         self._parallel[chunk.kind].returned(chunk.cpu_s, self._mono())
         self.harvest([chunk])
-        for last in chunk.stops:
-            self._dispatcher.stopped(last)
         if chunk.returned:
             self._returned(chunk.returned)
 
     def harvest(self, chunks: Iterable[Chunk]) -> None:
-        """Takes what these chunks finished since the last look, also while they go on."""
+        """Takes what these chunks finished since the last look, also while they go on, and the lanes in which they stopped: else a
+        key would wait for a stuck job of another one."""
         for chunk in chunks:
+            stops = chunk.stops[chunk.stopped :]  # looked at first: the last job of each is in `done` by now
             done = chunk.done[chunk.harvested :]
             if done:
                 chunk.harvested += len(done)
                 last = done[-1]
                 last.job_type.observe_mean(last.duration_s)
                 self._finished(done)
+            chunk.stopped += len(stops)
+            for last in stops:
+                self._dispatcher.stopped(last)
+
+    def recall(self) -> None:
+        """Takes back all that chunks have not begun, so that nothing of partitions that leave begins any more."""
+        for chunk in list(self.out):
+            rest = chunk.take_back()
+            if rest:
+                self._returned(rest)
 
     def harvest_all(self) -> None:
         self.harvest(list(self.out))

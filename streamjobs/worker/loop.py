@@ -17,9 +17,10 @@ from streamjobs.broker import Admin, Broker, Message, Producer, TopicPartition
 from streamjobs.core.assignment import Admission, AlarmKind, Beginning, Why
 from streamjobs.core.clock import Clock
 from streamjobs.core.control import Desired
-from streamjobs.core.dispatch import Dispatcher, Partition
+from streamjobs.core.dispatch import QUARANTINE, Dispatcher, Partition
 from streamjobs.core.lifecycle import Failure, Outcome, Reason, Settlement, decide
 from streamjobs.core.offsets import Parked
+from streamjobs.core.poison import convicted
 from streamjobs.core.record import Record
 from streamjobs.errors import BrokerError
 from streamjobs.job import Job, JobType, Outbox, Timeout
@@ -31,7 +32,9 @@ from streamjobs.worker.decode import Decoder
 from streamjobs.worker.execute import Execution
 from streamjobs.worker.executors import Chunk, Executor
 from streamjobs.worker.holds import Breakers, Holds
+from streamjobs.worker.marks import Marks
 from streamjobs.worker.poll import Poller
+from streamjobs.worker.quarantine import Orders
 from streamjobs.worker.settle import (
     Cause,
     Open,
@@ -51,6 +54,8 @@ IDLE_POLL_S = 0.05
 WATCH_S = 0.05
 #: A held job lets a runnable one of its key wait for so long, then it moves to the ladder.
 HELD_S = 30.0
+#: How long the settlements of jobs that hang in threads may take at the end of a drain.
+ZOMBIES_S = 5.0
 #: `key_strict`: the longest backoff in place, and how long a failing head may block its key.
 STRICT_BACKOFF_S = 60.0
 STRICT_BLOCK_S = 600.0
@@ -92,6 +97,11 @@ class Shared:
     """Takes orders off the control topic that are carried out."""
     mark_started: Callable[[str, Partition], None]
     """Writes that a group has committed in a partition (PROTOCOLS §3)."""
+    marks: Marks
+    """Where executors note what they start."""
+    suspects: Orders
+    recycling: Callable[[], bool] = lambda: False
+    """Whether the process ends because threads hang in it, or it has grown too large (PROTOCOLS §15)."""
     events_mode: Any = "all"
     credit: int = 1000
     tick_s: float = 0.5
@@ -129,6 +139,7 @@ class Loop:
         self._idle_s = 0.001
         self._watched = 0.0
         self._told: set[tuple[int, int]] = set()
+        self._fresh: list[Partition] = []  # arrived, and not committed yet
         self.events = EventBatch(shared.worker_id, shared.group, shared.events_mode)
         self._outbox = shared.outbox
         self._children: dict[Job, Sequence[Record]] = {}  # of runs that ended with a signal and are about to be settled
@@ -212,9 +223,10 @@ class Loop:
     def drain(self, deadline: float) -> bool:
         """Admits nothing more, keeps polling, ends what runs, commits and leaves the group. False: something was abandoned."""
         self.draining = True
-        while (self.execution.out or self.settler.open) and self._mono() < deadline:
+        while (self._worth_waiting() or self.settler.open) and self._mono() < deadline:
             self.turn()
-        abandoned = self.execution.running()
+        self._settle_zombies()
+        abandoned = [job for job in self.execution.running() if not job.outcome]
         for job in abandoned:
             logger.warning("%r is abandoned: it still ran when the drain time was over; another worker will run it again", job)
         self.committer.commit_now(list(self.poller.partitions.values()), self._event_records(), timeout=2.0)
@@ -222,6 +234,32 @@ class Loop:
         for home in self.poller.partitions.values():
             home.epoch = home.serving = -1
         return not abandoned
+
+    def _worth_waiting(self) -> bool:
+        """Whether anything runs that may still end: not what is settled as timed out, nor, in a recycle, what hangs."""
+        return any(not self._hopeless(chunk) for chunk in self.execution.out)
+
+    def _hopeless(self, chunk: Chunk) -> bool:
+        hangs = chunk.zombie is not None and chunk.zombie is chunk.current
+        return hangs and (self._shared.recycling() or bool(chunk.zombie and chunk.zombie.outcome))
+
+    def _settle_zombies(self) -> None:
+        """Threads that are past their timeouts end with the process. *Bites*: settled as nothing, such a job starts as attempt 1 in
+        the next process, and hangs there, for ever (PROTOCOLS §15)."""
+        for job in self.zombies():
+            if not job.outcome and job.epoch == job.home.epoch:
+                self._time_out(job)
+        deadline = self._mono() + ZOMBIES_S
+        while self.settler.open and self._mono() < deadline:
+            self.turn()
+
+    def zombies(self) -> list[Job]:
+        """Jobs that run in threads, past their timeouts. Any thread may ask."""
+        return [chunk.zombie for chunk in list(self.execution.out) if chunk.zombie is not None and chunk.zombie is chunk.current]
+
+    def known(self) -> Desired:
+        """What the control topic asks for; to be asked from outside only before it runs."""
+        return self._desired()
 
     def stalled_for(self) -> float:
         """For how long (s) jobs have been ready while none was out: a worker that polls and makes no progress is not healthy."""
@@ -306,18 +344,25 @@ class Loop:
         chunk.zombie = job
         logger.warning("%r runs longer than its timeout of %g s; a thread can't be ended", job, timeout_s)
         if job.job_type.on_timeout == "retry":
-            job.error = Timeout(f"it ran longer than {timeout_s:g} s")
-            job.duration_s = self._now() - job.started_at
-            if self._outbox is not None:
-                self._outbox.close([job])
-            self._failed(job)
+            self._time_out(job)
+
+    def _time_out(self, job: Job) -> None:
+        """Settles a job while its thread still runs it."""
+        job.error = Timeout(f"it ran longer than {job.job_type.timeout_s:g} s")
+        job.duration_s = self._now() - job.started_at
+        if self._outbox is not None:
+            self._outbox.close([job])
+        self._failed(job)
 
     # Settling ---------------------------------------------------------------------------------------------------------
 
     def _failed(self, job: Job) -> None:
         if self._shared.errors is not None and job.error is not None and isinstance(job.error, Exception):
             self._shared.errors.append(job.error)
-        self._settle(job, classify(job))
+        if convicted(job.strikes):
+            self._settle(job, Failure("poison", f"its process died {job.strikes} times while nothing else ran in it"))
+        else:
+            self._settle(job, classify(job))
 
     def _settle(self, job: Job, failure: Failure) -> None:
         now = self._now()
@@ -364,6 +409,8 @@ class Loop:
         home = job.home
         home.tracker.finish(job.offset)
         self._tell([job], told=acked and self._shared.transactions is not None)
+        if job.kind == QUARANTINE:
+            self._shared.suspects.acquit(job)
         if job.job_type.strict:
             home.parked.pop(job.offset, None)
             self._dispatcher.stopped(job)
@@ -371,7 +418,7 @@ class Loop:
     def _bury(self, job: Job, reason: Reason) -> None:
         text = job.failure.reason if job.failure else ""
         job.letter = reason.value
-        cause = Cause(reason, job.error, text, job.run, job.attempt)
+        cause = Cause(reason, job.error, text, job.run, job.attempt, {"sj_strikes": job.strikes} if job.strikes else {})
         record = letter_record(self._shared.routes, job.message, job.home, job.full_meta, cause)
         self._begin(job, record, lambda: self._buried(job, reason))
 
@@ -403,6 +450,10 @@ class Loop:
         job.run, job.attempt = settlement.run, settlement.attempt
         job.error = None
         job.children = ()
+        job.kind = job.job_type.kind
+        if job.strikes and QUARANTINE in self._shared.executors:
+            job.kind = QUARANTINE
+            self._shared.suspects.note(job)
         self.arrivals.wake_at(due, job)
         return True
 
@@ -415,6 +466,9 @@ class Loop:
         messages = self.poller.fetch(limit, self._fetch_wait(ready))
         if self.poller.faults:
             self._take_faults()
+        if self._fresh:
+            fresh, self._fresh = self._fresh, []
+            self.committer.commit_first(fresh)
         self.arrivals.take_learned()
         if messages:
             touched = self.arrivals.receive(messages, self.poller.partitions)
@@ -432,7 +486,8 @@ class Loop:
         due = self.arrivals.next_due()
         if due is not None:
             wait = min(wait, max(0.0, due - self._now()))
-        return min(wait, 0.001) if self.execution.out and self._behind_keys() else wait
+        waiting = self._behind_keys() or (QUARANTINE in self._shared.executors and self._dispatcher.count(QUARANTINE))
+        return min(wait, 0.001) if self.execution.out and waiting else wait
 
     def _behind_keys(self) -> bool:
         return any(home.lanes for home in self.poller.partitions.values())
@@ -555,8 +610,13 @@ class Loop:
     # Rebalances: called inside `poller.fetch` -------------------------------------------------------------------------
 
     def arrived(self, partition: Partition, beginning: Beginning) -> None:
+        partition.place = self._shared.marks.place(partition.topic, partition.number)
+        self._fresh.append(partition)
         for head in beginning.parked:
             partition.parked[head.offset] = head
+        if beginning.suspects:
+            self.arrivals.crowds.add(partition)
+            logger.warning("%r: %d owners in a row died here: its jobs run one by one", partition, beginning.takeovers)
         for alarm in beginning.alarms:
             if alarm.kind is AlarmKind.JOBS_DELETED:
                 self.metrics.count("jobs_deleted_total", partition.queue, self._shared.group, by=alarm.count)
@@ -570,6 +630,7 @@ class Loop:
         for home in partitions:
             home.serving = -1
         going = set(partitions)
+        self.execution.recall()
         while self._mono() < deadline - min(2.0, budget / 2) and self._busy(going):
             self.execution.take_results(wait=True)
             self.execution.harvest_all()

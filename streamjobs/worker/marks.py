@@ -31,6 +31,10 @@ _ROW = struct.Struct("<qqq")
 _BITS = 32
 
 
+Memory = Any
+"""What processes share; goes to a child as an argument of its `Process`, and in no other way."""
+
+
 class Mark(NamedTuple):
     """A job that a slot has started."""
 
@@ -38,6 +42,13 @@ class Mark(NamedTuple):
     partition: int
     offset: int
     run: int
+
+
+class Legacy(NamedTuple):
+    """What a worker process gets from its supervisor: memory for its table, and what ran when the one before it died."""
+
+    memory: Memory | None = None
+    suspects: tuple[Mark, ...] = ()
 
 
 class Row:
@@ -52,10 +63,6 @@ class Row:
 def nowhere() -> Row:
     """A row that nobody reads."""
     return Row(bytearray(ROW), 0, -1)
-
-
-Memory = Any
-"""What processes share; goes to a child as an argument of its `Process`, and in no other way."""
 
 
 def memory(rows: int) -> Memory:

@@ -29,9 +29,14 @@ from streamjobs.worker.control import ControlReader
 from streamjobs.worker.decode import Decoder
 from streamjobs.worker.executors import Executor, Gate
 from streamjobs.worker.executors.aio import Aio
+from streamjobs.worker.executors.child import Load
+from streamjobs.worker.executors.processes import Processes
 from streamjobs.worker.executors.threads import Threads
 from streamjobs.worker.holds import Breakers
 from streamjobs.worker.loop import IDLE_POLL_S, Gatherer, Loop, Shared
+from streamjobs.worker.marks import Legacy, Marks
+from streamjobs.worker.quarantine import Orders, Quarantine
+from streamjobs.worker.recycle import LOOK_S, resident, why_recycle
 from streamjobs.worker.settle import Routes
 from streamjobs.worker.timer import Timer
 from streamjobs.worker.transact import Transactions
@@ -123,6 +128,8 @@ class Process:
         errors: list[BaseException] | None = None,
         outbox: Outbox | None = None,
         member: str = "",
+        load: Load,
+        legacy: Legacy = Legacy(),  # noqa: B008 (it can't be changed)
     ) -> None:
         settings = app.settings
         self._published = published
@@ -140,62 +147,86 @@ class Process:
         self._names = app.names
         self.control = ControlReader(self._broker, app.names)
         self.producers = Producers(self._broker, self.clock.monotonic)
-        made = executors(self.gate) if executors else (Threads(settings.worker.slots, self.gate), Aio(settings.worker.slots, self.gate))
+        self.marks = Marks(legacy.memory)
+        self.recycling: str | None = None
+        self.suspects_told = False
+        self._suspects = legacy.suspects
+        self._orders = Orders(self.producers, app.names.control, app.group, self.worker_id, self.clock.now)
+        made = executors(self.gate) if executors else self._executors(settings, load)
         self.executors = {executor.kind: executor for executor in made}
         self.breakers = Breakers(self.gate)
+        self._transactions = None if outbox is None else Transactions(self._broker, _member(settings, slot, member))
+        shared = self._share(
+            decoder=Decoder(app.job_types, store),
+            new_metrics=new_metrics,
+            learn_schemas=self._learn_schemas if executors is None else self._learn_now,
+            instance=f"{settings.worker.instance}-{slot}" if settings.worker.instance else None,
+            errors=errors,
+            idle_poll_s=IDLE_POLL_S if executors is None else 0.0,
+            outbox=outbox,
+        )
+        main = [app.names.main(queue) for queue in queues]
+        retry = [app.names.retry(queue, app.group) for queue in queues]
+        self.loops = [Loop("main", app.group, main, shared), Loop("retry", retry_group(app.group), retry, shared)]
+        self.timer = Timer(shared) if slot == 0 else None
+
+    def _share(self, **parts: Any) -> Shared:
+        """What the loops share: `parts`, and the rest from the app, its settings and this process."""
+        app, worker = self.app, self.app.settings.worker
         admin = self._broker.admin()
-        routes = Routes.read(admin, app.names, app.name, app.group, Ladder(tuple(settings.delay.tiers)))
-        shared = Shared(
+        return Shared(
             app=app.name,
             group=app.group,
             worker_id=self.worker_id,
             broker=self._broker,
             admin=admin,
-            routes=routes,
+            routes=Routes.read(admin, app.names, app.name, app.group, Ladder(tuple(app.settings.delay.tiers))),
             clock=self.clock,
             breakers=self.breakers,
             executors=self.executors,
             job_types=app.job_types,
-            decoder=Decoder(app.job_types, store),
             producer=self.producers,
             view=self.control.view,
-            new_metrics=new_metrics,
-            admission=Admission(
-                window=settings.worker.window, window_bytes=settings.worker.window_bytes, span=settings.worker.window_span
-            ),
-            learn_schemas=self._learn_schemas if executors is None else self._learn_now,
+            admission=Admission(window=worker.window, window_bytes=worker.window_bytes, span=worker.window_span),
             mark_started=self._mark_started,
             take_away=self._take_away,
-            events_mode=settings.events.mode,
-            credit=settings.worker.credit,
-            tick_s=settings.worker.tick,
-            drain_s=settings.worker.drain,
-            max_poll_interval_s=settings.worker.max_poll_interval,
-            session_timeout_s=settings.worker.session_timeout,
-            instance=f"{settings.worker.instance}-{slot}" if settings.worker.instance else None,
+            marks=self.marks,
+            suspects=self._orders,
+            recycling=lambda: self.recycling is not None,
+            events_mode=app.settings.events.mode,
+            credit=worker.credit,
+            tick_s=worker.tick,
+            drain_s=worker.drain,
+            max_poll_interval_s=worker.max_poll_interval,
+            session_timeout_s=worker.session_timeout,
             dead_hooks=app.dead_hooks,
-            errors=errors,
-            idle_poll_s=IDLE_POLL_S if executors is None else 0.0,
-            transactions=None if outbox is None else Transactions(self._broker, _member(settings, slot, member)),
-            outbox=outbox,
+            transactions=self._transactions,
+            **parts,
         )
-        self._transactions = shared.transactions
-        main = [app.names.main(queue) for queue in queues]
-        retry = [app.names.retry(queue, app.group) for queue in queues]
-        self.loops = [Loop("main", app.group, main, shared), Loop("retry", retry_group(app.group), retry, shared)]
-        self.timer = Timer(shared) if slot == 0 else None
+
+    def _executors(self, settings: Settings, load: Load) -> Iterable[Executor]:
+        worker, gate, marks = settings.worker, self.gate, self.marks
+        return (
+            Threads(worker.slots, gate, marks),
+            Aio(worker.slots, gate, marks),
+            Processes(children_of(settings), gate, load, marks),
+            Quarantine(gate, load, marks, self._orders),
+        )
 
     # Life -------------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Reads the control topic to its end, runs the start hooks, then the loops. Raises BrokerError."""
         self.control.start()
+        self._orders.suspect(self._suspects, self.loops[0].known(), self._stopping.is_set)
+        self.suspects_told = True
         self._call_hooks(self.app.start_hooks)
         for loop in self.loops:
             self._spawn(loop.name, lambda loop=loop: self._run_loop(loop))  # type: ignore[misc]
         if self.timer is not None:
             self._spawn("timer", self._run_timer)
         self._spawn("topics", self._watch_topics)
+        self._spawn("health", self._watch_itself)
 
     def start_by_hand(self) -> None:
         """As `start`, but nothing turns unless the caller turns it: `control.poll()`, `loops`, `timer`."""
@@ -252,6 +283,18 @@ class Process:
             for loop in self.loops:
                 loop.topic_ids.put(ids)
 
+    def _watch_itself(self) -> None:
+        """Ends the process in good order when threads hang in it, or it has grown too large: the supervisor starts another."""
+        worker = self.app.settings.worker
+        limit = worker.zombies or max(1, worker.slots // 4)
+        while not self._stopping.wait(LOOK_S):
+            zombies = [job for loop in self.loops for job in loop.zombies()]
+            reason = why_recycle(zombies, self.clock.now(), limit, resident() if worker.max_rss else 0, worker.max_rss)
+            if reason is not None:
+                logger.warning("this process makes room for another one: %s", reason)
+                self.recycling = reason
+                self.stop()
+
     def stop(self) -> None:
         """Begins to drain: nothing more is admitted, what runs may end."""
         self.gate.closed = True
@@ -268,13 +311,16 @@ class Process:
             thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
         if self.alive:
             return 4
-        self._call_hooks(self.app.stop_hooks)
+        if not any(loop.zombies() for loop in self.loops):
+            self._call_hooks(self.app.stop_hooks)
         self.close()
-        return 75 if self.failure is not None else 4 if self.abandoned else 0
+        self.marks.wipe()
+        ended_early = self.failure is not None or self.recycling is not None
+        return 75 if ended_early else 4 if self.abandoned else 0
 
     def close(self) -> None:
         for executor in self.executors.values():
-            executor.stop(1.0)
+            executor.stop(0.1 if self.recycling else 1.0)
         self.control.close()
         if self._transactions is not None:
             self._transactions.close(1.0)
@@ -368,6 +414,16 @@ class Process:
             for topic, error in list(self.timer.undeliverable.items()):
                 found[topic] = f"delayed jobs can't reach it: {error}"
         return found
+
+
+def children_of(settings: Settings) -> int:
+    """How many children a process has at most for jobs with executor="processes"."""
+    return settings.worker.children or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()) or os.cpu_count() or 1
+
+
+def marks_of(settings: Settings) -> int:
+    """How many slots a process has: rows of its table of marks."""
+    return 2 * settings.worker.slots + children_of(settings) + 1
 
 
 def _member(settings: Settings, slot: int, member: str) -> str:

@@ -110,6 +110,7 @@ def retry_record(routes: Routes, job: Job, settlement: Settlement, failure: Fail
     changes: dict[str, HeaderValue] = {
         "sj_run": settlement.run,
         "sj_attempt": settlement.attempt,
+        "sj_strikes": job.strikes or None,
         "sj_first_attempt": meta.first_attempt or job.started_at or now,
         "sj_holds": None,
         "sj_reason": clipped(f"{failure.error_type}: {failure.reason}" if failure.error_type else failure.reason, 200),
@@ -122,6 +123,7 @@ def held_record(routes: Routes, message: Message, home: Partition, meta: Meta, d
     """The record of a job that may not run now: the same run, no attempt charged (PROTOCOLS §1, §8)."""
     changes: dict[str, HeaderValue] = {
         "sj_run": meta.run, "sj_attempt": meta.attempt, "sj_holds": meta.holds + 1, "sj_reason": reason,
+        "sj_strikes": meta.strikes or None,
     }  # fmt: skip
     return routes.again(message, home, meta, due, routes.ladder.entry(due - now), changes)
 

@@ -15,6 +15,8 @@ from multiprocessing.context import SpawnProcess
 from types import FrameType
 from typing import Any, Protocol
 
+from streamjobs.worker.marks import Legacy, Mark, Marks, memory
+
 logger = logging.getLogger(__name__)
 
 RESTART_ME = 75
@@ -24,9 +26,11 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 SILENT_S = 45.0
 SICK_S = 15.0
 REPORT_S = 0.5
+#: A process that asks to be replaced is, at once, unless it has lived for less than this.
+LIVED_S = 5.0
 
-Entry = Callable[[int, Connection], None]
-"""What a worker process runs: (slot, connection to the supervisor) → its exit code by `sys.exit`."""
+Entry = Callable[[int, Connection, Legacy], None]
+"""What a worker process runs: (slot, connection to the supervisor, what it leaves and finds) → its exit code by `sys.exit`."""
 
 
 class Totals(Protocol):
@@ -43,6 +47,8 @@ class Report:
     metrics: Any
     sick: Mapping[str, str]
     unready: Mapping[str, str]
+    suspects_told: bool
+    """What its predecessor ran when it died is known to be suspect, wherever it runs next."""
 
 
 @dataclass
@@ -50,6 +56,8 @@ class Slot:
     """One place for a worker process, and whoever has it now."""
 
     number: int
+    marks: Marks
+    suspects: set[Mark] = field(default_factory=set)
     process: SpawnProcess | None = None
     connection: Connection | None = None
     report: Report | None = None
@@ -69,10 +77,12 @@ class Slot:
 class Supervisor:
     """`run` returns the exit code of the whole: 0, 4 if any process abandoned work, or that of one that could not start."""
 
-    def __init__(self, entry: Entry, processes: int, drain_s: float, totals: Totals, died: Callable[[], None]) -> None:
+    def __init__(
+        self, entry: Entry, processes: int, drain_s: float, totals: Totals, rows: int, died: Callable[[], None]
+    ) -> None:
         self._context = multiprocessing.get_context("spawn")
         self._entry = entry
-        self._slots = [Slot(number) for number in range(processes)]
+        self._slots = [Slot(number, Marks(memory(rows))) for number in range(processes)]
         self._drain_s = drain_s
         self._totals = totals
         self._died = died
@@ -144,7 +154,10 @@ class Supervisor:
     def _start(self, slot: Slot) -> None:
         ours, theirs = self._context.Pipe()
         slot.process = self._context.Process(
-            target=self._entry, args=(slot.number, theirs), name=f"streamjobs-worker-{slot.number}", daemon=False
+            target=self._entry,
+            args=(slot.number, theirs, Legacy(slot.marks.memory, tuple(sorted(slot.suspects)))),
+            name=f"streamjobs-worker-{slot.number}",
+            daemon=False,
         )
         slot.process.start()
         theirs.close()
@@ -173,6 +186,8 @@ class Supervisor:
             slot.connection = None
             return
         slot.heard = time.monotonic()
+        if slot.report is not None and slot.report.suspects_told:
+            slot.suspects.clear()
         if slot.report is not None and not slot.report.sick:
             slot.well = slot.heard
         self._totals.report(slot.identity, slot.report.metrics if slot.report else None)
@@ -212,10 +227,15 @@ class Supervisor:
 
     def _ended(self, slot: Slot, code: int) -> None:
         slot.exit_code = code
+        slot.suspects |= set(slot.marks.running())
+        slot.marks.wipe()
         if self._stopping_since is not None:
             return
         if slot.report is None and code in (1, 2):
             self.stop()  # it could not even start, and said why: another try would say the same
+            return
+        if code == RESTART_ME and time.monotonic() - slot.started > LIVED_S:
+            logger.warning("worker process %d made room for another one", slot.number)
             return
         self._died()
         young = time.monotonic() - slot.started < 60

@@ -48,8 +48,10 @@ WITHOUT_EVENTS_S = 1.0
 EVENTS_KEPT = 200
 #: Signals by which a handler says what becomes of its job: what it published stands. Any other exception undoes it.
 DECIDED = (Reject, Snooze, Cancel)
+#: After a refusal librdkafka and the broker disagree on how many records a partition got; one more abort, and they begin anew.
+RECOUNTS = "OUT_OF_ORDER_SEQUENCE_NUMBER"
 #: Not a refusal: the record fell with its transaction, because of another one.
-FELL = frozenset({"_PURGE_QUEUE", "_PURGE_INFLIGHT", "_STATE"})
+FELL = frozenset({"_PURGE_QUEUE", "_PURGE_INFLIGHT", "_STATE", RECOUNTS})
 
 
 class Transactions:
@@ -430,7 +432,7 @@ class Transactor(Committer):
         """Everything again in the next transaction, but for what made this one abort. True: something did."""
         if work.last_told:
             self._untell(work.told)
-        of_items = {sent.item: (sent, error) for sent, error in work.refused if sent.item is not None}
+        of_items = {sent.item: (sent, error) for sent, error in _blamed(work.refused) if sent.item is not None}
         self._gathered.put_back(item for item in work.items if item not in of_items)
         for item, (sent, error) in of_items.items():
             self._gathered.refuse(item, sent.record, error)
@@ -439,7 +441,7 @@ class Transactor(Committer):
         if work.error is not None and not work.refused:
             for tp in work.snapshot.offsets:
                 self._refused(tp, work.error)
-        return bool(work.refused)
+        return bool(work.refused) or (work.error is not None and work.error.code == RECOUNTS)
 
     def _drop_events(self, work: Work, error: BrokerError) -> None:
         """Events never keep a job from being settled: they are dropped, and for a while no transaction has any."""
@@ -467,6 +469,22 @@ class Transactor(Committer):
                 return False
             self._initiated = True
         return True
+
+
+def _blamed(refused: Sequence[tuple[Sent, BrokerError]]) -> list[tuple[Sent, BrokerError]]:
+    """Without those that shared a batch with one that is too large: the broker refuses the batch, and only the largest is to blame."""
+    largest: dict[str, int] = {}
+    for sent, error in refused:
+        if error.code in TOO_LARGE:
+            largest[sent.record.topic] = max(largest.get(sent.record.topic, 0), _size(sent.record))
+    return [
+        (sent, error) for sent, error in refused
+        if error.code not in TOO_LARGE or _size(sent.record) >= largest[sent.record.topic]
+    ]  # fmt: skip
+
+
+def _size(record: Record) -> int:
+    return len(record.value or b"") + len(record.key or b"") + sum(len(name) + len(value) for name, value in record.headers)
 
 
 def _slices(left_s: float) -> range:

@@ -40,7 +40,7 @@ class Chunk:
     `next` first has the job.
     """
 
-    __slots__ = ("cpu_s", "current", "done", "harvested", "jobs", "kind", "results", "returned", "stops", "zombie")
+    __slots__ = ("cpu_s", "current", "done", "harvested", "jobs", "kind", "results", "returned", "stopped", "stops", "zombie")
 
     def __init__(self, kind: str, jobs: list[Job], results: SimpleQueue[Chunk]) -> None:
         self.kind = kind
@@ -53,6 +53,7 @@ class Chunk:
         # none will start: it either sees this one and waits for it, or this one sees the closed gate.
         self.current: Job | None = None
         self.harvested = 0  # how many of `done` the loop has seen
+        self.stopped = 0  # how many of `stops`
         self.cpu_s = 0.0
         self.zombie: Job | None = None  # a job that runs on past its timeout
 

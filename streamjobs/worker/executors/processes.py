@@ -102,6 +102,7 @@ class Batch:
         self.harvested = 0
         self.shown = -1
         self.failures: dict[int, Packed] = {}
+        self.waits: set[int] = set()  # strict jobs that failed: their lanes wait for what becomes of them
         self._chunk = chunk
         self.cancelled_at: dict[int, float] = {}
         self._cells = child.cells
@@ -214,10 +215,12 @@ class Keeper:
         if child is None:
             chunk.returned.extend(heads)
         elif heads:
-            self._run(chunk, heads, child)
+            self._run_heads(chunk, heads, child)
 
-    def _run(self, chunk: Chunk, heads: list[Job], child: Child) -> None:
-        jobs, lanes = _stretches(heads)
+    def _run_heads(self, chunk: Chunk, heads: list[Job], child: Child) -> None:
+        self._run(chunk, *_stretches(heads), child)
+
+    def _run(self, chunk: Chunk, jobs: list[Job], lanes: list[tuple[int, int]], child: Child) -> None:
         tasks = [_packed(job) for job in jobs]
         # From here on the loop can take back. Then the gate is looked at: a revoke that closes it afterwards takes back itself.
         self._batch = chunk.jobs = batch = Batch(chunk, jobs, lanes, child)
@@ -231,7 +234,8 @@ class Keeper:
         batch.close()
         self._batch = None
         ended = batch.harvested
-        chunk.stops.extend(batch.jobs[min(last, ended - 1)] for first, last in batch.lanes if first < ended)
+        stops = [min(last, ended - 1) for first, last in batch.lanes if first < ended]
+        chunk.stops.extend(batch.jobs[index] for index in stops if index not in batch.waits)
 
     def _give_back(self, chunk: Chunk, error: BaseException) -> None:
         """After a fault of ours: nothing may be lost of what the child has in hand, and it can't be asked any more."""
@@ -243,8 +247,7 @@ class Keeper:
         if batch is not None:
             for index in batch.unended:
                 batch.jobs[index].error = Crashed(f"the way to its process broke: {error}")
-                chunk.done.append(batch.jobs[index])
-                batch.harvested = index + 1
+                self._end(chunk, batch, index)
             self._close(chunk, batch)
 
     def _attend(self, chunk: Chunk, batch: Batch, child: Child) -> None:
@@ -281,14 +284,17 @@ class Keeper:
                 _show_progress(batch.jobs[message[1]], message[2])
         for index in range(batch.harvested, ended):
             failure = batch.failures.pop(index, None)
-            self._end(chunk, batch, index, child, None if failure is None else unpack(failure))
+            job = batch.jobs[index]
+            job.start(child.cells.start_of(index))
+            job.duration_s = child.cells.duration_of(index)
+            job.error = None if failure is None else unpack(failure)
+            self._end(chunk, batch, index)
         return over
 
-    def _end(self, chunk: Chunk, batch: Batch, index: int, child: Child, error: BaseException | None) -> None:
+    def _end(self, chunk: Chunk, batch: Batch, index: int) -> None:
         job = batch.jobs[index]
-        job.start(child.cells.start_of(index))
-        job.duration_s = child.cells.duration_of(index)
-        job.error = error
+        if job.error is not None and job.job_type.strict:
+            batch.waits.add(index)  # asked first: once the loop sees the job, it is the loop's
         batch.harvested = index + 1
         chunk.done.append(job)
 
@@ -336,8 +342,7 @@ class Keeper:
         if not isinstance(job.error, JobCancelled):
             job.strikes += 1
         logger.error("%r: %s; another child process takes its place", job, job.error)
-        batch.harvested = index + 1
-        chunk.done.append(job)
+        self._end(chunk, batch, index)
 
     # The child --------------------------------------------------------------------------------------------------------
 
