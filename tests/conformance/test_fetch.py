@@ -76,6 +76,25 @@ def test_a_limit_of_zero_takes_nothing_and_loses_nothing(broker: Broker, world: 
     assert offsets(world.read(reader, 20)) == list(range(20))
 
 
+def test_a_limit_of_zero_passes_over_nothing(broker: Broker, world: Any) -> None:
+    """What came while nothing was wanted was not returned yet: an idle owner that commits its position must not skip it."""
+    topic = world.topic()
+    where = TopicPartition(topic, 0)
+    world.send(topic, b"a")
+    reader = world.reader({where: 0})
+    world.read(reader, 1)
+    reader.fetch(0, 0.0)
+    world.send(topic, b"b")
+    until = time.monotonic() + 0.4
+
+    while time.monotonic() < until:
+        reader.fetch(0, 0.02)
+        assert reader.position(where) == 1
+
+    assert offsets(world.read(reader, 1)) == [1]
+    assert reader.position(where) == 2
+
+
 def test_a_limit_of_zero_for_a_moment_keeps_the_order(broker: Broker, world: Any) -> None:
     topic = world.topic()
     world.send(topic, *[b""] * 60)
