@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from tests.support.workers import Worker, eventually
 
 
@@ -47,3 +49,21 @@ def test_a_stopped_worker_finishes_what_runs(ledger_world: Callable[..., Any]) -
     eventually(lambda: 99 in world.ends(), 30, "the successor runs the next job")
     assert successor.stop() == 0
     assert Counter(world.starts()) == Counter([0, 1, 2, 3, 99])
+
+
+@pytest.mark.parametrize("protocol", ["consumer", "classic"])
+def test_a_killed_static_member_comes_back(ledger_world: Callable[..., Any], protocol: str) -> None:  # edge 23
+    """
+    Under KIP-848 the broker refuses a second holder of an instance name until the dead one's session is over; that is no
+    reason to crash again and again: the worker waits, joins, and runs what is there.
+    """
+    world = ledger_world(partitions=2, STREAMJOBS_WORKER__PROTOCOL=protocol)
+    first = world.worker("--instance", "a")
+    world.publish_many("step", [{"n": 1}])
+    eventually(lambda: 1 in world.ends(), 30, "the first one runs a job")
+    first.kill()
+
+    second = world.worker("--instance", "a")
+    world.publish_many("step", [{"n": 2}])
+    eventually(lambda: 2 in world.ends(), 40, "the second one of the name runs the next job")
+    assert second.stop() == 0
