@@ -53,6 +53,7 @@ class Arrivals:
         metrics: Counting,
         settle: Callable[[Job, Failure], None],
         learn_schemas: Callable[[Callable[[], None]], None],
+        hold_s: float,
     ) -> None:
         self._app = app
         self._group = group
@@ -65,6 +66,7 @@ class Arrivals:
         self._metrics = metrics
         self._settle = settle
         self._learn_schemas = learn_schemas
+        self._hold_s = hold_s
         self._due: list[tuple[float, int, Job]] = []
         self._number = itertools.count()
         self._unknown: list[Undecodable] = []
@@ -106,7 +108,9 @@ class Arrivals:
         if self._is_poison(job, now):
             return
         came_down = bool(meta.next)
-        step = on_receive(now, job.due, job.appended_at, came_down=came_down, waiting=home.waiting, moves=meta.holds)
+        step = on_receive(
+            now, job.due, job.appended_at, came_down=came_down, waiting=home.waiting, moves=meta.holds, hold_s=self._hold_s
+        )
         if isinstance(step, Run):
             self._dispatcher.add(job)
         elif isinstance(step, Climb):

@@ -103,6 +103,7 @@ class Shared:
     recycling: Callable[[], bool] = lambda: False
     """Whether the process ends because threads hang in it, or it has grown too large (PROTOCOLS §15)."""
     events_mode: Any = "all"
+    hold_s: float = 5.0
     credit: int = 1000
     tick_s: float = 0.5
     drain_s: float = 25.0
@@ -176,6 +177,7 @@ class Loop:
             metrics=self.metrics,
             settle=self._settle,
             learn_schemas=shared.learn_schemas,
+            hold_s=shared.hold_s,
         )
         self.holds = Holds(shared.app, shared.breakers, self._desired, self._now)
         self._queues = {role.queue for topic in topics if (role := shared.routes.names.role(topic))}

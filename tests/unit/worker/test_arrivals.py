@@ -286,3 +286,16 @@ def test_a_letter_of_an_exhausted_retry_keeps_what_led_to_it(on_memory: OnMemory
     origin = Meta.parse(record.headers()).origin
     assert record.key() == f"{origin}#1".encode()
     assert TopicPartition("jobs.mails", 0).topic in origin
+
+
+def test_how_long_a_loop_holds_a_delay_is_a_setting(on_memory: OnMemory) -> None:
+    """With `delay.hold = "1m"` a delay of 40 s never sees the ladder."""
+    app, ran = counting_app(**{"delay.hold": "1m", "delay.tiers": ["1m", "1h"]})
+    t = on_memory(app)
+    due = str(round((t.clock.now() + 40) * 1000)).encode()
+    t.produce(Record(TOPIC, encoded(app, 1), headers=[("ce_type", b"count"), ("sj_due", due)]))
+    began = t.clock.now()
+    t.run()
+    assert ran == [1]
+    assert t.clock.now() - began >= 40
+    assert t.broker.records("streamjobs.shop.delay.1m") == []
