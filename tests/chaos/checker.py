@@ -244,6 +244,10 @@ def workers_end_well(case: Case) -> Iterator[Anomaly]:
 # Repeats -----------------------------------------------------------------------------------------------------------------
 
 
+#: Nobody can tell it meanwhile that others run its partitions; it learns of it with its next heartbeat.
+LATE = "by a worker that had been frozen or cut off"
+
+
 def _judge_repeats(case: Case, verdict: Verdict) -> None:
     """Runs that one record started more than once."""
     for (place, run), starts in case.starts.items():
@@ -260,7 +264,9 @@ def _why_again(case: Case, place: Place, before: Handling, again: Handling) -> t
     known = case.covered.get(place)
     if known is not None and known < again.at - CLOCK_S:
         late = case.asleep(again.pid, known, again.at)
-        return ("by a worker that had been frozen or cut off" if late else ""), "duplicate-after-finish-known"
+        return (LATE if late else ""), "duplicate-after-finish-known"
+    if again.pid != before.pid and case.asleep(again.pid, before.at, again.at):
+        return LATE, ""
     end = next((e for e in case.ends[before.place, before.run] if e.pid == before.pid and e.at >= before.at), None)
     if end is None or end.at > again.at:
         return _why_not_ended(case, before, again), "repeat-unexplained"

@@ -470,6 +470,20 @@ def test_a_worker_that_was_frozen_while_others_committed_may_start_it() -> None:
     assert dict(verdict(tale).repeats) == {"by a worker that had been frozen or cut off": 1}
 
 
+def test_a_worker_that_was_cut_off_may_repeat_what_others_have_ended() -> None:
+    """It reads on when it is let in again, before it learns that its partitions are others' now."""
+    tale = Tale()
+    record = tale.published("step-1", 0)
+    tale.struck("cut", (ALICE,), lasts_s=7)
+    tale.ran(record, pid=BOB, at=tale.now - 1)
+    tale.now += 2
+    tale.ran(record)
+    tale.committed(1)
+
+    assert names(tale) == []
+    assert dict(verdict(tale).repeats) == {"by a worker that had been frozen or cut off": 1}
+
+
 def test_a_worker_that_was_frozen_long_ago_has_no_excuse() -> None:
     tale = Tale()
     record = tale.published("step-1", 0)
