@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import signal
 import sys
@@ -58,12 +59,14 @@ class Brokers:
     def thaw(self, number: int) -> None:
         self._cluster.resume(number)
 
-    def move_leaders(self) -> None:
+    def lead_again(self) -> None:
         """Every partition's leader is the first of its replicas again, wherever leadership has gone since."""
-        from confluent_kafka import ElectionType
+        from confluent_kafka import ElectionType, KafkaException
         from confluent_kafka.admin import AdminClient
 
-        AdminClient({"bootstrap.servers": self._cluster.bootstrap}).elect_leaders(ElectionType.PREFERRED).result(20)
+        client = AdminClient({"bootstrap.servers": self._cluster.bootstrap})
+        with contextlib.suppress(KafkaException):  # it was too soon for some: they stay where they are
+            client.elect_leaders(ElectionType.PREFERRED).result(20)
 
     def logs(self) -> list[Path]:
         return sorted(self._cluster.directory.glob("node-*/broker.log"))

@@ -155,6 +155,8 @@ class Nemesis:
 
         def up() -> None:
             brokers.start_one(number)
+            if brokers.count > 1:
+                brokers.lead_again()
             self._broker_busy = False
             self._note(act.name, began)
 
@@ -186,11 +188,11 @@ class Nemesis:
 
         return thaw
 
-    def move_leaders(self, act: Act) -> None:
-        if self._brokers is not None and not self._broker_busy:
-            began = time.time()
-            self._brokers.move_leaders()
-            self._note(act.name, began)
+    freeze_leader = freeze_broker
+
+    def move_leaders(self, act: Act) -> End | None:
+        """A broker that is stopped in order hands its leaderships over; when it is back it gets them back."""
+        return self._down(act, signal.SIGTERM)
 
 
 class Timeline:

@@ -38,7 +38,8 @@ KINDS: Mapping[str, Kind] = {
     "kill-broker": Kind("broker", 1, 0, 4),
     "freeze-broker": Kind("broker", 1, 2, 8),
     "lose-broker": Kind("three brokers", 2, 5, 20),
-    "move-leaders": Kind("three brokers", 2, 0, 0),
+    "freeze-leader": Kind("three brokers", 1, 3, 15),
+    "move-leaders": Kind("three brokers", 2, 1, 5),
 }
 
 
