@@ -194,6 +194,7 @@ class Process:
             suspects=self._orders,
             recycling=lambda: self.recycling is not None,
             events_mode=app.settings.events.mode,
+            hold_s=app.settings.delay.hold,
             credit=worker.credit,
             tick_s=worker.tick,
             drain_s=worker.drain,
