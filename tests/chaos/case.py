@@ -34,6 +34,7 @@ class Case:
         self.faults = sorted(history.faults, key=lambda fault: fault.began)
         self.rules = history.rules
         self.setbacks: list[Setback] = []
+        self._known_spells: dict[int, list[tuple[float, float]]] = {}
         self._index_stored()
         self._index_handlings()
         self.covered = dict(self._coverage())
@@ -100,8 +101,22 @@ class Case:
 
     def asleep(self, pid: int, since: float, until: float) -> bool:
         """Whether a live process was frozen or cut off at `since` and had no time to learn of it until `until`."""
-        faults = (f for f in self.hits(pid, since, until) if f.abrupt and not f.dies)
-        return any(f.began - CLOCK_S <= since and until <= f.ended + RECOVERY_S for f in faults)
+        spells = self._spells(pid)
+        return any(began - CLOCK_S <= since and until <= ended + RECOVERY_S for began, ended in spells)
+
+    def _spells(self, pid: int) -> list[tuple[float, float]]:
+        """When a process was frozen or cut off; what follows before it could recover is one spell with what was before."""
+        if pid not in self._known_spells:
+            spells: list[tuple[float, float]] = []
+            for fault in self.faults:
+                if not fault.abrupt or fault.dies or (fault.pids and pid not in fault.pids):
+                    continue
+                if spells and fault.began <= spells[-1][1] + RECOVERY_S:
+                    spells[-1] = spells[-1][0], max(spells[-1][1], fault.ended)
+                else:
+                    spells.append((fault.began, fault.ended))
+            self._known_spells[pid] = spells
+        return self._known_spells[pid]
 
     def unsettled(self, since: float, until: float) -> bool:
         """Whether partitions may have moved between two instants: any fault, and a session timeout after it."""

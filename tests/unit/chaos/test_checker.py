@@ -484,6 +484,23 @@ def test_a_worker_that_was_cut_off_may_repeat_what_others_have_ended() -> None:
     assert dict(verdict(tale).repeats) == {"by a worker that had been frozen or cut off": 1}
 
 
+def test_faults_that_follow_each_other_are_one_spell() -> None:
+    """Cut off, then frozen, then its broker was away: it could learn of nothing in between."""
+    tale = Tale()
+    record = tale.published("step-1", 0)
+    tale.struck("cut", (ALICE,), lasts_s=10)
+    tale.ran(record, pid=BOB, at=tale.now - 2)
+    tale.committed(1)
+    tale.now += 5
+    tale.struck("freeze", (ALICE,), lasts_s=10)
+    tale.now += 5
+    tale.struck("kill-broker", (), lasts_s=10)
+    tale.now += 5
+    tale.ran(record)
+
+    assert names(tale) == []
+
+
 def test_a_worker_that_was_frozen_long_ago_has_no_excuse() -> None:
     tale = Tale()
     record = tale.published("step-1", 0)
