@@ -249,7 +249,6 @@ class App:
         self._trace_runs()
         published = Metrics(self.group, "main", self.job_types)
         self.publisher.observe = published.published
-        self.publisher.outbox = self._outbox()
         return Process(
             self,
             published=published,
@@ -261,14 +260,17 @@ class App:
             clock=clock,
             executors=executors,
             errors=errors,
-            outbox=self.publisher.outbox,
+            outbox=self.outbox(),
             member=member,
             load=self.in_child(prepare_child),
             legacy=legacy or Legacy(),
         )
 
-    def _outbox(self) -> Outbox | None:
-        """Of a transactional app: where child jobs wait for what settles their parents' runs. Raises UsageError."""
+    def outbox(self) -> Outbox | None:
+        """Of a transactional app: where from now on what handlers publish in this process waits for what settles their runs.
+
+        Raises UsageError where the broker has no transactions.
+        """
         if not self.settings.worker.transactional:
             return None
         if "transactions" in self.broker.lacks:
@@ -276,7 +278,8 @@ class App:
                 f"{self.name} is transactional, and the broker at {self.settings.bootstrap} has no transactions: use a Kafka cluster, "
                 "or set worker.transactional to false"
             )
-        return Outbox(self.job_types)
+        self.publisher.outbox = Outbox(self.job_types)
+        return self.publisher.outbox
 
     def in_child(self, prepare: Callable[[App], None] | None = None) -> Callable[[], App]:
         """What makes this app again in a child process, which imports the modules that declare its jobs; goes there by pickle.

@@ -117,7 +117,9 @@ class Consumer(Protocol):
         ...
 
     def group_metadata(self) -> Any:
-        """Opaque: for `TransactionalProducer.send_offsets`; read it on the owner's thread right before use."""
+        """Opaque: for `TransactionalProducer.send_offsets`; read it on the owner's thread right before use.
+
+        Raises BrokerError where it would pass unchecked: whoever is not a member has no say in what the group has read."""
         ...
 
     def close(self) -> None:

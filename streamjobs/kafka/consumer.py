@@ -396,8 +396,12 @@ class KafkaConsumer:
             self._busy = None
 
     def group_metadata(self) -> Any:
+        """Without a member id in it the broker would not check whose offsets these are (KIP-447)."""
         with as_broker_error("read the group's metadata"):
-            return self._client.consumer_group_metadata()
+            metadata = self._client.consumer_group_metadata()
+        if not self._client.memberid():  # asked after it: a new id comes only while its owner fetches
+            raise BrokerError("UNKNOWN_MEMBER_ID", "read the group's metadata: not, or no longer, a member", retriable=True)
+        return metadata
 
     # -- callbacks and the end --------------------------------------------------------------------------------------
 

@@ -299,8 +299,9 @@ class MemoryConsumer:
 
     def group_metadata(self) -> GroupMetadata:
         with self._alone():
-            generation = self._member.generation if self._member else -1
-            return GroupMetadata(self._coordinator().name, self._member, generation)
+            if self._member is None:
+                raise broker_error("UNKNOWN_MEMBER_ID", "not, or no longer, a member of the group")
+            return GroupMetadata(self._coordinator().name, self._member, self._member.generation)
 
     def _try_commit(self, partition: TopicPartition, commit: Commit) -> BrokerError | None:
         fault = self._state.faults.hit("commit", partition.topic)

@@ -169,9 +169,62 @@ def test_offsets_of_one_who_is_no_longer_a_member_are_refused(
     assert world.admin.committed(world.group) == {}
 
 
-def test_whoever_comes_second_fences_the_first(
-    broker: Broker, world: Any, transactions: Transactions
-) -> None:  # edge 55
+def test_offsets_of_one_who_never_was_a_member_are_refused(
+    group_broker: Broker, world: Any, prefix: str
+) -> None:  # edge 79
+    """
+    The broker takes offsets that come without a member's name as they are (KIP-447), for programs that assign partitions
+    themselves. A worker's that was expelled must not pass for these.
+    """
+    topic = world.topic()
+    member = world.member(topic)
+    world.turn(lambda: len(member.owned) == 4, member)
+    stranger = group_broker.consumer(world.group)
+    with ExitStack() as stack:
+        producer = Transactions(group_broker, prefix, stack).producer()
+        producer.begin()
+        write(producer, topic, b"a")
+        with pytest.raises(BrokerError) as refused:
+            producer.send_offsets({TopicPartition(topic, 0): Commit(1)}, stranger.group_metadata())
+        producer.abort()
+        stranger.close()
+
+    assert not refused.value.fatal
+    assert world.admin.committed(world.group) == {}
+
+
+def test_a_failed_record_makes_its_transaction_one_to_abort(broker: Broker, world: Any, transactions: Transactions) -> None:
+    """
+    The error says so, and after the abort the producer goes on. librdkafka's needs one more: it has counted the record that the
+    broker refused, which misses it in the next transaction (OUT_OF_ORDER_SEQUENCE_NUMBER), and then counts anew.
+    """
+    topic = world.topic(max_message_bytes="2000")
+    producer = transactions.producer()
+    acked: list[Any] = []
+
+    producer.begin()
+    producer.send(Record(topic, b"x" * 4000, None, (), 0), lambda error, _: acked.append(error))
+    producer.flush(10)
+    with pytest.raises(BrokerError) as refused:
+        producer.commit()
+    producer.abort()
+    for _ in range(2):
+        producer.begin()
+        write(producer, topic, b"small")
+        try:
+            producer.commit()
+            break
+        except BrokerError as error:
+            assert error.abortable, error  # noqa: PT017
+            producer.abort()
+
+    assert [error.code for error in acked] == ["MSG_SIZE_TOO_LARGE"]
+    assert refused.value.abortable
+    assert not refused.value.fatal
+    assert [m.value() for m in world.read(world.reader({TopicPartition(topic, 0): 0}), 1)] == [b"small"]
+
+
+def test_whoever_comes_second_fences_the_first(broker: Broker, world: Any, transactions: Transactions) -> None:  # edge 55
     topic = world.topic()
     first = transactions.producer()
     first.begin()

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 from streamjobs.core.dispatch import Partition
 from streamjobs.errors import JobTypeError
-from streamjobs.job import CURRENT, Job, JobCancelled, JobType
+from streamjobs.job import CURRENT, Job, JobCancelled, JobType, Outbox
 from streamjobs.worker.executors.exceptions import Packed, pack, unpack
 from streamjobs.worker.marks import Marks, Memory
 
@@ -39,6 +39,7 @@ class Loaded(Protocol):
     def start_hooks(self) -> Sequence[Callable[[], Any]]: ...
     @property
     def stop_hooks(self) -> Sequence[Callable[[], Any]]: ...
+    def outbox(self) -> Outbox | None: ...
 
 
 Load = Callable[[], Loaded]
@@ -175,6 +176,7 @@ class Runner:
         self._tickets = tickets
         self._row = Marks(marks).row_of(row if marks is not None else -1)
         self._app = app
+        self._outbox = app.outbox()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def serve(self) -> None:
@@ -209,6 +211,7 @@ class Runner:
     def _run(self, index: int, packed: bytes | Packed) -> None:
         began_at = self.cells.begin(index)
         clock = time.perf_counter()
+        job = None
         try:
             job = self._job(index, packed)
             self._row.mark(job.home.place, job.offset, job.run)
@@ -218,6 +221,9 @@ class Runner:
         except BaseException as error:  # noqa: BLE001 (whatever a handler raises is its result)
             # Sent before the end is noted: a parent that sees the end finds the failure in the pipe.
             self.send("failed", index, pack(error))
+        if self._outbox is not None and job is not None:
+            for children in self._outbox.close([job]).values():
+                self.send("published", index, children)
         self.cells.end(index, time.perf_counter() - clock)
 
     def _job(self, index: int, packed: bytes | Packed) -> ChildJob:

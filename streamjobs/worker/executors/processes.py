@@ -280,6 +280,8 @@ class Keeper:
                 ended, over = child.cells.ended, True
             elif message[0] == "failed":
                 batch.failures[message[1]] = message[2]
+            elif message[0] == "published":
+                batch.jobs[message[1]].children = message[2]
             elif message[0] == "progress":
                 _show_progress(batch.jobs[message[1]], message[2])
         for index in range(batch.harvested, ended):
