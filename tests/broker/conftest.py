@@ -107,3 +107,19 @@ def ledger_world(kafka: Broker, kafka_bootstrap: str, prefix: str, tmp_path: Pat
     yield build
     for world in worlds:
         world.close()
+
+
+@pytest.fixture
+def story(kafka: Broker, kafka_bootstrap: str, prefix: str, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """`story(partitions=4, STREAMJOBS_…="…")`: the app of `tests/support/story_app.py`, its topics and ledger on the real broker."""
+    from tests.support.story import Story
+
+    stories: list[Story] = []
+
+    def build(partitions: int = 4, **env: str) -> Story:
+        stories.append(Story(kafka_bootstrap, prefix, tmp_path, partitions, env))
+        return stories[-1]
+
+    yield build
+    for each in stories:
+        each.close()
