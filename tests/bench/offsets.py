@@ -19,11 +19,17 @@ TWO_HOURS = 7_200_000
 
 
 def main() -> None:
-    for name, value in (*speeds(), *snapshots(), *sizes(), old_head()):
-        print(f"{name:<58} {value}")
+    micros = [(name, f"{value:,.3g} µs") for name, value in costs().items()]
+    for name, text in (*micros, *sizes(), old_head()):
+        print(f"{name:<58} {text}")
 
 
-def speeds() -> list[tuple[str, str]]:
+def costs() -> dict[str, float]:
+    """µs of each."""
+    return dict((*speeds(), *snapshots()))
+
+
+def speeds() -> list[tuple[str, float]]:
     shuffled = random.Random(1).sample(range(COUNT), COUNT)
     windows = [random.Random(at).sample(range(at, at + WINDOW), WINDOW) for at in range(0, COUNT, WINDOW)]
     return [
@@ -37,7 +43,7 @@ def speeds() -> list[tuple[str, str]]:
     ]
 
 
-def snapshots() -> list[tuple[str, str]]:
+def snapshots() -> list[tuple[str, float]]:
     tracker = _half_finished()
     base, finished = tracker.snapshot()
     mark = Mark(b"\1\2\3\4", finished)
@@ -130,8 +136,8 @@ def _cycle(tracker: Tracker, windows: list[list[int]]) -> None:
             tracker.map_size  # noqa: B018  admission asks it once per batch
 
 
-def _per_offset(prepare: Callable[[], Tracker], work: Callable[[Tracker], None]) -> str:
-    return f"{statistics.median(_timed(prepare(), work) for _ in range(ROUNDS)) / COUNT * 1e6:.3f} µs"
+def _per_offset(prepare: Callable[[], Tracker], work: Callable[[Tracker], None]) -> float:
+    return statistics.median(_timed(prepare(), work) for _ in range(ROUNDS)) / COUNT * 1e6
 
 
 def _timed(tracker: Tracker, work: Callable[[Tracker], None]) -> float:
@@ -140,13 +146,13 @@ def _timed(tracker: Tracker, work: Callable[[Tracker], None]) -> float:
     return perf_counter() - start
 
 
-def _micros(work: Callable[[], object], times: int = 50) -> str:
+def _micros(work: Callable[[], object], times: int = 50) -> float:
     spent = []
     for _ in range(times):
         start = perf_counter()
         work()
         spent.append(perf_counter() - start)
-    return f"{statistics.median(spent) * 1e6:,.1f} µs"
+    return statistics.median(spent) * 1e6
 
 
 def _size(finished: Finished) -> str:

@@ -1,0 +1,90 @@
+"""What was measured, and what follows: medians and spread by case, ratios of one round, the table, the JSON."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Entry(NamedTuple):
+    """One measurement. `who`: bare, ours, or another checkout."""
+
+    scenario: str
+    case: str
+    who: str
+    unit: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A promise: a ratio of two measurements of one round (or a plain value, without `to`), and its bound."""
+
+    text: str
+    scenario: str
+    case: str
+    bound: float
+    who: str = "ours"
+    to: tuple[str, str] | None = None
+    """(case, who) that it is divided by."""
+    most: bool = False
+    """The bound is an upper one."""
+
+
+class Book:
+    """Measurements in the order in which they came: the n-th of a case belongs to the n-th round."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+
+    def note(self, scenario: str, case: str, who: str, unit: str, value: float) -> None:
+        self.entries.append(Entry(scenario, case, who, unit, value))
+
+    def values(self, scenario: str, case: str, who: str) -> list[float]:
+        return [entry.value for entry in self.entries if entry[:3] == (scenario, case, who)]
+
+    def ratio(self, scenario: str, case: str, who: str, to: tuple[str, str]) -> float | None:
+        """The median of the rounds' ratios; None: one of the two was not measured."""
+        pairs = list(zip(self.values(scenario, case, who), self.values(scenario, *to)))
+        return statistics.median(a / b for a, b in pairs) if pairs else None
+
+    def reached(self, goal: Goal) -> float | None:
+        if goal.to is not None:
+            return self.ratio(goal.scenario, goal.case, goal.who, goal.to)
+        values = self.values(goal.scenario, goal.case, goal.who)
+        return statistics.median(values) if values else None
+
+    def table(self) -> str:
+        """A line a case and program: median, spread, and the ratio to bare."""
+        lines = []
+        for scenario, case, who, unit in dict.fromkeys(entry[:4] for entry in self.entries):
+            values = self.values(scenario, case, who)
+            ratio = self.ratio(scenario, case, who, (case, "bare")) if who != "bare" else None
+            spread = f"{number(min(values))} – {number(max(values))}"
+            lines.append((scenario, case, who, number(statistics.median(values)), spread, unit, "" if ratio is None else f"{ratio:.2f}"))
+        return columns([("scenario", "case", "who", "median", "spread", "unit", "to bare"), *lines])
+
+    def goals(self, goals: Iterable[Goal]) -> str:
+        lines = []
+        for goal in goals:
+            found = self.reached(goal)
+            if found is not None:
+                met = found <= goal.bound if goal.most else found >= goal.bound
+                lines.append((goal.text, number(found), f"{'≤' if goal.most else '≥'} {number(goal.bound)}", "met" if met else "NOT MET"))
+        return columns([("target", "found", "bound", ""), *lines]) if lines else ""
+
+    def write(self, path: Path, machine: dict[str, object]) -> None:
+        path.write_text(json.dumps({"machine": machine, "entries": [entry._asdict() for entry in self.entries]}, indent=1))
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def columns(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
