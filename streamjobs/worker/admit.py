@@ -156,6 +156,7 @@ class Arrivals:
             return False
         job.strikes = job.full_meta.strikes = strikes
         if convicted(strikes):
+            job.kind = QUARANTINE  # so that the order about it is taken away with it
             self._settle(job, Failure("poison", f"its process died {strikes} times while nothing else ran in it"))
             return True
         if QUARANTINE in self._dispatcher.ready:

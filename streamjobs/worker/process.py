@@ -218,9 +218,8 @@ class Process:
 
     def start(self) -> None:
         """Reads the control topic to its end, runs the start hooks, then the loops. Raises BrokerError."""
+        self._tell_suspects()
         self.control.start()
-        self._orders.suspect(self._suspects, self.loops[0].known(), self._stopping.is_set)
-        self.suspects_told = True
         self._call_hooks(self.app.start_hooks)
         for loop in self.loops:
             self._spawn(loop.name, lambda loop=loop: self._run_loop(loop))  # type: ignore[misc]
@@ -228,6 +227,14 @@ class Process:
             self._spawn("timer", self._run_timer)
         self._spawn("topics", self._watch_topics)
         self._spawn("health", self._watch_itself)
+
+    def _tell_suspects(self) -> None:
+        """What ran when the process before this one died. Then the control topic is read again, so that the loops know of it, too,
+        before their first job."""
+        if self._suspects:
+            self.control.read_to_end()
+            self._orders.suspect(self._suspects, self.loops[0].known(), self._stopping.is_set)
+        self.suspects_told = True
 
     def start_by_hand(self) -> None:
         """As `start`, but nothing turns unless the caller turns it: `control.poll()`, `loops`, `timer`."""
@@ -287,7 +294,7 @@ class Process:
     def _watch_itself(self) -> None:
         """Ends the process in good order when threads hang in it, or it has grown too large: the supervisor starts another."""
         worker = self.app.settings.worker
-        limit = worker.zombies or max(1, worker.slots // 4)
+        limit = worker.zombies or max(min(2, worker.slots), worker.slots // 4)
         while not self._stopping.wait(LOOK_S):
             zombies = [job for loop in self.loops for job in loop.zombies()]
             reason = why_recycle(zombies, self.clock.now(), limit, resident() if worker.max_rss else 0, worker.max_rss)

@@ -110,5 +110,40 @@ def deaf(job: Job, n: int) -> None:
 
 
 @app.job(retry=SOON)
-async def slow_async(job: Job, n: int) -> None:
+def plain(job: Job, n: int) -> None:
+    """An ordinary job, in a thread as a rule."""
+    note(job, "start", n=n)
+    note(job, "end", n=n)
+
+
+@app.job(retry=SOON)
+async def plain_async(job: Job, n: int) -> None:
+    note(job, "start", n=n)
+    note(job, "end", n=n)
+
+
+@app.job(retry=SOON)
+def fails(job: Job, n: int) -> None:
+    note(job, "start", n=n)
+    raise ValueError("an end that everybody sees")
+
+
+@app.job(queue="strict", key="key", order="key_strict", executor="processes", retry=SOON)
+def dies_in_place(job: Job, key: str, n: int) -> None:
+    note(job, "start", n=n)
+    if n == 0:
+        os._exit(9)
+    note(job, "end", n=n)
+
+
+@app.job(queue="threads", timeout="200ms", retry=Retry(attempts=15, backoff=Backoff.fixed("1h")))
+def hangs_in_a_thread(job: Job, n: int) -> None:
+    note(job, "start", n=n, deadline=job.deadline and job.deadline.timestamp(), started=job.started_at)
+    threading.Event().wait()
+
+
+@app.job(queue="threads", retry=SOON)
+def takes(job: Job, n: int, ms: int) -> None:
+    note(job, "start", n=n)
+    time.sleep(ms / 1000)
     note(job, "end", n=n)

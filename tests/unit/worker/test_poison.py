@@ -1,0 +1,395 @@
+"""Poison: marks of what runs, suspects, strikes, quarantine (PROTOCOLS §9), and recycling (§15)."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamjobs.broker import Commit, TopicPartition
+from streamjobs.clock import SystemClock
+from streamjobs.core import offsets
+from streamjobs.core.control import Desired, suspect_key, suspect_value
+from streamjobs.core.record import Meta, Record
+from streamjobs.job import Job
+from streamjobs.testing import MemoryBroker
+from streamjobs.worker.marks import HEAD, Legacy, Mark, Marks, memory
+from streamjobs.worker.process import Process
+from streamjobs.worker.recycle import resident, why_recycle
+from streamjobs.worker.supervise import Report, Supervisor
+from tests.support import child_app
+from tests.support.ledger import Ledger
+from tests.support.workers import eventually
+from tests.unit.worker.jobs import ByHand
+
+MAIN = "jobs.default"
+
+
+class World:
+    """The app of `child_app` on a broker in memory, with real executors."""
+
+    def __init__(self, directory: Path) -> None:
+        self.app = child_app.app
+        self.broker = MemoryBroker()
+        self.ledger = Ledger(directory / "ledger")
+        self._before = self.app.lend(self.broker, SystemClock())
+        self.app.configure({"worker.slots": 4, "worker.children": 1, "worker.tick": "50ms", "worker.drain": "5s"})
+        self.processes: list[Process] = []
+        self.types = self.app.job_types
+
+    def provision(self) -> None:
+        from streamjobs import provision
+
+        provision.require(self.app)
+
+    def start(self, *suspects: Mark) -> Process:
+        process = self.app.process(legacy=Legacy(None, suspects))
+        self.processes.append(process)
+        process.start()
+        return process
+
+    def noted(self, what: str) -> list[dict[str, Any]]:
+        return [entry for entry in self.ledger.entries() if entry["what"] == what]
+
+    def orders(self) -> list[tuple[str, bytes | None]]:
+        """All that was ever ordered about suspects, in order."""
+        records = self.broker.records(self.app.names.control)
+        return [(key, r.value()) for r in records if (key := (r.key() or b"").decode()).startswith("suspect/")]
+
+    def standing(self) -> list[int]:
+        """The strikes of the orders that stand."""
+        desired = Desired()
+        for offset, (key, value) in enumerate(self.orders()):
+            desired.apply(key, value, offset, 0.0)
+        return [suspect.strikes for suspect in desired.suspects(self.app.group)]
+
+    def letters(self, queue: str = "default") -> list[Meta]:
+        return [Meta.parse(r.headers()) for r in self.broker.records(self.app.names.dead(queue, self.app.group))]
+
+    def retries(self, queue: str = "default") -> list[Meta]:
+        return [Meta.parse(r.headers()) for r in self.broker.records(self.app.names.retry(queue, self.app.group))]
+
+    def base(self, topic: str = MAIN) -> int:
+        commit = self.broker.admin().committed(self.app.group, [TopicPartition(topic, 0)]).get(TopicPartition(topic, 0))
+        return commit.offset if commit else 0
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.stop()
+        for process in self.processes:
+            process.join(20)
+        self.app.take_back(self._before)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setenv("LEDGER", str(tmp_path / "ledger"))
+    monkeypatch.setattr(child_app, "ledger", Ledger(tmp_path / "ledger"))
+    world = World(tmp_path)
+    yield world
+    world.close()
+
+
+# Marks ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_says_what_its_slot_runs() -> None:
+    marks = Marks(memory(2))
+    a, b = marks.place("jobs.a", 3), marks.place("jobs.b", 0)
+    with marks.row() as first, marks.row() as second, marks.row() as one_too_many:
+        first.mark(a, 17, 1)
+        first.mark(a, 18, 1)
+        second.mark(b, 2**62, 7)
+        one_too_many.mark(b, 1, 1)
+        assert Marks(marks.memory).running() == [Mark("jobs.a", 3, 18, 1), Mark("jobs.b", 0, 2**62, 7)]
+        second.clear()
+        assert marks.running() == [Mark("jobs.a", 3, 18, 1)]
+    assert marks.running() == []
+    with marks.row() as again:
+        again.mark(a, 1, 1)
+        assert len(marks.running()) == 1
+
+
+def test_names_that_find_no_room_are_not_marked() -> None:
+    marks = Marks(memory(1))
+    places = [marks.place(f"jobs.{'x' * 200}{n}", 0) for n in range(HEAD // 200 + 10)]
+    assert places[0] > 0 == places[-1]
+    with marks.row() as row:
+        row.mark(places[-1], 5, 1)
+        assert marks.running() == []
+
+
+# Suspects -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("job_type", ["plain", "plain_async"])
+def test_a_suspect_runs_alone_and_is_acquitted(world: World, job_type: str) -> None:
+    """It ran when its worker died. It starts in a child with a strike charged, ends well, and nothing is left of it."""
+    world.provision()
+    world.types[job_type].publish_many([{"n": n} for n in range(3)])
+    process = world.start(Mark(MAIN, 0, 1, 1))
+    eventually(lambda: len(world.noted("end")) == 3, 30, "three ends")
+    eventually(lambda: world.base() == 3, 10, "the commit")
+
+    pids = {entry["n"]: entry["pid"] for entry in world.noted("end")}
+    assert [pids[0], pids[2]] == [os.getpid()] * 2
+    assert pids[1] != os.getpid()
+    assert {(entry["run"], entry["attempt"]) for entry in world.noted("start")} == {(1, 1)}
+    key = suspect_key(world.app.group, MAIN, 0, 1)
+    eventually(lambda: len(world.orders()) == 3, 10, "three orders")
+    said, charged, acquitted = world.orders()
+    assert {said[0], charged[0], acquitted[0]} == {key}
+    assert (b'"strikes":0' in (said[1] or b""), b'"strikes":1' in (charged[1] or b""), acquitted[1]) == (True, True, None)
+    assert process.suspects_told
+
+
+def test_nothing_starts_before_its_strike_is_acknowledged(world: World) -> None:
+    """The control topic can't be written to: the suspect waits, its neighbours run."""
+    world.provision()
+    world.types["plain"].publish_many([{"n": n} for n in range(2)])
+    process = world.start(Mark(MAIN, 0, 0, 1))
+    eventually(lambda: len(world.noted("end")) == 2, 30, "two ends")
+
+    fault = world.broker.fail("send", topic=world.app.names.control, error="_MSG_TIMED_OUT", times=None)
+    again = world.types["plain"].publish(n=7)
+    order_later(process, again.offset)
+    world.types["plain"].publish(n=8)
+    eventually(lambda: any(entry["n"] == 8 for entry in world.noted("end")), 20, "the neighbour's end")
+    assert not any(entry["n"] == 7 for entry in world.noted("start"))
+    fault.lift()
+    eventually(lambda: any(entry["n"] == 7 for entry in world.noted("end")), 20, "the suspect's end")
+
+
+def order_later(process: Process, offset: int) -> None:
+    """As if the order had come by the control topic, which can't be written to."""
+    key = suspect_key(process.app.group, MAIN, 0, offset)
+    value = suspect_value(run=1, strikes=0, actor="test", reason="", at=process.clock.now())
+    for view in process.control._views:
+        view.put(key, value, 10**6 + offset, process.clock.now() + 60)
+
+
+def test_a_process_job_that_kills_its_child_is_convicted(world: World) -> None:  # edge 74
+    """The first death costs a run, an attempt and a strike; from then on it runs alone; the third strike makes it a letter."""
+    world.provision()
+    world.types["dies"].publish(how="exit")
+    world.types["brief"].publish_many([{"n": n} for n in range(5)])
+    world.start()
+    eventually(world.letters, 60, "a letter")
+
+    (letter,) = world.letters()
+    assert (letter.reason, letter.strikes, letter.run, letter.attempt) == ("poison", 3, 3, 3)
+    assert [(entry["run"], entry["attempt"]) for entry in world.noted("start")] == [(1, 1), (2, 2), (3, 3)]
+    assert [(meta.run, meta.strikes) for meta in world.retries()] == [(2, 1), (3, 2)]
+    eventually(lambda: world.base() == 6, 10, "the commit")
+    eventually(lambda: world.standing() == [], 10, "orders taken away")
+    assert sorted(entry["n"] for entry in world.noted("end")) == list(range(5))
+
+
+def test_an_end_that_is_seen_takes_the_strike_back(world: World) -> None:
+    """A suspect that fails is retried as any job, without a strike, and is no suspect any more."""
+    world.provision()
+    world.types["fails"].publish(n=1)
+    world.start(Mark(MAIN, 0, 0, 1))
+    eventually(lambda: len(world.noted("start")) >= 2, 30, "its second start")
+    assert (world.retries()[0].strikes, world.retries()[0].attempt) == (0, 2)
+    assert world.noted("start")[0]["pid"] != os.getpid()
+    assert world.noted("start")[1]["pid"] == os.getpid()
+    assert world.standing() == []
+
+
+def test_strikes_that_stand_are_kept_over_a_failure(world: World) -> None:
+    """A container died twice of it, perhaps; then it fails in sight: its next record carries two strikes, not three."""
+    world.provision()
+    receipt = world.types["fails"].publish(n=1)
+    value = suspect_value(run=1, strikes=2, actor="w", reason="charged before its start", at=0.0)
+    key = suspect_key(world.app.group, MAIN, 0, receipt.offset)
+    world.app.broker.producer().send(Record(world.app.names.control, value, key.encode(), partition=0))
+    process = world.start(Mark(MAIN, 0, receipt.offset, 1))
+    eventually(world.retries, 30, "a retry")
+    assert world.retries()[0].strikes == 2
+    process.stop()
+    assert all(entry["pid"] != os.getpid() for entry in world.noted("start"))
+
+
+def test_three_open_strikes_are_not_started(world: World) -> None:
+    """The last death took everything with it: the strike had been charged before the start."""
+    world.provision()
+    receipt = world.types["plain"].publish(n=1)
+    value = suspect_value(run=1, strikes=3, actor="w", reason="charged before its start", at=0.0)
+    key = suspect_key(world.app.group, MAIN, 0, receipt.offset)
+    world.app.broker.producer().send(Record(world.app.names.control, value, key.encode(), partition=0))
+    world.start()
+    eventually(world.letters, 30, "a letter")
+    assert world.noted("start") == []
+    assert (world.letters()[0].reason, world.letters()[0].strikes) == ("poison", 3)
+    eventually(lambda: world.standing() == [], 10, "the order taken away")
+
+
+def test_where_owner_after_owner_died_jobs_run_one_by_one(world: World) -> None:
+    """No supervisor was left to say what ran; the commit says that this is the fourth owner at one base."""
+    world.provision()
+    world.types["plain"].publish_many([{"n": n} for n in range(3)])
+    tp = TopicPartition(MAIN, 0)
+    topic_id = world.broker.admin().topics([MAIN])[MAIN].id
+    mark = offsets.Mark(topic_id[:4], offsets.NONE, takeovers=2, clean=False)
+    world.broker.admin().alter_committed(world.app.group, {tp: Commit(0, offsets.encode(0, mark))})
+    world.start()
+    eventually(lambda: len(world.noted("end")) == 3, 30, "three ends")
+    assert len({entry["pid"] for entry in world.noted("end")}) == 1
+    assert world.noted("end")[0]["pid"] != os.getpid()
+    eventually(lambda: world.standing() == [], 10, "orders taken away")
+
+
+def test_an_owner_commits_before_its_first_job(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that kills within a tick of its start is counted all the same: each owner has said that it took over."""
+    world.provision()
+    seen: list[offsets.Mark | None] = []
+
+    def look(job: Job) -> None:
+        commit = world.broker.admin().committed(world.app.group, [TopicPartition(MAIN, 0)]).get(TopicPartition(MAIN, 0))
+        seen.append(offsets.decode(commit.offset, commit.metadata) if commit else None)
+
+    monkeypatch.setattr(world.types["plain"], "run", look)
+    tp = TopicPartition(MAIN, 0)
+    topic_id = world.broker.admin().topics([MAIN])[MAIN].id
+    before = offsets.Mark(topic_id[:4], offsets.NONE, takeovers=1, clean=False)
+    world.broker.admin().alter_committed(world.app.group, {tp: Commit(0, offsets.encode(0, before))})
+    world.types["plain"].publish(n=1)
+    world.start()
+    eventually(lambda: seen, 30, "the job's start")
+    assert seen[0] is not None
+    assert (seen[0].takeovers, seen[0].clean) == (2, False)
+
+
+def test_a_strict_job_that_kills_keeps_its_place(world: World) -> None:
+    """Its key waits; it runs alone, in place; after three strikes it is a letter, and the key goes on."""
+    world.provision()
+    world.types["dies_in_place"].publish_many([{"key": "k", "n": n} for n in range(3)])
+    world.start()
+    eventually(lambda: world.letters("strict"), 60, "a letter")
+    eventually(lambda: len(world.noted("end")) == 2, 30, "the ends of those behind")
+    (letter,) = world.letters("strict")
+    assert (letter.reason, letter.strikes) == ("poison", 3)
+    assert [(entry["n"], entry["run"]) for entry in world.noted("start")] == [(0, 1), (0, 2), (0, 3), (1, 1), (2, 1)]
+    assert world.retries("strict") == []
+    eventually(lambda: world.standing() == [], 10, "orders taken away")
+
+
+# Recycling ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_process_with_a_hanging_thread_makes_room(world: World) -> None:  # edge 72
+    """What is healthy ends, what hangs is settled as timed out (attempt 2 later, not attempt 1 for ever), all is committed, and
+    the exit code asks for another process."""
+    world.provision()
+    world.types["hangs_in_a_thread"].publish(n=1)
+    world.types["takes"].publish(n=2, ms=700)
+    process = world.start()
+    eventually(lambda: not process.alive, 30, "the end of the process")
+    assert process.join(10) == 75
+    assert "times its timeout" in (process.recycling or "")
+    assert [entry["n"] for entry in world.noted("end")] == [2]
+    ladder = [name for name in world.broker.admin().topics() if ".delay." in name]
+    waiting = [Meta.parse(r.headers()) for name in ladder for r in world.broker.records(name)]
+    assert [(meta.run, meta.attempt, meta.reason.partition(":")[0]) for meta in waiting] == [(2, 2, "Timeout")]
+    assert world.base("jobs.threads") == 2
+    (start,) = [entry for entry in world.noted("start") if entry["n"] == 1]
+    assert start["deadline"] == pytest.approx(start["started"] + 0.2, abs=0.001)
+
+
+def late(seconds: float) -> Job:
+    hand = ByHand()
+    job = hand.job(child_app.app.job_types["hangs_in_a_thread"], {"n": 1})
+    job.start(1000.0 - seconds)
+    return job
+
+
+@pytest.mark.parametrize(
+    ("zombies", "rss", "max_rss", "says"),
+    [
+        ([], 10**9, 0, None),
+        ([0.3], 0, 0, None),
+        ([0.3, 0.3], 0, 0, "2 threads"),
+        ([0.5], 0, 0, "more than 2 times its timeout"),
+        ([], 2_000, 1_000, "2,000 bytes"),
+        ([], 1_000, 1_000, None),
+    ],
+)
+def test_when_a_process_makes_room(zombies: list[float], rss: int, max_rss: int, says: str | None) -> None:
+    reason = why_recycle([late(seconds) for seconds in zombies], 1000.0, 2, rss, max_rss)
+    assert (reason is None) == (says is None)
+    assert (says or "") in (reason or "")
+
+
+def test_memory_is_known() -> None:
+    assert 1_000_000 < resident() < 10**11
+
+
+# The supervisor -------------------------------------------------------------------------------------------------------
+
+
+class NoTotals:
+    def report(self, process: tuple[int, int], snapshot: Any) -> None: ...
+    def ended(self, process: tuple[int, int]) -> None: ...
+
+
+def dying(slot: int, connection: Connection, legacy: Legacy) -> None:
+    """The first one dies with a job running, the second before it has told of it, the third tells, the fourth has nothing to tell."""
+    marks = Marks(legacy.memory)
+    number = int(os.environ["COUNT_IN"] and Path(os.environ["COUNT_IN"]).stat().st_size)
+    with Path(os.environ["COUNT_IN"]).open("a") as file:
+        file.write("x")
+    suspects = {f"{mark.topic}/{mark.partition}@{mark.offset}": str(mark.run) for mark in legacy.suspects}
+    if number < 2:
+        marks.row_of(number).mark(marks.place("jobs.a", 3), 17 + number, 2)
+        os._exit(0)
+    connection.send(Report(None, suspects, {}, number == 2 and bool(suspects)))
+    if number == 2:
+        connection.poll(5)  # until the supervisor has taken the report
+        os._exit(1)
+    connection.poll(30)
+
+
+def test_what_ran_is_kept_until_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that dies leaves marks; they go to each next one until one reports that the orders about them are acknowledged."""
+    monkeypatch.setenv("COUNT_IN", str(tmp_path / "count"))
+    (tmp_path / "count").touch()
+    monkeypatch.setattr("streamjobs.worker.supervise.FIRST_PAUSE_S", 0.01)
+    deaths: list[bool] = []
+    supervisor = Supervisor(dying, 1, 1.0, NoTotals(), 4, lambda: deaths.append(True))
+    told: list[dict[str, str]] = []
+    thread = threading.Thread(target=supervisor.run, daemon=True)
+    thread.start()
+
+    def look() -> bool:
+        sick = {name.partition(": ")[2]: run for name, run in supervisor.healthy()[1].items()}
+        if sick not in told:
+            told.append(sick)
+        return len(deaths) >= 3 and supervisor._slots[0].report is not None and not sick
+
+    eventually(look, 60, "a process with nothing to tell")
+    assert {"jobs.a/3@17": "2", "jobs.a/3@18": "2"} in told
+    supervisor.stop()
+    thread.join(20)
+
+
+def test_an_orderly_end_leaves_no_marks() -> None:
+    marks = Marks(memory(1))
+    with marks.row() as row:
+        row.mark(marks.place("jobs.a", 0), 1, 1)
+        marks.wipe()
+        assert marks.running() == []
+
+
+def test_nothing_is_left_in_dev_shm() -> None:
+    """A supervisor that is killed can't clean up: the memory has no name."""
+    if not Path("/dev/shm").exists():
+        pytest.skip("no /dev/shm here")
+    shared = Marks(memory(100)).memory
+    assert {path.name for path in Path("/dev/shm").iterdir() if path.name.startswith(("psm_", f"pym-{os.getpid()}-"))} == set()
+    del shared
