@@ -26,9 +26,7 @@ from streamjobs.broker import Broker
 
 ROOT = Path(__file__).resolve().parent.parent
 #: The version that Maven fetches and Docker runs stands in one place.
-KAFKA_VERSION = re.search(
-    r"kafka_2\.13</artifactId>\s*<version>([\d.]+)", (ROOT / "deploy/kafka/pom.xml").read_text()
-)[1]  # type: ignore[index]
+KAFKA_VERSION = re.search(r"kafka_2\.13</artifactId>\s*<version>([\d.]+)", (ROOT / "deploy/kafka/pom.xml").read_text())[1]  # type: ignore[index]
 #: Waiting is compressed: sessions and polls end as soon as a broker allows it.
 CLIENT_OPTIONS: dict[str, Any] = {
     "session_timeout_s": 6.0,
@@ -147,7 +145,7 @@ def container_settings(port: int) -> dict[str, str]:
 
 @contextlib.contextmanager
 def kafka_from_maven(directory: Path) -> Iterator[str]:
-    cluster = local_kafka_module().LocalKafka(directory / "cluster")
+    cluster = local_kafka_module().LocalKafka(directory / "cluster", tied=True)
     try:
         yield cluster.start()
     finally:
@@ -263,9 +261,7 @@ def _wait_until(
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "needs(*lacks): not asked of a broker that lacks one of these (DESIGN.md, Brokers)"
-    )
+    config.addinivalue_line("markers", "needs(*lacks): not asked of a broker that lacks one of these (DESIGN.md, Brokers)")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -280,10 +276,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     passed = {report.nodeid for report in terminalreporter.stats.get("passed", []) if report.when == "call"}
     count = len(_ON_A_REAL_BROKER & passed)
-    skipped = sum(
-        "NO REAL KAFKA" in str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])
-    )
+    skipped = sum("NO REAL KAFKA" in str(report.longrepr) for report in terminalreporter.stats.get("skipped", []))
     terminalreporter.write_line(
-        f"{count} tests passed on a real Kafka broker"
-        + (f", {skipped} SKIPPED FOR WANT OF ONE" if skipped else "")
+        f"{count} tests passed on a real Kafka broker" + (f", {skipped} SKIPPED FOR WANT OF ONE" if skipped else "")
     )

@@ -63,16 +63,19 @@ class Node:
 class LocalKafka:
     """A cluster of one or three nodes in a directory; its data and ports outlive a restart of its nodes.
 
-    Three nodes replicate threefold with `min.insync.replicas=2`, so that one may be killed and nothing is lost.
+    Three nodes replicate threefold with `min.insync.replicas=2`, so that one may be killed and nothing is lost. `tied`: it is
+    destroyed when this process ends, however it ends.
     """
 
-    def __init__(self, directory: Path | str, brokers: int = 1, port: int = 0, heap: str = "1g") -> None:
+    def __init__(self, directory: Path | str, brokers: int = 1, port: int = 0, heap: str = "1g", *, tied: bool = False) -> None:
         self.directory = Path(directory).resolve()
         self._heap = heap
         self._wished_port = port
         self.cluster_id = ""
         self.nodes: list[Node] = []
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._tied = tied
+        self._guard: subprocess.Popen[bytes] | None = None
         self._load() or self._plan(brokers)
 
     @property
@@ -82,11 +85,13 @@ class LocalKafka:
     def start(self) -> str:
         """Starts what is not running and waits until all nodes answer; returns the bootstrap address."""
         ensure_jars()
+        if self._tied and self._guard is None:
+            self._guard = guard_of(self.directory)
         for attempt in range(1, PORT_ATTEMPTS + 1):
             try:
                 return self._start()
             except LocalKafkaError:
-                self.stop()
+                self.stop(signal.SIGKILL)
                 if attempt == PORT_ATTEMPTS or self._wished_port or not self._ports_taken():
                     raise
                 self._plan(len(self.nodes))
@@ -104,6 +109,8 @@ class LocalKafka:
         """Stops at once and deletes all data."""
         self.stop(signal.SIGKILL)
         shutil.rmtree(self.directory, ignore_errors=True)
+        if self._guard is not None:
+            self._guard.communicate()
 
     def kill(self, node_id: int, how: int = signal.SIGKILL) -> None:
         """Ends one node by a signal and waits until it is gone."""
@@ -131,8 +138,8 @@ class LocalKafka:
 
     def running(self, node: Node) -> bool:
         child = self._children.get(node.id)
-        if child is not None and child.poll() is not None:
-            return False
+        if child is not None:
+            return child.poll() is None
         return node.pid > 0 and str(self._properties(node)) in command_line(node.pid)
 
     def answering(self) -> bool:
@@ -189,16 +196,12 @@ class LocalKafka:
                 own[f"{topic}.min.isr"] = in_sync
         self._home(node).mkdir(parents=True, exist_ok=True)
         lines = [f"{key}={value}" for key, value in own.items()]
-        self._properties(node).write_text(
-            (HERE / "server.properties").read_text() + "\n" + "\n".join(lines) + "\n"
-        )
+        self._properties(node).write_text((HERE / "server.properties").read_text() + "\n" + "\n".join(lines) + "\n")
 
     # -- processes --------------------------------------------------------------------------------------------------
 
     def _start(self) -> str:
-        self._format(
-            [node for node in self.nodes if not (self._home(node) / "data" / "meta.properties").exists()]
-        )
+        self._format([node for node in self.nodes if not (self._home(node) / "data" / "meta.properties").exists()])
         for node in self.nodes:
             if not self.running(node):
                 self._spawn(node)
@@ -211,16 +214,12 @@ class LocalKafka:
             self._write_properties(node)
             command = java("kafka.tools.StorageTool", "128m", "format", "-t", self.cluster_id, "-c")
             tools.append(
-                subprocess.Popen(
-                    [*command, str(self._properties(node))], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-                )
+                subprocess.Popen([*command, str(self._properties(node))], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
             )
         for tool in tools:
             output, _ = tool.communicate(timeout=START_TIMEOUT)
             if tool.returncode:
-                raise LocalKafkaError(
-                    f"Kafka's storage could not be formatted:\n{output.decode(errors='replace')}"
-                )
+                raise LocalKafkaError(f"Kafka's storage could not be formatted:\n{output.decode(errors='replace')}")
 
     def _spawn(self, node: Node) -> None:
         command = java("kafka.Kafka", self._heap, str(self._properties(node)))
@@ -247,9 +246,7 @@ class LocalKafka:
         if not wait_for(lambda: not self.running(node), STOP_TIMEOUT):
             self._signal(node, signal.SIGKILL)
             wait_for(lambda: not self.running(node), STOP_TIMEOUT)
-        child = self._children.pop(node.id, None)
-        if child is not None:
-            child.wait()
+        self._children.pop(node.id, None)
         node.pid = 0
 
     def _await_answer(self, nodes: Sequence[Node]) -> None:
@@ -268,18 +265,19 @@ class LocalKafka:
 
     def _log_tails(self, nodes: Sequence[Node]) -> str:
         logs = [self._home(node) / "broker.log" for node in nodes]
-        return "\n".join(
-            "\n".join(log.read_text(errors="replace").splitlines()[-15:]) for log in logs if log.exists()
-        )
+        return "\n".join("\n".join(log.read_text(errors="replace").splitlines()[-15:]) for log in logs if log.exists())
 
     def _ports_taken(self) -> bool:
-        return any(
-            "already in use" in log.read_text(errors="replace")
-            for log in self.directory.glob("node-*/broker.log")
-        )
+        return any("already in use" in log.read_text(errors="replace") for log in self.directory.glob("node-*/broker.log"))
 
 
 # -- the world ----------------------------------------------------------------------------------------------------------
+
+
+def guard_of(directory: Path) -> subprocess.Popen[bytes]:
+    """A process that reads from us until we end, and then destroys what runs in the directory."""
+    command = [sys.executable, str(HERE / "local.py"), "guard", "--dir", str(directory)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
 
 
 def ensure_jars() -> None:
@@ -289,9 +287,7 @@ def ensure_jars() -> None:
     if stamp.exists() and stamp.read_text() == digest:
         return
     if shutil.which("mvn") is None:
-        raise LocalKafkaError(
-            "Kafka's jars are missing and there is no Maven (mvn) to fetch them: install it, or use Docker"
-        )
+        raise LocalKafkaError("Kafka's jars are missing and there is no Maven (mvn) to fetch them: install it, or use Docker")
     print("fetching Apache Kafka with Maven (about 45 MB, once)", file=sys.stderr)
     fetched = LIBS.with_name(f"libs.{os.getpid()}")
     command = ["mvn", "-B", "-q", "-f", str(HERE / "pom.xml"), "dependency:copy-dependencies"]
@@ -318,9 +314,7 @@ def command_line(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     if Path("/proc/self").exists():
         return ""
-    listed = subprocess.run(
-        ["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
-    )
+    listed = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return listed.stdout
 
 
@@ -386,21 +380,17 @@ def _read_text(answer: bytes, at: int) -> tuple[str, int]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="A local Apache Kafka from Maven's jars.")
-    parser.add_argument("verb", choices=["start", "stop", "status", "destroy"])
-    parser.add_argument(
-        "--dir", default=str(DEFAULT_DIRECTORY), help="data, logs and cluster.json (default: .kafka/local)"
-    )
+    parser.add_argument("verb", choices=["start", "stop", "status", "destroy", "guard"])
+    parser.add_argument("--dir", default=str(DEFAULT_DIRECTORY), help="data, logs and cluster.json (default: .kafka/local)")
     parser.add_argument("--port", type=int, default=0, help="port of the first broker (default: a free one)")
     parser.add_argument("--brokers", type=int, choices=[1, 3], default=1)
-    parser.add_argument(
-        "--detach", action="store_true", help="return when it answers, instead of running until Ctrl-C"
-    )
+    parser.add_argument("--detach", action="store_true", help="return when it answers, instead of running until Ctrl-C")
     options = parser.parse_args(arguments)
+    if options.verb == "guard":
+        return _guard(Path(options.dir))
     cluster = LocalKafka(options.dir, options.brokers, options.port)
     try:
-        return {"start": _start, "stop": _stop, "status": _status, "destroy": _destroy}[options.verb](
-            cluster, options.detach
-        )
+        return {"start": _start, "stop": _stop, "status": _status, "destroy": _destroy}[options.verb](cluster, options.detach)
     except LocalKafkaError as error:
         print(error, file=sys.stderr)
         return 1
@@ -427,6 +417,14 @@ def _stop(cluster: LocalKafka, _detach: bool) -> int:
 
 def _destroy(cluster: LocalKafka, _detach: bool) -> int:
     cluster.destroy()
+    return 0
+
+
+def _guard(directory: Path) -> int:
+    """For `LocalKafka(tied=True)`: standard input ends when the process that made the cluster does."""
+    sys.stdin.read()
+    if (directory / "cluster.json").exists():
+        LocalKafka(directory).destroy()
     return 0
 
 

@@ -65,11 +65,11 @@ class KafkaAdmin:
     # -- the cluster ------------------------------------------------------------------------------------------------
 
     def cluster(self) -> Cluster:
-        found = _result(
-            self._client.describe_cluster(request_timeout=REQUEST_TIMEOUT), "describe the cluster"
-        )
-        brokers = tuple(f"{node.host}:{node.port}" for node in found.nodes)
-        return Cluster(found.cluster_id or "", brokers, self._protocols(found.nodes[0].id))
+        # From metadata, which any broker gives: DescribeCluster asks the controller, and one that has just died for long.
+        with as_broker_error("describe the cluster"):
+            found = self._client.list_topics(timeout=REQUEST_TIMEOUT)
+        brokers = {broker.id: f"{broker.host}:{broker.port}" for broker in found.brokers.values()}
+        return Cluster(found.cluster_id or "", tuple(brokers.values()), self._protocols(min(brokers, default=0)))
 
     def _protocols(self, broker: int) -> frozenset[str]:
         """Whoever may not ask for a broker's configuration is told of the protocol that all brokers speak."""
@@ -85,10 +85,7 @@ class KafkaAdmin:
         return _result(asked[resource], f"read the configuration of {resource.name}")
 
     def _alter(self, kind: ResourceType, name: str, config: Mapping[str, str]) -> None:
-        entries = [
-            ConfigEntry(key, str(value), incremental_operation=AlterConfigOpType.SET)
-            for key, value in config.items()
-        ]
+        entries = [ConfigEntry(key, str(value), incremental_operation=AlterConfigOpType.SET) for key, value in config.items()]
         resource = ConfigResource(kind, name, incremental_configs=entries)
         asked = self._client.incremental_alter_configs([resource], request_timeout=REQUEST_TIMEOUT)
         _result(asked[resource], f"change the configuration of {name}")
@@ -121,9 +118,7 @@ class KafkaAdmin:
         if not topics:
             return {}
         new = [NewTopic(t.name, t.partitions, t.replication, config=dict(t.config)) for t in topics]
-        asked = self._client.create_topics(
-            new, request_timeout=REQUEST_TIMEOUT, operation_timeout=REQUEST_TIMEOUT
-        )
+        asked = self._client.create_topics(new, request_timeout=REQUEST_TIMEOUT, operation_timeout=REQUEST_TIMEOUT)
         results = {name: _error(future, f"create topic {name}") for name, future in asked.items()}
         self._await_topics({t.name: t.partitions for t in topics if results[t.name] is None})
         return results
@@ -143,9 +138,7 @@ class KafkaAdmin:
     def delete_topics(self, names: Sequence[str]) -> None:
         if not names:
             return
-        asked = self._client.delete_topics(
-            list(names), request_timeout=REQUEST_TIMEOUT, operation_timeout=REQUEST_TIMEOUT
-        )
+        asked = self._client.delete_topics(list(names), request_timeout=REQUEST_TIMEOUT, operation_timeout=REQUEST_TIMEOUT)
         for name, future in asked.items():
             _result(future, f"delete topic {name}")
         _await(lambda: not self.topics(names))
@@ -153,15 +146,11 @@ class KafkaAdmin:
     def _await_topics(self, partitions: Mapping[str, int]) -> None:
         def visible() -> bool:
             found = self.topics(partitions)
-            return all(
-                name in found and found[name].partitions >= count for name, count in partitions.items()
-            )
+            return all(name in found and found[name].partitions >= count for name, count in partitions.items())
 
         _await(visible)
 
-    def delete_records(
-        self, before: Mapping[TopicPartition, int]
-    ) -> dict[TopicPartition, BrokerError | None]:
+    def delete_records(self, before: Mapping[TopicPartition, int]) -> dict[TopicPartition, BrokerError | None]:
         if not before:
             return {}
         asked = self._client.delete_records(
@@ -169,10 +158,7 @@ class KafkaAdmin:
             request_timeout=REQUEST_TIMEOUT,
             operation_timeout=REQUEST_TIMEOUT,
         )
-        return {
-            TopicPartition(p.topic, p.partition): _error(future, "delete records")
-            for p, future in asked.items()
-        }
+        return {TopicPartition(p.topic, p.partition): _error(future, "delete records") for p, future in asked.items()}
 
     def offsets(
         self, partitions: Sequence[TopicPartition], at: At, isolation: Isolation = "read_committed"
@@ -192,17 +178,13 @@ class KafkaAdmin:
             request_timeout=REQUEST_TIMEOUT,
         )
         return {
-            TopicPartition(p.topic, p.partition): _result(
-                future, f"list offsets of {p.topic}/{p.partition}"
-            ).offset
+            TopicPartition(p.topic, p.partition): _result(future, f"list offsets of {p.topic}/{p.partition}").offset
             for p, future in asked.items()
         }
 
     # -- groups -----------------------------------------------------------------------------------------------------
 
-    def committed(
-        self, group: str, partitions: Sequence[TopicPartition] | None = None
-    ) -> dict[TopicPartition, Commit]:
+    def committed(self, group: str, partitions: Sequence[TopicPartition] | None = None) -> dict[TopicPartition, Commit]:
         if partitions is not None and not partitions:
             return {}
         wanted = None if partitions is None else [ClientPartition(*where) for where in partitions]
@@ -274,9 +256,7 @@ def _await(condition: Callable[[], bool]) -> None:
 
 def _topic(described: TopicDescription, config: Mapping[str, str]) -> Topic:
     replication = min((len(p.replicas) for p in described.partitions), default=0)
-    return Topic(
-        described.name, len(described.partitions), replication, config, _id_bytes(str(described.topic_id))
-    )
+    return Topic(described.name, len(described.partitions), replication, config, _id_bytes(str(described.topic_id)))
 
 
 def _id_bytes(text: str) -> bytes:
@@ -303,9 +283,7 @@ def _commits(group: str, found: Iterable[ClientPartition]) -> dict[TopicPartitio
         if partition.error is not None:
             raise translated(partition.error, f"read the commits of group {group}")
         if partition.offset >= 0:
-            commits[TopicPartition(partition.topic, partition.partition)] = Commit(
-                partition.offset, partition.metadata or ""
-            )
+            commits[TopicPartition(partition.topic, partition.partition)] = Commit(partition.offset, partition.metadata or "")
     return commits
 
 
@@ -323,7 +301,5 @@ def _described(name: str, future: Future[ConsumerGroupDescription]) -> Group:
 
 
 def _member(found: Any) -> Member:
-    assignment = tuple(
-        sorted(TopicPartition(p.topic, p.partition) for p in found.assignment.topic_partitions)
-    )
+    assignment = tuple(sorted(TopicPartition(p.topic, p.partition) for p in found.assignment.topic_partitions))
     return Member(found.member_id, found.client_id, found.host, found.group_instance_id or None, assignment)

@@ -52,24 +52,18 @@ class KafkaBroker:
         """The group protocol of this broker's consumers. Raises BrokerError when the cluster has to be asked and is silent."""
         if self._protocol_found is None:
             if self._protocol_choice == "auto":
-                self._protocol_found = (
-                    "consumer" if "consumer" in self.admin().cluster().protocols else "classic"
-                )
+                self._protocol_found = "consumer" if "consumer" in self.admin().cluster().protocols else "classic"
             else:
                 self._protocol_found = self._protocol_choice
         return self._protocol_found
 
-    def consumer(
-        self, group: str | None, *, instance: str | None = None, isolation: Isolation = "read_committed"
-    ) -> Consumer:
+    def consumer(self, group: str | None, *, instance: str | None = None, isolation: Isolation = "read_committed") -> Consumer:
         """A member of `group` (`instance`: static membership), or with None a reader. Raises BrokerError."""
         from streamjobs.kafka.consumer import KafkaConsumer
 
         return KafkaConsumer(self._consumer_config(group, instance, isolation))
 
-    def _consumer_config(
-        self, group: str | None, instance: str | None, isolation: Isolation
-    ) -> config.Config:
+    def _consumer_config(self, group: str | None, instance: str | None, isolation: Isolation) -> config.Config:
         if group is None:
             return self._adapted(config.reader(self.bootstrap, self._client_id, self._kafka, isolation))
         settings = config.member(

@@ -73,9 +73,10 @@ class KafkaConsumer:
     def _pull(self, limit: int, timeout: float) -> list[ClientMessage]:
         # Ctrl-C is raised inside the client, on the main thread only; the records popped with it are destroyed.
         before = self._positions() if threading.get_ident() == _MAIN_THREAD else {}
+        known = len(self._faults)
         try:
-            batch = self._client.consume(min(limit, MAX_BATCH), 0)
-            if not batch and timeout > 0:
+            batch = self._take(limit)
+            if not batch and timeout > 0 and len(self._faults) == known:
                 batch = self._await_records(limit, timeout)
         except BaseException as error:
             self._damaged = True
@@ -84,9 +85,12 @@ class KafkaConsumer:
             if isinstance(error, KafkaException):
                 return []
             raise
-        if any(map(_error, batch)):
-            return self._without_errors(batch)
         return batch
+
+    def _take(self, limit: int) -> list[ClientMessage]:
+        """What has arrived. (The client's `consume` with a timeout would wait for `limit` records, not for the first.)"""
+        batch = self._client.consume(min(limit, MAX_BATCH), 0)
+        return self._without_errors(batch) if any(map(_error, batch)) else batch
 
     def _await_records(self, limit: int, timeout: float) -> list[ClientMessage]:
         deadline = time.monotonic() + timeout
@@ -97,8 +101,7 @@ class KafkaConsumer:
             first = self._client.poll(left) if left > 0 else None
         if first is None:
             return []
-        more = self._client.consume(min(limit - 1, MAX_BATCH), 0) if limit > 1 else []
-        return [first, *more]
+        return self._without_errors([first]) + (self._take(limit - 1) if limit > 1 else [])
 
     def _without_errors(self, batch: Iterable[ClientMessage]) -> list[ClientMessage]:
         records = []
@@ -112,9 +115,7 @@ class KafkaConsumer:
 
     def _take_error(self, message: ClientMessage, error: KafkaError) -> None:
         topic, partition, offset = message.topic(), message.partition(), message.offset()
-        where = (
-            None if topic is None or partition is None or partition < 0 else TopicPartition(topic, partition)
-        )
+        where = None if topic is None or partition is None or partition < 0 else TopicPartition(topic, partition)
         if error.code() != KafkaError._PARTITION_EOF:
             self._note(where, translated(error, "fetch"))
         elif where in self._starts and offset is not None:
@@ -179,16 +180,13 @@ class KafkaConsumer:
     def subscribe(self, topics: Sequence[str], listener: Listener) -> None:
         self._listener = listener
         with as_broker_error(f"subscribe to {', '.join(topics)}"):
-            self._client.subscribe(
-                list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-            )
+            self._client.subscribe(list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
 
     def assign(self, starts: Mapping[TopicPartition, int]) -> None:
         self._forget(list(self._starts))
         self._starts = dict(starts)
         with as_broker_error("assign partitions"):
             self._client.assign([ClientPartition(t, p, offset) for (t, p), offset in starts.items()])
-        self._client_resume(starts)
 
     def _on_assign(self, _client: Client, partitions: list[ClientPartition]) -> None:
         with _Callback(self):
@@ -199,9 +197,7 @@ class KafkaConsumer:
             # In this order: a pause before the assignment is ignored, and one from an earlier assignment still holds.
             self._client_resume(where for where, start in starts.items() if start.fetch)
             self._paused |= {where for where, start in starts.items() if not start.fetch}
-            self._client_pause(
-                starts if self._quiet else [where for where in starts if where in self._paused]
-            )
+            self._client_pause(starts if self._quiet else [where for where in starts if where in self._paused])
 
     def _starts_of(self, assigned: Partitions) -> dict[TopicPartition, Start]:
         """What the listener answers; what it does not know, or forgets, is held: nothing is read at a guess."""
@@ -224,9 +220,7 @@ class KafkaConsumer:
     def _leave(self, partitions: list[ClientPartition], tell: Callable[[Partitions], None]) -> None:
         with _Callback(self):
             leaving = [TopicPartition(p.topic, p.partition) for p in partitions]
-            owned = [
-                where for where in leaving if where in self._starts
-            ]  # it may list what we no longer hold
+            owned = [where for where in leaving if where in self._starts]  # it may list what we no longer hold
             if owned and not self._closing:
                 self._guarded(lambda: tell(owned))
             self._forget(leaving)
@@ -300,9 +294,7 @@ class KafkaConsumer:
         if not self._starts:
             return {}
         known = self._client.position([ClientPartition(*where) for where in self._starts])
-        return {
-            (where := TopicPartition(p.topic, p.partition)): max(p.offset, self._starts[where]) for p in known
-        }
+        return {(where := TopicPartition(p.topic, p.partition)): max(p.offset, self._starts[where]) for p in known}
 
     def _rewind(self, positions: Mapping[TopicPartition, int]) -> None:
         for where, offset in positions.items():
@@ -339,9 +331,7 @@ class KafkaConsumer:
 
     def _on_commit(self, error: KafkaError | None, partitions: list[ClientPartition]) -> None:
         with _Callback(self):
-            result = {
-                TopicPartition(p.topic, p.partition): _commit_error(p.error or error) for p in partitions
-            }
+            result = {TopicPartition(p.topic, p.partition): _commit_error(p.error or error) for p in partitions}
             done = self._asker({(p.topic, p.partition, p.offset) for p in partitions})
             if done is not None:
                 done(result)
@@ -354,9 +344,7 @@ class KafkaConsumer:
                 return entry[1]
         return None
 
-    def commit_now(
-        self, offsets: Mapping[TopicPartition, Commit], timeout: float = 10.0
-    ) -> dict[TopicPartition, BrokerError]:
+    def commit_now(self, offsets: Mapping[TopicPartition, Commit], timeout: float = 10.0) -> dict[TopicPartition, BrokerError]:
         if not offsets:
             return {}
         if self._in_callback:  # no other thread can use the client until the callback returns
@@ -365,9 +353,7 @@ class KafkaConsumer:
         self._run_bounded(lambda: results.append(self._commit(offsets)), timeout)
         if results:
             return results[0]
-        return dict.fromkeys(
-            offsets, BrokerError("_TIMED_OUT", "commit offsets: no answer in time", retriable=True)
-        )
+        return dict.fromkeys(offsets, BrokerError("_TIMED_OUT", "commit offsets: no answer in time", retriable=True))
 
     def _commit(self, offsets: Mapping[TopicPartition, Commit]) -> dict[TopicPartition, BrokerError]:
         try:

@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 
 SCHEME = "embedded"
 PARTITIONS = 4
-LACKS = frozenset(
-    {"topic_admin", "topic_config", "topic_ids", "delete_records", "compaction", "transactions"}
-)
+LACKS = frozenset({"topic_admin", "topic_config", "topic_ids", "delete_records", "compaction", "transactions"})
 START_TIMEOUT = 10.0
 
 
@@ -42,9 +40,7 @@ class EmbeddedBroker(KafkaBroker):
 
     lacks = LACKS
 
-    def __init__(
-        self, url: str = SCHEME, kafka_config: Mapping[str, Any] | None = None, **options: Any
-    ) -> None:
+    def __init__(self, url: str = SCHEME, kafka_config: Mapping[str, Any] | None = None, **options: Any) -> None:
         address = url.removeprefix(SCHEME).removeprefix(":")
         self._cluster = None if address else _Cluster()
         super().__init__(self._cluster.address if self._cluster else address, kafka_config, **options)
@@ -62,9 +58,7 @@ class EmbeddedBroker(KafkaBroker):
         """
         return "classic" if self._protocol_choice == "classic" else "consumer"
 
-    def consumer(
-        self, group: str | None, *, instance: str | None = None, isolation: Isolation = "read_committed"
-    ) -> Consumer:
+    def consumer(self, group: str | None, *, instance: str | None = None, isolation: Isolation = "read_committed") -> Consumer:
         from streamjobs.kafka.embedded_clients import EmbeddedConsumer
 
         settings = self._consumer_config(group, instance, isolation)
@@ -95,9 +89,7 @@ class _Cluster:
         from streamjobs.kafka.log import QuietLog
 
         with as_broker_error("start the embedded broker"):
-            self._owner = Producer(
-                {"test.mock.num.brokers": 1, "bootstrap.servers": "", "logger": QuietLog()}
-            )
+            self._owner = Producer({"test.mock.num.brokers": 1, "bootstrap.servers": "", "logger": QuietLog()})
             brokers = self._owner.list_topics(timeout=START_TIMEOUT).brokers
         self.address = ",".join(f"{broker.host}:{broker.port}" for broker in brokers.values())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from confluent_kafka.cimpl import TopicPartition as ClientPartition
@@ -29,9 +30,7 @@ from streamjobs.kafka.errors import as_broker_error
 
 #: What Kafka accepts as a commit's metadata: `offset.metadata.max.bytes` less one, in UTF-16 units.
 MAX_METADATA = 4_095
-_TOO_LARGE = BrokerError(
-    "OFFSET_METADATA_TOO_LARGE", f"commit offsets: more than {MAX_METADATA} characters of metadata"
-)
+_TOO_LARGE = BrokerError("OFFSET_METADATA_TOO_LARGE", f"commit offsets: more than {MAX_METADATA} characters of metadata")
 
 
 class EmbeddedConsumer(KafkaConsumer):
@@ -75,10 +74,10 @@ class EmbeddedAdmin(KafkaAdmin):
         self._broker = broker
 
     def cluster(self) -> Cluster:
-        with as_broker_error("describe the cluster"):
-            found = self._client.list_topics(timeout=REQUEST_TIMEOUT)
-        brokers = tuple(f"{broker.host}:{broker.port}" for broker in found.brokers.values())
-        return Cluster(found.cluster_id or "", brokers, frozenset({"classic", "consumer"}), SCHEME)
+        return replace(super().cluster(), version=SCHEME)
+
+    def _protocols(self, broker: int) -> frozenset[str]:
+        return frozenset({"classic", "consumer"})
 
     def topics(self, names: Iterable[str] | None = None, *, config: bool = False) -> dict[str, Topic]:
         # All are listed: to ask for one by its name would create it.
@@ -111,9 +110,7 @@ class EmbeddedAdmin(KafkaAdmin):
     def delete_topics(self, names: Sequence[str]) -> None:
         raise refused("delete topics")
 
-    def delete_records(
-        self, before: Mapping[TopicPartition, int]
-    ) -> dict[TopicPartition, BrokerError | None]:
+    def delete_records(self, before: Mapping[TopicPartition, int]) -> dict[TopicPartition, BrokerError | None]:
         return dict.fromkeys(before, refused("delete records"))
 
     def offsets(
@@ -148,20 +145,14 @@ class EmbeddedAdmin(KafkaAdmin):
 
     # -- groups -----------------------------------------------------------------------------------------------------
 
-    def committed(
-        self, group: str, partitions: Sequence[TopicPartition] | None = None
-    ) -> dict[TopicPartition, Commit]:
+    def committed(self, group: str, partitions: Sequence[TopicPartition] | None = None) -> dict[TopicPartition, Commit]:
         if partitions is None:
-            partitions = [
-                TopicPartition(name, p) for name, t in self.topics().items() for p in range(t.partitions)
-            ]
+            partitions = [TopicPartition(name, p) for name, t in self.topics().items() for p in range(t.partitions)]
         return super().committed(group, partitions)
 
     def alter_committed(self, group: str, offsets: Mapping[TopicPartition, Commit]) -> None:
         if self._broker.members.living(group):
-            raise BrokerError(
-                "UNKNOWN_MEMBER_ID", f"change the commits of group {group}: it has live members"
-            )
+            raise BrokerError("UNKNOWN_MEMBER_ID", f"change the commits of group {group}: it has live members")
         try:
             super().alter_committed(group, offsets)
         except BrokerError as error:
@@ -217,11 +208,7 @@ class _Joined:
 
 
 def _too_large(offsets: Mapping[TopicPartition, Commit]) -> dict[TopicPartition, BrokerError]:
-    return {
-        where: _TOO_LARGE
-        for where, commit in offsets.items()
-        if len(commit.metadata.encode("utf-16-le")) > 2 * MAX_METADATA
-    }
+    return {where: _TOO_LARGE for where, commit in offsets.items() if len(commit.metadata.encode("utf-16-le")) > 2 * MAX_METADATA}
 
 
 def _member(found: Mapping[str, Any]) -> Member:

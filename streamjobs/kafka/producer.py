@@ -41,9 +41,7 @@ class KafkaProducer:
                 headers=record.headers if isinstance(record.headers, list) else list(record.headers),
             )
         except BufferError:
-            raise BrokerError(
-                "_QUEUE_FULL", "send a record: the producer's buffer is full", retriable=True
-            ) from None
+            raise BrokerError("_QUEUE_FULL", "send a record: the producer's buffer is full", retriable=True) from None
         except KafkaException as error:
             raise self._noted(from_exception(error, f"send a record to {record.topic}")) from error
 
@@ -86,15 +84,9 @@ class KafkaTransactionalProducer(KafkaProducer):
     def begin(self) -> None:
         self._call("begin a transaction", self._client.begin_transaction)
 
-    def send_offsets(
-        self, offsets: Mapping[TopicPartition, Commit], group_metadata: Any, timeout: float = 10.0
-    ) -> None:
-        positions = [
-            ClientPartition(t, p, commit.offset, commit.metadata) for (t, p), commit in offsets.items()
-        ]
-        self._call(
-            "send offsets", self._client.send_offsets_to_transaction, positions, group_metadata, timeout
-        )
+    def send_offsets(self, offsets: Mapping[TopicPartition, Commit], group_metadata: Any, timeout: float = 10.0) -> None:
+        positions = [ClientPartition(t, p, commit.offset, commit.metadata) for (t, p), commit in offsets.items()]
+        self._call("send offsets", self._client.send_offsets_to_transaction, positions, group_metadata, timeout)
 
     def commit(self, timeout: float = 10.0) -> None:
         self._call("commit a transaction", self._client.commit_transaction, timeout)

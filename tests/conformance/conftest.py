@@ -57,20 +57,14 @@ def broker(request: pytest.FixtureRequest) -> Broker:
 def group_broker(request: pytest.FixtureRequest) -> Broker:
     """For what concerns members of a group: a real broker with both group protocols."""
     name, _, protocol = request.param.partition("-")
-    found: Broker = (
-        request.getfixturevalue("kafka_with")(protocol=protocol)
-        if protocol
-        else request.getfixturevalue(name)
-    )
+    found: Broker = request.getfixturevalue("kafka_with")(protocol=protocol) if protocol else request.getfixturevalue(name)
     return found
 
 
 class Member:
     """A member of a group that tells what happened to it: the listener and the loop in one."""
 
-    def __init__(
-        self, broker: Broker, group: str, topics: Sequence[str], *, start: int = 0, commit: bool = False
-    ) -> None:
+    def __init__(self, broker: Broker, group: str, topics: Sequence[str], *, start: int = 0, commit: bool = False) -> None:
         self.start = start
         self.commit = commit  # what was read, at every revoke
         self.holds: Callable[[TopicPartition], bool] = lambda _: False
@@ -86,9 +80,7 @@ class Member:
         self.told.append(("assigned", sorted(partitions)))
         self.owned.update(partitions)
         committed = self.consumer.committed(partitions)
-        return {
-            where: Start(self._start(committed[where]), fetch=not self.holds(where)) for where in partitions
-        }
+        return {where: Start(self._start(committed[where]), fetch=not self.holds(where)) for where in partitions}
 
     def _start(self, commit: Commit | None) -> int:
         return self.start if commit is None else commit.offset
@@ -138,9 +130,7 @@ class World:
         assert self.admin.create_topics([Topic(name, partitions, config=options)]) == {name: None}
         return name
 
-    def send(
-        self, topic: str, *values: bytes | None, key: bytes | None = None, partition: int = 0
-    ) -> list[Message]:
+    def send(self, topic: str, *values: bytes | None, key: bytes | None = None, partition: int = 0) -> list[Message]:
         """Sends values to one partition (`partition=-1`: by the key) and returns what was acknowledged."""
         return self.send_all([Record(topic, value, key, (), partition) for value in values])
 
@@ -148,9 +138,7 @@ class World:
         acked: list[Message] = []
         errors: list[BrokerError] = []
         for record in records:
-            self.producer.send(
-                record, lambda error, message: errors.append(error) if error else acked.append(message)
-            )
+            self.producer.send(record, lambda error, message: errors.append(error) if error else acked.append(message))
         assert self.producer.flush(20) == 0
         assert not errors
         return acked

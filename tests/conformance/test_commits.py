@@ -35,9 +35,7 @@ def test_commit_soon_tells_its_result_inside_a_later_fetch(member: Any, world: A
 def test_results_of_several_commits_come_to_those_who_asked(member: Any, world: Any) -> None:
     results: list[Any] = []
     for number, where in enumerate(member.partitions):
-        member.consumer.commit_soon(
-            {where: Commit(number)}, lambda result, n=number: results.append((n, set(result)))
-        )
+        member.consumer.commit_soon({where: Commit(number)}, lambda result, n=number: results.append((n, set(result))))
 
     world.turn(lambda: len(results) == 4, member)
 
@@ -55,9 +53,7 @@ def test_a_commit_of_nothing_is_done(member: Any, world: Any) -> None:
 
 
 @pytest.mark.parametrize("character", ["x", "語"])
-def test_4095_characters_of_metadata_are_kept_and_4096_refused(
-    member: Any, character: str
-) -> None:  # edge 17
+def test_4095_characters_of_metadata_are_kept_and_4096_refused(member: Any, character: str) -> None:  # edge 17
     where = member.partitions[0]
 
     assert member.consumer.commit_now({where: Commit(1, character * 4095)}) == {}
@@ -75,9 +71,7 @@ def test_of_several_partitions_only_the_failed_ones_are_reported(member: Any) ->
     refused = member.consumer.commit_now(offsets)
 
     assert {where: error.code for where, error in refused.items()} == {bad: "OFFSET_METADATA_TOO_LARGE"}
-    assert member.consumer.committed(member.partitions) == {bad: None} | dict.fromkeys(
-        good, Commit(7, "fits")
-    )
+    assert member.consumer.committed(member.partitions) == {bad: None} | dict.fromkeys(good, Commit(7, "fits"))
 
 
 def test_commit_soon_reports_what_was_refused(member: Any, world: Any) -> None:

@@ -157,6 +157,21 @@ def test_seek_goes_back_and_forth(broker: Broker, world: Any) -> None:
     assert offsets(world.read(reader, 1)) == [4]
 
 
+def test_seek_forgets_what_a_zero_limit_kept(broker: Broker, world: Any) -> None:
+    topic = world.topic()
+    where = TopicPartition(topic, 0)
+    world.send(topic, *[b""] * 5)
+    reader = world.reader({where: 0})
+    world.read(reader, 5)
+    reader.seek(where, 0)
+    for _ in range(20):
+        reader.fetch(0, 0.02)
+
+    reader.seek(where, 3)
+
+    assert offsets(world.read(reader, 2)) == [3, 4]
+
+
 def test_position_follows_what_was_returned(broker: Broker, world: Any) -> None:
     topic = world.topic()
     where = TopicPartition(topic, 0)
@@ -198,7 +213,6 @@ def test_a_new_assignment_is_not_paused(broker: Broker, world: Any) -> None:  # 
     reader = world.reader({where: 0})
     reader.pause([where])
 
-    reader.assign({})
     reader.assign({where: 0})
 
     assert offsets(world.read(reader, 1)) == [0]

@@ -19,9 +19,7 @@ def shared(first: Any, second: Any) -> bool:
     return len(first.owned) == len(second.owned) == 2 and not first.owned & second.owned
 
 
-def test_a_lone_member_gets_all_and_reads_from_the_starts_it_answers(
-    group_broker: Broker, world: Any
-) -> None:
+def test_a_lone_member_gets_all_and_reads_from_the_starts_it_answers(group_broker: Broker, world: Any) -> None:
     topic = world.topic()
     for partition in range(4):
         world.send(topic, b"a", b"b", b"c", partition=partition)
@@ -118,9 +116,7 @@ def test_a_pause_does_not_outlive_its_assignment(group_broker: Broker, world: An
     assert {TopicPartition(m.topic(), m.partition()) for m in first.records} == moved
 
 
-def test_a_member_that_does_not_fetch_in_time_loses_its_partitions(
-    group_broker: Broker, world: Any
-) -> None:  # edge 3, 7
+def test_a_member_that_does_not_fetch_in_time_loses_its_partitions(group_broker: Broker, world: Any) -> None:  # edge 3, 7
     topic = world.topic()
     member = world.member(topic, commit=True)
     world.turn(lambda: len(member.owned) == 4, member)
@@ -134,9 +130,7 @@ def test_a_member_that_does_not_fetch_in_time_loses_its_partitions(
     assert all(commit is None for commit in member.consumer.committed(sorted(member.owned)).values())
 
 
-def test_a_listener_that_raises_is_a_fault_and_nothing_is_read_at_a_guess(
-    group_broker: Broker, world: Any
-) -> None:  # edge 5
+def test_a_listener_that_raises_is_a_fault_and_nothing_is_read_at_a_guess(group_broker: Broker, world: Any) -> None:  # edge 5
     topic = world.topic()
     world.send(topic, b"a")
     member = world.member(topic)
@@ -156,9 +150,7 @@ def test_a_listener_that_raises_is_a_fault_and_nothing_is_read_at_a_guess(
     world.turn(lambda: member.records, member)
 
 
-def test_close_tells_the_listener_nothing_and_gives_the_partitions_up_at_once(
-    group_broker: Broker, world: Any
-) -> None:
+def test_close_tells_the_listener_nothing_and_gives_the_partitions_up_at_once(group_broker: Broker, world: Any) -> None:
     topic = world.topic()
     first, second = world.member(topic, commit=True), world.member(topic)
     world.turn(lambda: shared(first, second), first, second)

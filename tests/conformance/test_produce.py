@@ -93,9 +93,7 @@ def test_a_partition_that_does_not_exist_is_an_error(broker: Broker, world: Any)
 
 
 @pytest.mark.needs("topic_admin")
-def test_a_topic_that_does_not_exist_is_an_error_within_the_publish_timeout(
-    broker: Broker, prefix: str
-) -> None:  # edge 32
+def test_a_topic_that_does_not_exist_is_an_error_within_the_publish_timeout(broker: Broker, prefix: str) -> None:  # edge 32
     started = time.monotonic()
 
     error, message = outcome_of(broker, Record(f"{prefix}.missing", b""))
@@ -122,9 +120,7 @@ def test_a_record_larger_than_any_job_is_refused_at_once(broker: Broker, world: 
     [Record("", bytes(30_000)), Record("", b"", None, [("h", bytes(500))] * 60)],
     ids=["value", "headers"],
 )
-def test_a_record_too_large_for_its_topic_fails_in_its_ack(
-    broker: Broker, world: Any, record: Record
-) -> None:  # edge 43
+def test_a_record_too_large_for_its_topic_fails_in_its_ack(broker: Broker, world: Any, record: Record) -> None:  # edge 43
     topic = world.topic(max_message_bytes="20000")
 
     error, _ = outcome_of(broker, Record(topic, record.value, record.key, record.headers))

@@ -50,9 +50,7 @@ def test_what_is_committed_is_read(broker: Broker, world: Any, transactions: Tra
     assert [m.value() for m in world.read(world.reader({TopicPartition(topic, 0): 0}), 2)] == [b"a", b"b"]
 
 
-def test_acks_come_while_a_transaction_is_committed(
-    broker: Broker, world: Any, transactions: Transactions
-) -> None:
+def test_acks_come_while_a_transaction_is_committed(broker: Broker, world: Any, transactions: Transactions) -> None:
     acked: list[Any] = []
     producer = transactions.producer()
 
@@ -108,9 +106,7 @@ def test_a_position_passes_the_gaps_that_transactions_leave(
     assert reader.position(where) == end
 
 
-def test_an_open_transaction_hides_what_is_behind_it(
-    broker: Broker, world: Any, transactions: Transactions
-) -> None:
+def test_an_open_transaction_hides_what_is_behind_it(broker: Broker, world: Any, transactions: Transactions) -> None:
     topic = world.topic()
     where = TopicPartition(topic, 0)
     producer = transactions.producer()
@@ -128,9 +124,7 @@ def test_an_open_transaction_hides_what_is_behind_it(
     assert [m.value() for m in world.read(reader, 2)] == [b"open", b"behind"]
 
 
-def test_offsets_and_their_metadata_are_part_of_it(
-    broker: Broker, world: Any, transactions: Transactions
-) -> None:
+def test_offsets_and_their_metadata_are_part_of_it(broker: Broker, world: Any, transactions: Transactions) -> None:
     topic = world.topic()
     member = world.member(topic)
     world.turn(lambda: len(member.owned) == 4, member)
@@ -243,9 +237,7 @@ def test_whoever_comes_second_fences_the_first(broker: Broker, world: Any, trans
     assert [m.value() for m in world.read(world.reader({TopicPartition(topic, 0): 0}), 1)] == [b"second"]
 
 
-def test_a_fenced_producer_says_so(
-    broker: Broker, world: Any, transactions: Transactions, wait_until: Any
-) -> None:  # edge 68
+def test_a_fenced_producer_says_so(broker: Broker, world: Any, transactions: Transactions, wait_until: Any) -> None:  # edge 68
     first = transactions.producer()
     transactions.producer()
 
@@ -257,9 +249,7 @@ def test_a_fenced_producer_says_so(
     wait_until(lambda: first.fatal() is not None, 10, lambda: first.poll(0.01))
 
 
-def test_an_empty_transaction_can_be_committed_and_aborted(
-    broker: Broker, transactions: Transactions
-) -> None:
+def test_an_empty_transaction_can_be_committed_and_aborted(broker: Broker, transactions: Transactions) -> None:
     producer = transactions.producer()
 
     producer.begin()
