@@ -50,7 +50,7 @@ def fingerprint(error_type: str, message: str, stack: str = "") -> str:
 class Group:
     """Failures that agree in what they are grouped by. `first` and `last`: when they were seen, epoch seconds.
 
-    `fingerprints`: how many of each; `message`: the shape of the last one's; `sample`: its id.
+    `fingerprints`: how many of each; `message`: the last one's; `sample`: its id.
     """
 
     by: tuple[str, ...]

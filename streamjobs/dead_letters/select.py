@@ -104,13 +104,16 @@ class DeadLetters:
         parked = size = 0
         first, last = float("inf"), 0.0
         for letter in self:
-            meta, died = letter.meta, letter.died
-            values = tuple([column(letter) for column in columns])
-            groups.add(values, died, letter.fingerprint, self.masking.text(shape(meta.error_message)), letter.id)
+            meta, died, kind = letter.meta, letter.died, letter.fingerprint
+            values = tuple([column(letter) if column else kind[:SHORT] for column in columns])
+            groups.add(values, died, kind, meta.error_message, letter.id)
             parked += meta.parked
             size += letter.size
             first, last = min(first, died), max(last, died)
-        return Stats(tuple(by), groups.count, parked, size, first if groups.count else 0.0, last, list(groups))
+        found = list(groups)
+        for group in found:
+            group.message = self.masking.text(shape(group.message))
+        return Stats(tuple(by), groups.count, parked, size, first if groups.count else 0.0, last, found)
 
     def shown(self, letter: Letter) -> Shown:
         """The letter's payload, fit for people. Never raises: an unreadable one is shown in hexadecimal."""
@@ -223,7 +226,10 @@ def masked(value: Any, masking: Masking) -> Any:
     return value
 
 
-def _column(name: str) -> Callable[[Letter], str]:
+def _column(name: str) -> Callable[[Letter], str] | None:
+    """None: the fingerprint, which is known anyway."""
+    if name == "fingerprint":
+        return None
     if name == "parked":
         return lambda letter: "yes" if letter.meta.parked else "no"
     if name == "message":

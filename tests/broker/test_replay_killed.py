@@ -83,7 +83,7 @@ def test_three_thousand_letters_and_two_kills(replays: Replays) -> None:  # edge
     """
     seed = random.randrange(1 << 30)
     chance = random.Random(seed)
-    replay = ["-m", "streamjobs", "dlt", "replay", replays.queue, "-A", "tests.support.ledger_app:app", "--apply", "--yes", "--rate", "2000"]
+    replay = ["-m", "streamjobs", "dlt", "replay", replays.queue, "-A", "tests.support.ledger_app:app", "--apply", "--yes", "--rate", "1000"]
     Letters(replays.world.app, "step").bury({"n": n} for n in range(3_000))
 
     for kill in (1, 2):
