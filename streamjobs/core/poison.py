@@ -14,6 +14,8 @@ from streamjobs.core.control import Suspect
 STRIKES = 3
 #: How long an order about a suspect holds, in seconds.
 SUSPECT_S = 86_400.0
+#: Clocks of brokers may differ by so much.
+SKEW_S = 600.0
 #: So many jobs of a partition are suspects for nothing but its takeovers: more than one worker has running.
 CROWD = 1_000
 
@@ -24,10 +26,10 @@ def open_strikes(charged: int, order: Suspect | None, appended_at: float, *, cro
     `charged`: those that its record carries, from earlier runs. `order`: what the control topic says of its place;
     `appended_at`: when the broker appended its record. `crowd`: see `in_crowd`.
 
-    An order older than the record is about another one. *Bites*: a topic is made anew within the day that orders hold, and a
+    An order that is clearly older than the record is about another one. *Bites*: a topic is made anew within the day that orders hold, and a
     job that never ran is buried for what another did at its offset.
     """
-    if order is not None and order.order.appended >= appended_at:
+    if order is not None and order.order.appended + SKEW_S >= appended_at:
         return max(charged, order.strikes)
     return charged if charged or crowd else None
 

@@ -341,7 +341,7 @@ class Keeper:
             return
         job.error = doomed[1] if doomed else Crashed(f"its process ended with {how_it_ended}")
         job.duration_s = max(0.0, time.time() - job.started_at)
-        if not isinstance(job.error, JobCancelled):
+        if _is_strike(job):
             job.strikes += 1
         logger.error("%r: %s; another child process takes its place", job, job.error)
         self._end(chunk, batch, index)
@@ -450,6 +450,13 @@ def _stretches(heads: list[Job]) -> tuple[list[Job], list[tuple[int, int]]]:
             jobs.append(behind)
         lanes.append((first, len(jobs) - 1))
     return jobs, lanes
+
+
+def _is_strike(job: Job) -> bool:
+    """Whether the death of its process is held against a job: not if it was cancelled, nor if one that hung would have cost nobody
+    anything in the executor that it asks for."""
+    hung = isinstance(job.error, Timeout) and job.job_type.kind != Processes.kind
+    return not hung and not isinstance(job.error, JobCancelled)
 
 
 def _show_progress(job: Job, pickled: bytes) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from streamjobs.core.assignment import Beginning
 from streamjobs.core.control import Desired, Suspect, suspect_key, suspect_value
-from streamjobs.core.poison import CROWD, STRIKES, convicted, in_crowd, open_strikes
+from streamjobs.core.poison import CROWD, SKEW_S, STRIKES, convicted, in_crowd, open_strikes
 
 
 def ordered(strikes: int, appended: float = 100.0) -> Suspect | None:
@@ -34,8 +34,8 @@ def test_open_strikes(charged: int, order: Suspect | None, crowd: bool, strikes:
 
 def test_an_order_about_an_earlier_record_is_none() -> None:
     """The topic was made anew: what stands at this offset now was appended after the order."""
-    assert open_strikes(0, ordered(3, appended=100.0), 100.5, crowd=False) is None
-    assert open_strikes(0, ordered(3, appended=100.0), 100.0, crowd=False) == 3
+    assert open_strikes(0, ordered(3, appended=100.0), 100.5 + SKEW_S, crowd=False) is None
+    assert open_strikes(0, ordered(3, appended=100.0), 100.0 + SKEW_S, crowd=False) == 3
 
 
 def test_three_convict() -> None:

@@ -378,6 +378,31 @@ def test_what_ran_is_kept_until_it_is_told(tmp_path: Path, monkeypatch: pytest.M
     thread.join(20)
 
 
+def makes_room(slot: int, connection: Connection, legacy: Legacy) -> None:
+    """The first one asks for another; that one stays."""
+    with Path(os.environ["COUNT_IN"]).open("a") as file:
+        file.write("x")
+    connection.send(Report(None, {}, {}, True))
+    if Path(os.environ["COUNT_IN"]).stat().st_size == 1:
+        os._exit(75)
+    connection.poll(60)
+
+
+def test_a_process_that_makes_room_is_replaced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no death, and nobody waits for its successor."""
+    monkeypatch.setenv("COUNT_IN", str(tmp_path / "count"))
+    monkeypatch.setattr("streamjobs.worker.supervise.LIVED_S", 0.0)
+    monkeypatch.setattr("streamjobs.worker.supervise.FIRST_PAUSE_S", 600.0)
+    deaths: list[bool] = []
+    supervisor = Supervisor(makes_room, 1, 1.0, NoTotals(), 4, lambda: deaths.append(True))
+    thread = threading.Thread(target=supervisor.run, daemon=True)
+    thread.start()
+    eventually(lambda: (tmp_path / "count").exists() and (tmp_path / "count").read_text() == "xx", 60, "a second process")
+    supervisor.stop()
+    thread.join(20)
+    assert deaths == []
+
+
 def test_an_orderly_end_leaves_no_marks() -> None:
     marks = Marks(memory(1))
     with marks.row() as row:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from streamjobs.worker.executors.processes import Processes
 from streamjobs.worker.marks import Marks, memory
 from tests.support import child_app
 from tests.support.ledger import Ledger
+from tests.support.workers import ROOT
 from tests.unit.worker.jobs import ByHand, wait_for
 
 TYPES = child_app.app.job_types
@@ -266,3 +269,50 @@ def test_stop_kills_what_still_runs(room: Room) -> None:
     room.executor.stop(5.0)
     wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the child's end")
     assert time.monotonic() - began < 5.0
+
+
+def program(how: str, ledger: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tests.support.child_program", how]
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "LEDGER": str(ledger)})
+
+
+def test_a_child_dies_with_its_parent_in_the_middle_of_a_job(tmp_path: Path) -> None:
+    """A worker that is killed runs nothing on: the next owner runs those jobs again."""
+    ledger = Ledger(tmp_path / "ledger")
+    parent = program("deaf", ledger.path)
+    wait_for(lambda: [e for e in ledger.entries() if e["what"] == "start"], "the job's start", 60)
+    (start,) = [entry for entry in ledger.entries() if entry["what"] == "start"]
+    parent.kill()
+    parent.wait(10)
+    wait_for(lambda: not Path(f"/proc/{start['pid']}").exists(), "the child's end")
+
+
+def test_a_program_that_forgets_its_executor_ends(tmp_path: Path) -> None:
+    """It would wait for its child, which waits for it."""
+    parent = program("ends", tmp_path / "ledger")
+    try:
+        assert parent.wait(60) == 0
+    finally:
+        parent.kill()
+
+
+def test_a_suspect_that_hangs_is_no_killer(room: Room) -> None:
+    """A job type of another executor, run in a child because it is a suspect: killed at its timeout, charged no strike."""
+    job = room.job("hangs_in_a_thread", n=1)
+    job.kind = "processes"
+    room.run(job)
+    assert isinstance(job.error, Timeout)
+    assert job.strikes == 0
+
+
+def test_the_next_job_is_not_blamed_for_one_that_was_late(room: Room) -> None:
+    """
+    A job is found to be late; it ends, and the next one begins, just before the child is killed for it. That next one did nothing:
+    it goes back, uncharged.
+    """
+    late, innocent = room.job("brief", n=1), room.job("deaf", n=2)
+    room.run(room.job("brief", n=0))
+    (keeper,) = room.executor._keepers
+    keeper._overdue = lambda batch: (late, Timeout("late")) if batch.current is not None else None  # type: ignore[method-assign]
+    chunk = room.run(innocent)
+    assert (chunk.done, chunk.returned, innocent.strikes) == ([], [innocent], 0)
