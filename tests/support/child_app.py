@@ -147,3 +147,8 @@ def takes(job: Job, n: int, ms: int) -> None:
     note(job, "start", n=n)
     time.sleep(ms / 1000)
     note(job, "end", n=n)
+
+
+@app.job(executor="processes")
+def nothing(n: int) -> None:
+    """Costs what the way to a child costs."""

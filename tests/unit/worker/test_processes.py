@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,8 +19,9 @@ import pytest
 from streamjobs.job import Crashed, Job, JobCancelled, JobTypeError, Reject, RetryAfter, Snooze, Timeout
 from streamjobs.worker.executors import Chunk, Gate
 from streamjobs.worker.executors import processes as executor_module
+from streamjobs.worker.executors.child import Cells
 from streamjobs.worker.executors.exceptions import pack, unpack
-from streamjobs.worker.executors.processes import Processes
+from streamjobs.worker.executors.processes import Batch, Processes
 from streamjobs.worker.marks import Marks, memory
 from tests.support import child_app
 from tests.support.ledger import Ledger
@@ -316,3 +319,52 @@ def test_the_next_job_is_not_blamed_for_one_that_was_late(room: Room) -> None:
     keeper._overdue = lambda batch: (late, Timeout("late")) if batch.current is not None else None  # type: ignore[method-assign]
     chunk = room.run(innocent)
     assert (chunk.done, chunk.returned, innocent.strikes) == ([], [innocent], 0)
+
+
+class NoChild:
+    """What a list needs of a child; the test takes tickets in its place."""
+
+    def __init__(self) -> None:
+        self.cells = Cells()
+        self.tickets = multiprocessing.Pipe(duplex=False)
+        os.set_blocking(self.tickets[0].fileno(), False)
+
+    def take_ticket(self) -> None:
+        assert os.read(self.tickets[0].fileno(), 1)
+
+
+def listed(*lanes: int) -> tuple[Batch, Chunk, NoChild]:
+    """A list of jobs in lanes of these lengths."""
+    hand, child = ByHand(), NoChild()
+    jobs = hand.jobs(TYPES["brief"], [{"n": n} for n in range(sum(lanes))])
+    ends = list(itertools.accumulate(lanes))
+    chunk = hand.chunk(jobs)
+    batch = Batch(chunk, jobs, [(end - length, end - 1) for end, length in zip(ends, lanes, strict=True)], child)  # type: ignore[arg-type]
+    chunk.jobs = batch
+    return batch, chunk, child
+
+
+def test_only_heads_of_lanes_are_taken_back() -> None:
+    """Those behind a head become ready by it; taken back, too, they would run twice, and out of turn."""
+    batch, chunk, child = listed(1, 3, 2)
+    child.take_ticket()
+    child.cells.begin(0)
+    assert {job.offset for job in chunk.take_back()} == {1, 4}
+    assert chunk.take_back() == []
+    assert batch.unended == range(1)
+
+
+def test_a_ticket_that_is_taken_shows_at_once() -> None:
+    """
+    The child has read a ticket and not said so yet. A revoke closes the gate, takes back the rest, and asks what runs: it must
+    hear of this job, or commits while it runs.
+    """
+    _, chunk, child = listed(1, 1)
+    child.take_ticket()
+    assert [job.offset for job in chunk.take_back()] == [1]
+    assert chunk.current is not None
+    assert chunk.current.offset == 0
+    child.cells.begin(0)
+    child.cells.end(0, 0.1)
+    assert chunk.take_back() == []
+    assert chunk.current is None
