@@ -88,6 +88,7 @@ class Supervisor:
         self._died = died
         self._signals = 0
         self._stopping_since: float | None = None
+        self._worked = False  # some process of it has started once: one that can't is met by an outage, not by a mistake
 
     # What it answers ---------------------------------------------------------------------------------------------------
 
@@ -185,6 +186,7 @@ class Supervisor:
         except (EOFError, OSError):
             slot.connection = None
             return
+        self._worked = True
         slot.heard = time.monotonic()
         if slot.report is not None and slot.report.suspects_told:
             slot.suspects.clear()
@@ -231,7 +233,7 @@ class Supervisor:
         slot.marks.wipe()
         if self._stopping_since is not None:
             return
-        if slot.report is None and code in (1, 2):
+        if not self._worked and code in (1, 2):
             self.stop()  # it could not even start, and said why: another try would say the same
             return
         if code == RESTART_ME and time.monotonic() - slot.started > LIVED_S:

@@ -1,0 +1,66 @@
+"""The supervisor: a worker that once worked is kept alive through the outages of its brokers."""
+
+from __future__ import annotations
+
+import os
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamjobs.worker.marks import Legacy
+from streamjobs.worker.supervise import Report, Supervisor
+from tests.support.workers import eventually
+
+
+class NoTotals:
+    def report(self, process: tuple[int, int], snapshot: Any) -> None: ...
+    def ended(self, process: tuple[int, int]) -> None: ...
+
+
+def met_by_an_outage(slot: int, connection: Connection, legacy: Legacy) -> None:
+    """The first works, then dies; the second finds no broker; the third works."""
+    count = Path(os.environ["COUNT_IN"])
+    number = count.stat().st_size
+    with count.open("a") as file:
+        file.write("x")
+    if number == 1:
+        os._exit(1)
+    connection.send(Report(None, {}, {}, True))
+    if number == 0:
+        connection.poll(5)  # until the supervisor has taken the report
+        os._exit(9)
+    connection.poll(30)
+
+
+def never_starting(slot: int, connection: Connection, legacy: Legacy) -> None:
+    os._exit(1)
+
+
+def test_a_process_that_finds_no_broker_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A process is killed while the broker is restarted; its successor can't start and says so with exit code 1.
+    What bit: the supervisor took that for a mistake of its user, stopped, and the worker was gone for good.
+    """
+    count = tmp_path / "count"
+    count.touch()
+    monkeypatch.setenv("COUNT_IN", str(count))
+    monkeypatch.setattr("streamjobs.worker.supervise.FIRST_PAUSE_S", 0.01)
+    supervisor = Supervisor(met_by_an_outage, 1, 1.0, NoTotals(), 4, lambda: None)
+    thread = threading.Thread(target=supervisor.run, daemon=True)
+    thread.start()
+
+    def third_works() -> bool:
+        assert thread.is_alive(), "the supervisor gave up"
+        return count.stat().st_size == 3 and supervisor.ready()[0]
+
+    eventually(third_works, 30, "a third process works")
+    supervisor.stop()
+    thread.join(20)
+
+
+def test_a_worker_that_never_started_says_why_and_ends() -> None:
+    """A mistake of its user is the same at every try."""
+    assert Supervisor(never_starting, 1, 1.0, NoTotals(), 4, lambda: None).run() == 1
