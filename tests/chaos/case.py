@@ -17,6 +17,13 @@ SESSION_S = 6.0
 #: What has ended is committed within this time while all is well: ticks, the patience with events, the pause for large maps.
 COMMIT_S = 4.0
 
+#: Faults with which a worker can't reach its brokers.
+AWAY = frozenset({"cut-network", "restart-broker", "kill-broker", "freeze-broker", "lose-broker", "freeze-leader", "move-leaders"})
+#: Faults with which a worker is told to stop.
+TOLD = frozenset({"term-worker", "remove-worker"})
+#: A partition that moves in order has its next owner within this time.
+HANDED_OVER_S = 3.0
+
 
 class Setback(NamedTuple):
     """A commit that takes back what an earlier one said."""
@@ -38,6 +45,7 @@ class Case:
         self._index_stored()
         self._index_handlings()
         self.covered = dict(self._coverage())
+        self.born = {fault.pids[0]: fault.began for fault in self.faults if fault.name == "join"}
         self.acknowledged = {p.id: p for p in history.publications if p.place is not None}
 
     def _index_stored(self) -> None:
@@ -83,9 +91,15 @@ class Case:
                     self.setbacks.append(Setback(last, commit, tuple(sorted(taken_back))))
             before = now
 
-    def commits_of(self, topic: str, partition: int) -> Committed | None:
-        """The last one."""
-        return next((c for c in reversed(self.history.commits) if (c.topic, c.partition) == (topic, partition)), None)
+    def handed_over(self, before: Handling, ended: float, again: float) -> bool:
+        """Whether a run ended just after its partition's last commit by an owner that had to let go of it.
+
+        An owner that was told to stop waits longer than any job takes: it has no such excuse.
+        """
+        commits = (c.at for c in self.history.commits if (c.topic, c.partition) == before.place[:2] and c.at <= again)
+        last = max(commits, default=0.0)
+        told = any(f.name in TOLD for f in self.hits(before.pid, before.at, again))
+        return before.at <= last <= ended + CLOCK_S and again - ended < HANDED_OVER_S and not told
 
     # Faults -----------------------------------------------------------------------------------------------------------
 
@@ -117,6 +131,11 @@ class Case:
                     spells.append((fault.began, fault.ended))
             self._known_spells[pid] = spells
         return self._known_spells[pid]
+
+    def no_broker(self, pid: int, since: float, until: float) -> bool:
+        """Whether the brokers were out of a process's reach at any time between two instants."""
+        away = (f for f in self.hits(pid, since, until, abrupt=True) if f.name in AWAY)
+        return any(f.began <= until and since <= f.ended + RECOVERY_S for f in away)
 
     def unsettled(self, since: float, until: float) -> bool:
         """Whether partitions may have moved between two instants: any fault, and a session timeout after it."""

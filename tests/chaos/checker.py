@@ -18,12 +18,14 @@ released-early                 a delayed run started before it was due
 attempts-wrong                 the budget of retries was not kept: an attempt skipped, repeated or charged wrongly
 identity-changed               one job under two origins
 unknown-job                    a handler ran what nobody published
-bad-exit                       a worker ended without being told to, badly when it was told to, or not at all
+bad-exit                       a worker ended without being told to (other than: its brokers were away when it was started), badly
+                               when it was told to, or not at all
 =============================  =========================================================================================
 """
 
 from __future__ import annotations
 
+import signal
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -230,10 +232,17 @@ def _wrong_budget(job_id: str, attempts: dict[int, int], charges: dict[int, int]
 
 #: All was finished, or work was abandoned at the end of the drain.
 GOOD_EXITS = (0, 4)
+#: A worker that is told to stop while it is being started ends by the signal.
+STARTS_WITHIN_S = 10.0
 
 
 def workers_end_well(case: Case) -> Iterator[Anomaly]:
     for end in case.history.exits:
+        born = case.born.get(end.pid, 0.0)
+        if end.told and end.code == -signal.SIGTERM and end.at - born < STARTS_WITHIN_S:
+            continue
+        if not end.told and end.code == 1 and case.no_broker(end.pid, born, end.at):
+            continue
         if not end.told:
             yield Anomaly("bad-exit", f"worker {end.pid} ended with {end.code} and nobody had told it to ({end.log})")
         elif end.code not in GOOD_EXITS:
@@ -268,7 +277,7 @@ def _why_again(case: Case, place: Place, before: Handling, again: Handling) -> t
     if again.pid != before.pid and case.asleep(again.pid, before.at, again.at):
         return LATE, ""
     end = next((e for e in case.ends[before.place, before.run] if e.pid == before.pid and e.at >= before.at), None)
-    if end is None or end.at > again.at:
+    if end is None or end.at > again.at or case.handed_over(before, end.at, again.at):
         return _why_not_ended(case, before, again), "repeat-unexplained"
     return _why_not_committed(case, end, again), "repeat-unexplained"
 

@@ -425,7 +425,7 @@ def test_a_worker_that_was_told_to_stop_has_no_excuse_for_what_had_ended() -> No
     tale = Tale()
     record = tale.published("step-1", 0)
     tale.ran(record)
-    tale.struck("term", abrupt=False)
+    tale.struck("term-worker", abrupt=False)
     tale.ran(record, pid=BOB)
     tale.committed(1)
 
@@ -443,6 +443,21 @@ def test_a_job_that_outlives_the_hand_over_may_run_again() -> None:
 
     assert names(tale) == []
     assert dict(verdict(tale).repeats) == {"in flight when its partition moved": 1}
+
+
+def test_an_end_that_came_just_after_the_hand_over_may_be_repeated() -> None:
+    """The old owner waited as long as it may, committed and let go; then its job ended, and the next owner had it already."""
+    tale = Tale()
+    first, record = tale.published("step-0", 0), tale.published("step-1", 1)
+    tale.handled("start", record)
+    tale.ran(first)
+    tale.struck("add", (BOB,), abrupt=False)
+    tale.committed(1)
+    tale.handled("succeeded", record)
+    tale.ran(record, pid=BOB)
+    tale.committed(2)
+
+    assert names(tale) == []
 
 
 def test_a_run_whose_finish_was_committed_must_not_start_again() -> None:
@@ -566,6 +581,27 @@ def test_a_worker_ends_when_it_is_told_to(told: bool, code: int | None, bad: boo
     tale.history.add(Exit(1.0, ALICE, told, code))
 
     assert names(tale) == (["bad-exit"] if bad else [])
+
+
+def test_a_worker_may_not_start_while_its_brokers_are_away() -> None:
+    tale = clean()
+    tale.struck("kill-broker", (), lasts_s=10)
+    tale.history.add(Fault("join", tale.now, tale.now, (BOB,), abrupt=False))
+    tale.history.add(Exit(tale.now + 5, BOB, False, 1))
+    assert names(tale) == []
+
+    tale.history.add(Exit(tale.now + 5, BOB, False, 137))
+    assert names(tale) == ["bad-exit"]
+
+
+def test_a_worker_that_is_told_to_stop_while_it_starts_ends_by_the_signal() -> None:
+    tale = clean()
+    tale.history.add(Fault("join", tale.now, tale.now, (BOB,), abrupt=False))
+    tale.history.add(Exit(tale.now + 2, BOB, True, -15))
+    assert names(tale) == []
+
+    tale.history.add(Exit(tale.now + 20, BOB, True, -15))
+    assert names(tale) == ["bad-exit"]
 
 
 # Journals ----------------------------------------------------------------------------------------------------------------
