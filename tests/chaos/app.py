@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 
 from streamjobs import App, Backoff, Job, Reject, Retry, Snooze
-from tests.chaos.history import Handling, Journal, Place
+from tests.chaos.history import Fault, Handling, Journal, Place
 
 app = App(
     os.environ.get("CHAOS_APP", "chaos"),
@@ -80,6 +81,17 @@ def sleepy(job: Job, snoozes: int) -> None:
     if job.run <= snoozes:
         note("snoozed", job)
         raise Snooze("2s")
+    note("succeeded", job)
+
+
+@app.job(queue="plain", retry=Retry(attempts=6, backoff=Backoff.fixed("500ms")))
+def toxic(job: Job, deadly: bool) -> None:
+    """Kills the process that runs it, as a bug in a C library would."""
+    note("start", job)
+    if deadly:
+        now, pid = time.time(), os.getpid()
+        journal.write(Fault("poison", now, now, (pid,), dies=True))
+        os.kill(pid, signal.SIGKILL)
     note("succeeded", job)
 
 

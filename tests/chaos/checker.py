@@ -16,6 +16,7 @@ duplicate-after-finish-known   a run started although a commit had said before t
 repeat-unexplained             a run was repeated, and nothing had happened to its worker
 released-early                 a delayed run started before it was due
 attempts-wrong                 the budget of retries was not kept: an attempt skipped, repeated or charged wrongly
+wrongly-convicted              a letter says "poison" of a job that kills nobody
 identity-changed               one job under two origins
 unknown-job                    a handler ran what nobody published
 bad-exit                       a worker ended without being told to (other than: its brokers were away when it was started), badly
@@ -202,6 +203,17 @@ def _due_starts(case: Case) -> Iterator[tuple[Handling, Stored]]:
                 yield start, record
 
 
+# Poison ------------------------------------------------------------------------------------------------------------------
+
+TOXIC = "toxic"
+
+
+def only_killers_are_convicted(case: Case) -> Iterator[Anomaly]:
+    for record in case.history.stored:
+        if record.role == "dead" and record.reason == "poison" and record.type != TOXIC:
+            yield Anomaly("wrongly-convicted", f"job {record.id}, run {record.run}: {_story(case, record.id)}")
+
+
 # Attempts ----------------------------------------------------------------------------------------------------------------
 
 
@@ -378,4 +390,5 @@ RULES: tuple[Callable[[Case], Iterator[Anomaly]], ...] = (
     nothing_starts_early,
     attempts_are_kept,
     workers_end_well,
+    only_killers_are_convicted,
 )

@@ -19,7 +19,9 @@ from tests.chaos.history import Place, Publication
 
 THREADS = 4
 #: How many of a hundred jobs have each type.
-MIX = {"step": 26, "keyed": 24, "shaky": 14, "strict": 10, "step_async": 10, "sleepy": 5, "refused": 5, "tardy": 3, "delayed": 3}
+MIX = {
+    "step": 26, "keyed": 24, "shaky": 14, "strict": 10, "step_async": 10, "sleepy": 5, "refused": 5, "tardy": 3, "delayed": 3, "toxic": 0.15,
+}  # fmt: skip
 
 
 def arguments(kind: str, rng: random.Random) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -56,6 +58,7 @@ MAKERS: dict[str, Callable[[random.Random], tuple[str, dict[str, Any], dict[str,
     "sleepy": lambda rng: ("sleepy", {"snoozes": rng.choice([0, 0, 1, 2])}, {}),
     "refused": lambda rng: ("refused", {"no": rng.random() < 0.3}, {}),
     "tardy": lambda rng: ("tardy", {"forever": rng.random() < 0.25}, {}),
+    "toxic": lambda rng: ("toxic", {"deadly": rng.random() < 0.5}, {}),
     "delayed": _delayed,
 }
 

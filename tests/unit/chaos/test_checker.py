@@ -357,6 +357,19 @@ def test_a_delayed_job_must_not_start_early() -> None:
     assert names(tale) == ["released-early"]
 
 
+# Poison ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("job", "bad"), [("toxic-1", False), ("step-1", True)])
+def test_only_a_job_that_kills_is_convicted(job: str, bad: bool) -> None:
+    tale = Tale()
+    tale.handled("start", tale.published(job, 0))
+    tale.stored(job, 0, DEAD, reason="poison")
+    tale.committed(1)
+
+    assert names(tale) == (["wrongly-convicted"] if bad else [])
+
+
 # Attempts ----------------------------------------------------------------------------------------------------------------
 
 
