@@ -131,7 +131,7 @@ class Worker(Section):
     slots: Count = _setting(32, "Jobs that one process runs at the same time.")
     processes: Count = _setting(1, "Worker processes that the supervisor keeps alive.")
     children: Natural = _setting(0, "Child processes of one process for jobs with executor='processes'; 0: one a processor.")
-    zombies: Natural = _setting(0, "Threads past their timeouts with which a process makes room for another; 0: a quarter of slots.")
+    zombies: Natural = _setting(0, "Threads past their timeouts with which a process makes room for another; 0: a quarter of slots, two at least.")
     max_rss: Natural = _setting(0, "Bytes of memory with which a process ends its work and makes room for another; 0: no limit.")
     drain: Duration = _setting("25s", "How long a stopping worker waits for running jobs.")
     transactional: bool = _setting(

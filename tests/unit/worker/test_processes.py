@@ -248,16 +248,29 @@ def test_a_child_that_is_told_to_stop_goes_on_and_dies_with_its_parent(room: Roo
     wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the child's end")
 
 
-def test_a_child_that_can_not_start_is_tried_again_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its jobs are not charged; they go back, and the next try waits."""
-    monkeypatch.setattr(executor_module, "FIRST_PAUSE_S", 0.05)
-    gate, hand = Gate(), ByHand()
-    executor = Processes(1, gate, _can_not_load)
+def test_a_child_that_can_not_start_is_tried_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its jobs are not charged; they go back, and each next try waits for longer."""
+    monkeypatch.setattr(executor_module, "FIRST_PAUSE_S", 0.01)
+    hand = ByHand()
+    executor = Processes(1, Gate(), _can_not_load)
+    executor._stopping = pauses = Pauses()
     job = hand.job(TYPES["brief"], {"n": 1})
-    executor.submit(hand.chunk([job]))
-    chunk = hand.result()
-    assert (chunk.returned, chunk.done, job.strikes) == ([job], [], 0)
+    for _ in range(2):
+        executor.submit(hand.chunk([job]))
+        chunk = hand.result()
+        assert (chunk.returned, chunk.done, job.strikes) == ([job], [], 0)
+    assert pauses.waited == [0.01, 0.02]
     executor.stop(5.0)
+
+
+class Pauses(threading.Event):
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waited.append(timeout)
+        return super().wait(timeout)
 
 
 def _can_not_load() -> Any:
