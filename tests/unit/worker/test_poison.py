@@ -16,8 +16,11 @@ from streamjobs.clock import SystemClock
 from streamjobs.core import offsets
 from streamjobs.core.control import Desired, suspect_key, suspect_value
 from streamjobs.core.record import Meta, Record
-from streamjobs.job import Job
+from streamjobs.job import Job, JobType
 from streamjobs.testing import MemoryBroker
+from streamjobs.worker.executors import Gate
+from streamjobs.worker.executors.aio import Aio
+from streamjobs.worker.executors.threads import Threads
 from streamjobs.worker.marks import HEAD, Legacy, Mark, Marks, memory
 from streamjobs.worker.process import Process
 from streamjobs.worker.recycle import resident, why_recycle
@@ -113,6 +116,26 @@ def test_a_row_says_what_its_slot_runs() -> None:
     with marks.row() as again:
         again.mark(a, 1, 1)
         assert len(marks.running()) == 1
+
+
+@pytest.mark.parametrize("executor", [Threads, Aio])
+def test_a_slot_marks_each_job_that_it_starts(executor: type[Threads | Aio]) -> None:
+    """Also the second of a chunk; and nothing is left when the chunk is over."""
+    marks, hand, seen = Marks(memory(2)), ByHand(), []
+    job_type = JobType(lambda: None, name="looks", queue="q", publisher=lambda: None)  # type: ignore[arg-type,return-value]
+
+    async def look_in_task(job: Job) -> None:
+        seen.append(marks.running())
+
+    job_type.run = look_in_task if executor is Aio else lambda job: seen.append(marks.running())
+    hand.home.place = marks.place("jobs.by-hand", 0)
+    at_work = executor(1, Gate(), marks)
+    jobs = hand.jobs(job_type, [{}, {}])
+    at_work.submit(hand.chunk(jobs))
+    assert hand.result().done == jobs
+    at_work.stop(5.0)
+    assert seen == [[Mark("jobs.by-hand", 0, 0, 1)], [Mark("jobs.by-hand", 0, 1, 1)]]
+    assert marks.running() == []
 
 
 def test_names_that_find_no_room_are_not_marked() -> None:
