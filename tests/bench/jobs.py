@@ -94,7 +94,7 @@ _HANDLERS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 _KEYED = {"key", "hot", "sleepkey"}
 
 
-def _declare(queue: str) -> None:
+def declare(queue: str) -> None:
     kind = queue.rstrip("0123456789")
     fields = queue[len(kind) :]
     sync, with_await = _HANDLERS[fields if kind in ("none", "key", "hot") else kind.removesuffix("key")]
@@ -124,6 +124,6 @@ def _count_nothing() -> None:
 
 
 if QUEUE:
-    _declare(QUEUE)
+    declare(QUEUE)
 if os.environ.get("BENCH_UNCOUNTED") == "1":
     _count_nothing()

@@ -13,6 +13,7 @@ from typing import Any
 
 from tests.bench import offsets
 from tests.bench.book import Book
+from tests.bench.publishing import FIRST
 from tests.bench.world import Running, World, drained
 
 
@@ -44,7 +45,6 @@ class Round:
 
 
 SHAPES = ("none2", "key2", "hot2", "none11", "key11", "hot11")
-FIRST = 20  # jobs that are not measured: connections, caches and groups settle down
 
 
 def drain(at: Round) -> None:
@@ -103,25 +103,31 @@ def latency(at: Round) -> None:
     count = at.count(500)
     topic = at.world.create(at.world.prefix("out"), 8)
     with at.world.bare("poll", topic) as running:
-        at.world.publish("pace_bare", "", "unused", FIRST, 20, topic)
-        running.wait(FIRST)
+        at.world.publish("pace_bare", "", "unused", 1, 50, topic)
+        _told(running, 1)
         at.world.publish("pace_bare", "", "unused", count, 50, topic)
         _note_latency(at, "bare", running, count)
     for who, tree in at.ours().items():
         for name, settings in ((who, {}), (f"{who}, async", {"bench_async": 1})):
             prefix = at.world.prefix("l")
             with at.world.worker("stamp", prefix, tree=tree, **settings) as running:
-                at.world.publish("pace", "stamp", prefix, FIRST, 20)
-                running.wait(FIRST)
+                at.world.publish("pace", "stamp", prefix, 1, 50)
+                _told(running, 1)
                 at.world.publish("pace", "stamp", prefix, count, 50)
                 _note_latency(at, name, running, count)
 
 
 def _note_latency(at: Round, who: str, running: Running, count: int) -> None:
-    running.wait(FIRST + count)
-    found = sorted(running.ledger.numbers()[FIRST:])
+    found = _told(running, count)
     at.book.note("latency", "p50", who, "ms", statistics.median(found) * 1000)
     at.book.note("latency", "p99", who, "ms", found[int(len(found) * 0.99)] * 1000)
+
+
+def _told(running: Running, count: int) -> list[float]:
+    """What the last so many jobs told, sorted, once those before them have told it, too."""
+    sent = running.sent = running.sent + FIRST + count
+    running.wait(sent)
+    return sorted(running.ledger.numbers()[sent - count : sent])
 
 
 def waiting(at: Round) -> None:
@@ -153,14 +159,9 @@ def delays(at: Round) -> None:
     for who, tree in at.ours().items():
         prefix = at.world.prefix("t")
         with at.world.worker("stamp", prefix, tree=tree) as running:
-            at.world.publish("pace", "stamp", prefix, FIRST, 20)
-            running.wait(FIRST)
-            ended = FIRST
             for delay_s in (2, 7):
                 at.world.publish("delayed", "stamp", prefix, count, delay_s, 50)
-                running.wait(ended + count)
-                late = sorted(running.ledger.numbers()[ended : ended + count])
-                ended += count
+                late = _told(running, count)
                 at.book.note("delays", f"{delay_s} s, p50", who, "ms late", statistics.median(late) * 1000)
                 at.book.note("delays", f"{delay_s} s, p99", who, "ms late", late[int(len(late) * 0.99)] * 1000)
 

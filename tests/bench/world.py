@@ -41,6 +41,7 @@ class Running:
         self.ledger = ledger
         self.log = log
         self.began = time.perf_counter()
+        self.sent = 0  # jobs that were published for it, where somebody counts them
         with log.open("wb") as out:
             self._process = subprocess.Popen(
                 command, cwd=tree, env=dict(env), stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
