@@ -53,6 +53,15 @@ class Story(World):
         """How many entries of this kind there are: of a ledger that grows by thousands a second."""
         return self.ledger.path.read_bytes().count(f'"what": "{what}"'.encode()) if self.ledger.path.exists() else 0
 
+    def spread(self, job_type: str, rows: list[Any], keys: int = 32) -> None:
+        """Publishes over all partitions; jobs without a key go into one after the other."""
+        for number in range(keys):
+            self.publish_many(job_type, rows[number::keys], key=f"key-{number}")
+
+    def entries_of(self, worker: Worker) -> list[dict[str, Any]]:
+        """What this worker's jobs noted, whether it lives or not."""
+        return [entry for entry in self.ledger.entries() if entry["session"] == worker.pid]
+
     def release(self) -> None:
         """From now on patient jobs end."""
         Path(f"{self.ledger.path}.released").touch()
@@ -107,11 +116,6 @@ def probe(port: int, page: str) -> tuple[int, dict[str, str]]:
         return error.code, json.load(error)["reasons"]
     except OSError:
         return 0, {}
-
-
-def pids_of_session(worker: Worker) -> set[int]:
-    """All pids that its processes have had, as its ledger would know them: the session's, living or gone."""
-    raise NotImplementedError
 
 
 def processes_of(worker: Worker) -> list[int]:

@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from streamjobs import App, Backoff, Job, Retry
+from streamjobs import App, Backoff, Job, Retry, Snooze
 from tests.support.ledger import Ledger
 
 app = App(os.environ.get("LEDGER_APP", "story"), partitions=int(os.environ.get("LEDGER_PARTITIONS", "4")))
@@ -22,7 +22,8 @@ SOON = Retry(attempts=15, backoff=Backoff.fixed("100ms"))
 
 
 def note(job: Job, what: str, n: int) -> None:
-    ledger.note(what=what, n=n, type=job.type, origin=job.origin, run=job.run, attempt=job.attempt)
+    """With the session of its process, which is that of its worker."""
+    ledger.note(what=what, n=n, type=job.type, origin=job.origin, run=job.run, attempt=job.attempt, session=os.getsid(0))
 
 
 @app.job(queue=QUEUE)
@@ -58,6 +59,17 @@ def failing(job: Job, n: int, fails: int, ms: float = 0, ballast: str = "") -> N
         time.sleep(ms / 1000)
     if job.attempt <= fails:
         raise ValueError(f"attempt {job.attempt} of {n} fails")
+    note(job, "end", n)
+
+
+@app.job(queue=QUEUE)
+def snoozing(job: Job, n: int, times: int, ms: float = 0) -> None:
+    """Runs again a few times, which is no failure: no breaker holds it."""
+    note(job, "start", n)
+    if ms:
+        time.sleep(ms / 1000)
+    if job.run <= times:
+        raise Snooze("100ms")
     note(job, "end", n)
 
 
