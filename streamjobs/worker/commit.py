@@ -21,8 +21,10 @@ logger = logging.getLogger(__name__)
 
 #: How long a commit waits for its events before it goes without them.
 EVENTS_PATIENCE_S = 2.0
-#: A commit whose answer does not come is given up, so that the next can be tried (edge 36).
-COMMIT_PATIENCE_S = 30.0
+#: A commit whose answer does not come is given up, so that the next can be tried (edge 36). Not before any ordinary outage of a
+#: coordinator is over: the client keeps the commit until there is one again, and it would land after the next one: base 153, then
+#: 152, and the owner that dies now leaves a job to be run again that was known as finished.
+COMMIT_PATIENCE_S = 120.0
 #: Without a successful commit for so long, a loop reads nothing more.
 UNCOMMITTED_S = 60.0
 #: How long the first commit of an epoch may take; after that the next tick tries again.
