@@ -63,6 +63,7 @@ def _stored(message: Message, topic_id: bytes, role: str) -> Stored:
         origin=headers["sj_origin"].decode() if "sj_origin" in headers else origin_of(place.topic, topic_id, *place[1:]),
         key=None if key is None else key.decode(),
         reason=headers.get("sj_reason", b"").decode(),
+        first="sj_origin" not in headers,
     )
 
 

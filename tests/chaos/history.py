@@ -56,7 +56,10 @@ class Handling:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A record as a topic holds it. `role`: main, retry, delay or dead; `appended` by the broker's clock; `due` 0.0: at once."""
+    """A record as a topic holds it. `role`: main, retry, delay or dead; `appended` by the broker's clock; `due` 0.0: at once.
+
+    `first`: it names no origin, so it is its own.
+    """
 
     kind: ClassVar[str] = "stored"
     role: str
@@ -71,6 +74,7 @@ class Stored:
     origin: str = ""
     key: str | None = None
     reason: str = ""
+    first: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ class Tale:
         return record
 
     def published(self, job: str, offset: int, topic: str = MAIN, **more: object) -> Stored:
-        record = self.stored(job, offset, topic, **more)
+        record = self.stored(job, offset, topic, **{"first": True, **more})
         self.history.add(Publication(job, record.type, self.now, record.place))
         return record
 
@@ -205,6 +205,23 @@ def test_a_job_keeps_its_origin() -> None:
     tale.committed(1)
 
     assert names(tale) == ["identity-changed"]
+
+
+@pytest.mark.parametrize("outage", [True, False])
+def test_a_client_may_store_a_job_twice_in_an_outage(outage: bool) -> None:
+    """It was sent again, for nobody could say whether the first had arrived: two records of one job, each its own origin."""
+    tale = Tale()
+    tale.ran(tale.published("step-1", 0))
+    if outage:
+        tale.struck("freeze-leader", ())
+    else:
+        tale.quiet()
+    second = replace(tale.stored("step-1", 1, first=True), origin="another")
+    tale.history.stored[-1] = second
+    tale.ran(second)
+    tale.committed(2)
+
+    assert names(tale) == ([] if outage else ["double-settle", "identity-changed"])
 
 
 # Commits -----------------------------------------------------------------------------------------------------------------
