@@ -32,7 +32,7 @@ OWNED = {
     "auto.commit.enable": _COMMITS,
     "auto.commit.interval.ms": _COMMITS,
     "enable.auto.offset.store": _COMMITS,
-    "enable.partition.eof": "the end of a partition is how a reader knows that it has read everything",
+    "enable.partition.eof": "the end of a partition is asked from the broker; an event for it would only wake a loop",
     "auto.offset.reset": "a partition starts where the group's registration and commits say, never at a guess",
     "isolation.level": "jobs of aborted transactions must not run",
     "partitioner": "keys must go where the Java client puts them (murmur2), or jobs of one key lose their order",

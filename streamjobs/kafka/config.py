@@ -42,7 +42,7 @@ _READING: Mapping[str, Any] = {
     "enable.auto.commit": False,
     "enable.auto.offset.store": False,
     "auto.offset.reset": "error",
-    "enable.partition.eof": True,
+    "enable.partition.eof": False,
     # A head that is due must not wait for the broker to gather more.
     "fetch.wait.max.ms": 50,
     # A backlog of a million costs 57 MiB instead of 127. With so small a buffer the back-off decides (measured, us a record):

@@ -45,7 +45,6 @@ class KafkaConsumer:
         self._faults: deque[tuple[TopicPartition | None, BrokerError]] = deque(maxlen=MAX_FAULTS)
         self._listener: Listener | None = None
         self._starts: dict[TopicPartition, int] = {}  # of what is assigned
-        self._ends: dict[TopicPartition, int] = {}  # where the end was met last
         self._paused: set[TopicPartition] = set()
         self._commits: deque[tuple[frozenset[tuple[str, int, int]], Committed]] = deque()
         self._late: list[Callable[[], None]] = []  # results to be told inside the next fetch
@@ -73,10 +72,9 @@ class KafkaConsumer:
     def _pull(self, limit: int, timeout: float) -> list[ClientMessage]:
         # Ctrl-C is raised inside the client, on the main thread only; the records popped with it are destroyed.
         before = self._positions() if threading.get_ident() == _MAIN_THREAD else {}
-        known = len(self._faults)
         try:
-            batch = self._take(limit)
-            if not batch and timeout > 0 and len(self._faults) == known:
+            batch = self._client.consume(min(limit, MAX_BATCH), 0)
+            if not batch and timeout > 0:
                 batch = self._await_records(limit, timeout)
         except BaseException as error:
             self._damaged = True
@@ -85,23 +83,15 @@ class KafkaConsumer:
             if isinstance(error, KafkaException):
                 return []
             raise
-        return batch
-
-    def _take(self, limit: int) -> list[ClientMessage]:
-        """What has arrived. (The client's `consume` with a timeout would wait for `limit` records, not for the first.)"""
-        batch = self._client.consume(min(limit, MAX_BATCH), 0)
         return self._without_errors(batch) if any(map(_error, batch)) else batch
 
     def _await_records(self, limit: int, timeout: float) -> list[ClientMessage]:
-        deadline = time.monotonic() + timeout
+        """The first one, and what came with it. (`consume` with a timeout would wait for `limit` records.)"""
         first = self._client.poll(timeout)
-        while first is not None and _is_end(first):
-            self._take_error(first, KafkaError(KafkaError._PARTITION_EOF))
-            left = deadline - time.monotonic()
-            first = self._client.poll(left) if left > 0 else None
         if first is None:
             return []
-        return self._without_errors([first]) + (self._take(limit - 1) if limit > 1 else [])
+        more = self._client.consume(min(limit - 1, MAX_BATCH), 0) if limit > 1 else []
+        return [first, *more]
 
     def _without_errors(self, batch: Iterable[ClientMessage]) -> list[ClientMessage]:
         records = []
@@ -114,12 +104,9 @@ class KafkaConsumer:
         return records
 
     def _take_error(self, message: ClientMessage, error: KafkaError) -> None:
-        topic, partition, offset = message.topic(), message.partition(), message.offset()
+        topic, partition = message.topic(), message.partition()
         where = None if topic is None or partition is None or partition < 0 else TopicPartition(topic, partition)
-        if error.code() != KafkaError._PARTITION_EOF:
-            self._note(where, translated(error, "fetch"))
-        elif where in self._starts and offset is not None:
-            self._ends[where] = offset
+        self._note(where, translated(error, "fetch"))
 
     def faults(self) -> list[tuple[TopicPartition | None, BrokerError]]:
         faults = []
@@ -229,7 +216,6 @@ class KafkaConsumer:
     def _forget(self, partitions: Partitions) -> None:
         for where in partitions:
             self._starts.pop(where, None)
-            self._ends.pop(where, None)
             self._paused.discard(where)
         self._drop_held(set(partitions))
 
@@ -257,7 +243,6 @@ class KafkaConsumer:
             except KafkaException:
                 self._start_again(partition, offset)
         self._starts[partition] = offset
-        self._ends.pop(partition, None)
 
     def _start_again(self, partition: TopicPartition, offset: int) -> None:
         """After an error such as "out of range" a partition's fetcher has stopped, and a stopped one can't be sought."""
@@ -273,7 +258,8 @@ class KafkaConsumer:
                 return message.offset() or 0
         with as_broker_error("read a position"):
             (found,) = self._client.position([ClientPartition(*partition)])
-        return max(found.offset, self._starts[partition], self._ends.get(partition, 0))
+        held = [message.offset() or 0 for message in self._held if _where(message) == partition]
+        return min(held, default=max(found.offset, self._starts[partition]))
 
     def _require(self, partition: TopicPartition) -> None:
         if partition not in self._starts:
@@ -423,11 +409,6 @@ class _Callback:
         if error is not None:
             self._consumer._note(None, from_exception(error, "callback"))
         return isinstance(error, Exception)
-
-
-def _is_end(message: ClientMessage) -> bool:
-    error = message.error()
-    return error is not None and error.code() == KafkaError._PARTITION_EOF
 
 
 def _where(message: ClientMessage) -> TopicPartition:

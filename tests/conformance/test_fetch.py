@@ -172,6 +172,19 @@ def test_seek_forgets_what_a_zero_limit_kept(broker: Broker, world: Any) -> None
     assert offsets(world.read(reader, 2)) == [3, 4]
 
 
+def test_a_zero_limit_moves_no_position(broker: Broker, world: Any) -> None:
+    topic = world.topic()
+    where = TopicPartition(topic, 0)
+    world.send(topic, *[b""] * 5)
+    reader = world.reader({where: 0})
+    world.read(reader, 5)
+    reader.seek(where, 2)
+    for _ in range(20):
+        reader.fetch(0, 0.02)
+
+    assert reader.position(where) == 2
+
+
 def test_position_follows_what_was_returned(broker: Broker, world: Any) -> None:
     topic = world.topic()
     where = TopicPartition(topic, 0)
