@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 import threading
 import time
 from collections import Counter
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 
 from streamjobs import admin, provision
-from tests.support.story import Story, cpu_s, probe
+from tests.support.story import Story, cpu_s, free_port, probe
 from tests.support.workers import eventually
 
 #: Of one core, while nothing can be done. A loop that spins takes all of it.
@@ -43,12 +42,6 @@ def own_story(kafka: Any, own_kafka: Any, prefix: str, tmp_path: Path) -> Iterat
     yield build
     for each in stories:
         each.close()
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
@@ -105,6 +106,12 @@ def records(app: App, topic: str) -> Iterator[Message]:
             yield from (m for m in reader.fetch(10_000, 0.2) if m.offset() < ends[TopicPartition(m.topic(), m.partition())])
     finally:
         reader.close()
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
 
 
 def probe(port: int, page: str) -> tuple[int, dict[str, str]]:

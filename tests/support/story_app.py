@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from streamjobs import App, Backoff, Job, Retry, Snooze
+from streamjobs import App, Backoff, Job, Reject, Retry, Snooze
 from tests.support.ledger import Ledger
 
 app = App(os.environ.get("LEDGER_APP", "story"), partitions=int(os.environ.get("LEDGER_PARTITIONS", "4")))
@@ -71,6 +71,12 @@ def snoozing(job: Job, n: int, times: int, ms: float = 0) -> None:
     if job.run <= times:
         raise Snooze("100ms")
     note(job, "end", n)
+
+
+@app.job(queue=QUEUE)
+def refused(job: Job, n: int) -> None:
+    note(job, "start", n)
+    raise Reject("never")
 
 
 @app.job(queue=QUEUE, retry=SOON)
