@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Iterator
@@ -15,15 +16,19 @@ from streamjobs.broker import Commit, TopicPartition
 from streamjobs.clock import SystemClock
 from streamjobs.core import offsets
 from streamjobs.core.control import Desired, suspect_key, suspect_value
+from streamjobs.core.delay import Ladder
+from streamjobs.core.dispatch import QUARANTINE, Dispatcher
 from streamjobs.core.record import Meta, Record
 from streamjobs.job import Job, JobType
 from streamjobs.testing import MemoryBroker
-from streamjobs.worker.executors import Gate
+from streamjobs.worker.execute import Execution
+from streamjobs.worker.executors import Chunk, Gate
 from streamjobs.worker.executors.aio import Aio
 from streamjobs.worker.executors.threads import Threads
 from streamjobs.worker.marks import HEAD, Legacy, Mark, Marks, memory
 from streamjobs.worker.process import Process
 from streamjobs.worker.recycle import resident, why_recycle
+from streamjobs.worker.settle import Routes, held_record
 from streamjobs.worker.supervise import Report, Supervisor
 from tests.support import child_app
 from tests.support.ledger import Ledger
@@ -41,7 +46,7 @@ class World:
         self.broker = MemoryBroker()
         self.ledger = Ledger(directory / "ledger")
         self._before = self.app.lend(self.broker, SystemClock())
-        self.app.configure({"worker.slots": 4, "worker.children": 1, "worker.tick": "50ms", "worker.drain": "5s"})
+        self.app.configure({"worker.slots": 4, "worker.children": 1, "worker.tick": "50ms", "worker.drain": "40s"})
         self.processes: list[Process] = []
         self.types = self.app.job_types
 
@@ -51,7 +56,7 @@ class World:
         provision.require(self.app)
 
     def start(self, *suspects: Mark) -> Process:
-        process = self.app.process(legacy=Legacy(None, suspects))
+        process = self.app.process(legacy=Legacy(memory(20), suspects))
         self.processes.append(process)
         process.start()
         return process
@@ -303,6 +308,90 @@ def test_a_strict_job_that_kills_keeps_its_place(world: World) -> None:
     eventually(lambda: world.standing() == [], 10, "orders taken away")
 
 
+def test_a_suspect_that_may_not_run_takes_its_strikes_along() -> None:
+    """Held, it moves to the ladder: another record, to which no order points."""
+    hand = ByHand()
+    job = hand.job(child_app.app.job_types["plain"], {"n": 1})
+    routes = Routes(child_app.app.names, "children", "children", Ladder(), {})
+    for strikes, header in ((2, b"2"), (0, None)):
+        job.full_meta.strikes = strikes
+        record = held_record(routes, job.message, job.home, job.full_meta, 2_000_000_000.0, "held", 1_700_000_000.0)
+        assert dict(record.headers).get("sj_strikes") == header
+
+
+class Out:
+    """An executor that keeps what it gets."""
+
+    slots = 4
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.chunks: list[Chunk] = []
+
+    def submit(self, chunk: Chunk) -> None:
+        self.chunks.append(chunk)
+
+    def cancel(self, job: Job) -> None: ...
+    def stop(self, timeout: float) -> None: ...
+
+
+def handed_out(*jobs: Job) -> tuple[Execution, Dispatcher[Job], Out, list[Job]]:
+    """Jobs of types of which thousands run in a second, handed out."""
+    out, returned = {kind: Out(kind) for kind in ("threads", QUARANTINE)}, []
+    dispatcher: Dispatcher[Job] = Dispatcher(out)
+    clock = itertools.count()
+    execution = Execution(
+        out, dispatcher, lambda: float(next(clock)), finished=lambda jobs: None, returned=returned.extend, overdue=lambda *_: None,
+        wavers=lambda _: False,
+    )  # fmt: skip
+    for job in jobs:
+        job.job_type.mean_s = 0.0001
+        dispatcher.add(job)
+    execution.hand_out()
+    return execution, dispatcher, out[jobs[0].kind], returned
+
+
+def test_suspects_are_handed_out_one_by_one_and_cost_no_credit() -> None:
+    """A thousand of them would use up the credit of a loop, and nothing else would be read."""
+    hand = ByHand()
+    suspects = hand.jobs(child_app.app.job_types["plain"], [{"n": n} for n in range(3)])
+    for job in suspects:
+        job.kind = QUARANTINE
+    _, dispatcher, out, _ = handed_out(*suspects)
+    assert [list(chunk.jobs) for chunk in out.chunks] == [[suspects[0]]]
+    assert (dispatcher.count(), dispatcher.count(QUARANTINE)) == (0, 2)
+
+
+def test_a_key_does_not_wait_for_a_stuck_job_of_another_one() -> None:
+    """Both were in one chunk: the first is done, the second hangs; then a job comes for the first one's key."""
+    hand = ByHand()
+    first, stuck, behind = hand.jobs(child_app.app.job_types["plain"], [{"n": n} for n in range(3)])
+    first.lane = behind.lane = b"a"
+    stuck.lane = b"b"
+    execution, dispatcher, out, _ = handed_out(first, stuck)
+    (chunk,) = out.chunks
+    assert list(chunk.jobs) == [first, stuck]
+    chunk.done.append(first)
+    chunk.stops.append(first)
+    chunk.current = stuck
+    dispatcher.add(behind)
+    assert dispatcher.count() == 0
+    execution.watch()
+    assert list(dispatcher.ready["threads"]) == [behind]
+    chunk.results.put(chunk)
+    execution.take_results()
+    assert list(dispatcher.ready["threads"]) == [behind], "and only once"
+
+
+def test_what_has_not_begun_is_called_back_when_partitions_leave() -> None:
+    hand = ByHand()
+    jobs = hand.jobs(child_app.app.job_types["plain"], [{"n": n} for n in range(3)])
+    execution, _, out, returned = handed_out(*jobs)
+    next(out.chunks[0].jobs)
+    execution.recall()
+    assert returned == jobs[1:]
+
+
 # Recycling ------------------------------------------------------------------------------------------------------------
 
 
@@ -316,6 +405,7 @@ def test_a_process_with_a_hanging_thread_makes_room(world: World) -> None:  # ed
     eventually(lambda: not process.alive, 30, "the end of the process")
     assert process.join(10) == 75
     assert "times its timeout" in (process.recycling or "")
+    assert process.marks.running() == []  # though its thread hangs there for ever: nobody is a suspect
     assert [entry["n"] for entry in world.noted("end")] == [2]
     ladder = [name for name in world.broker.admin().topics() if ".delay." in name]
     waiting = [Meta.parse(r.headers()) for name in ladder for r in world.broker.records(name)]
