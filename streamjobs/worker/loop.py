@@ -225,7 +225,9 @@ class Loop:
     def drain(self, deadline: float) -> bool:
         """Admits nothing more, keeps polling, ends what runs, commits and leaves the group. False: something was abandoned."""
         self.draining = True
+        self.execution.recall()
         while (self._worth_waiting() or self.settler.open) and self._mono() < deadline:
+            self._give_up_idle_topics()
             self.turn()
         self._settle_zombies()
         abandoned = [job for job in self.execution.running() if not job.outcome]
@@ -236,6 +238,15 @@ class Loop:
         for home in self.poller.partitions.values():
             home.epoch = home.serving = -1
         return not abandoned
+
+    def _give_up_idle_topics(self) -> None:
+        """Other workers get at once the topics of which nothing runs here; single partitions can't be given up without leaving the
+        group, and with it what still runs."""
+        busy = {job.home.topic for job in self.execution.running()} | {home.topic for home in self.poller.partitions.values() if home.open}
+        if busy and busy < self.topics:
+            logger.info("draining: only %s still needed", ", ".join(sorted(busy)))
+            self.topics = frozenset(busy)
+            self.poller.subscribe(busy)
 
     def _worth_waiting(self) -> bool:
         """Whether anything runs that may still end: not what is settled as timed out, nor, in a recycle, what hangs."""
