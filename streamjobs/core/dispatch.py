@@ -30,7 +30,6 @@ class Partition:
     __slots__ = (
         "barred",
         "beginning",
-        "bytes",
         "committed_at",
         "committed_version",
         "copies",
@@ -47,6 +46,7 @@ class Partition:
         "retry",
         "running",
         "serving",
+        "size",
         "sought_told",
         "started",
         "topic",
@@ -67,7 +67,7 @@ class Partition:
         self.lanes: dict[bytes, Entry] = {}
         self.running = 0  # handed to an executor, not yet back
         self.open = 0  # settlements not yet acknowledged
-        self.bytes = 0  # of values held by unfinished jobs
+        self.size = 0.0  # bytes of an unfinished job's value, on average
         self.waiting = 0  # in memory until they are due
         self.full = False  # admission stopped
         self.barred = False  # nothing of its queue may run now, so nothing is fetched

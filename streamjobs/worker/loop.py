@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Protocol
 
-from streamjobs.broker import Admin, Broker, Message, Producer, TopicPartition
+from streamjobs.broker import Admin, Broker, Producer, TopicPartition
 from streamjobs.core.assignment import Admission, AlarmKind, Beginning, Why
 from streamjobs.core.clock import Clock
 from streamjobs.core.control import Desired
@@ -485,7 +485,7 @@ class Loop:
         self.arrivals.take_learned()
         if messages:
             touched = self.arrivals.receive(messages, self.poller.partitions)
-            self._count_bytes(messages, touched)
+            self.poller.weigh(messages, touched)
             self.poller.admit(touched)
             for home, count in touched.items():
                 self.metrics.count("jobs_received_total", home.queue, self.tier, by=count)
@@ -504,12 +504,6 @@ class Loop:
 
     def _behind_keys(self) -> bool:
         return any(home.lanes for home in self.poller.partitions.values())
-
-    def _count_bytes(self, messages: Sequence[Message], touched: Mapping[Partition, int]) -> None:
-        """Bytes held by a partition: unfinished jobs times the mean size of what came last."""
-        mean = sum([len(message.value() or b"") for message in messages]) / len(messages)
-        for home in touched:
-            home.bytes = int(home.tracker.unfinished * mean)
 
     # Holding ----------------------------------------------------------------------------------------------------------
 

@@ -105,9 +105,18 @@ class Poller:
     def used(self, home: Partition) -> float:
         """The share of the partition's nearest limit that is used (PROTOCOLS §4); 1.0 and more: full."""
         tracker = home.tracker
-        return self._limits.used(
-            unfinished=tracker.unfinished, held_bytes=home.bytes, map_chars=tracker.map_size, span=tracker.span
-        )
+        unfinished = tracker.unfinished
+        # The bytes follow from what is unfinished now. *Bites*: a partition is full by the bytes of its last batch; nothing more is
+        # read of it, so nobody counts them again, and it stays full when all of it is finished.
+        held_bytes = int(unfinished * home.size)
+        return self._limits.used(unfinished=unfinished, held_bytes=held_bytes, map_chars=tracker.map_size, span=tracker.span)
+
+    def weigh(self, messages: Sequence[Message], touched: Mapping[Partition, int]) -> None:
+        """Takes note of the size of a batch that was received; `touched`: how many records of each partition were new."""
+        mean = sum([len(message.value() or b"") for message in messages]) / len(messages)
+        for home, count in touched.items():
+            unfinished = max(count, home.tracker.unfinished)
+            home.size += (mean - home.size) * count / unfinished
 
     def bar(self, queues: Collection[str]) -> None:
         """Queues of which nothing may run now are not read, the others are."""

@@ -142,13 +142,15 @@ class Timer:
             self._take_fault(tp, error)
         self.poller.faults = []
         now = self._now()
-        touched: set[Partition] = set()
+        touched: dict[Partition, int] = {}
         for message in messages:
             home = self.poller.partitions.get((message.topic(), message.partition()))
             if home is not None and home.tracker.receive(message.offset()):
-                touched.add(home)
+                touched[home] = touched.get(home, 0) + 1
                 self._wait(home, message, now)
-        self.poller.admit(touched)
+        if touched:
+            self.poller.weigh(messages, touched)
+            self.poller.admit(touched)
         return len(messages)
 
     def _wait(self, home: Partition, message: Message, now: float) -> None:
