@@ -65,12 +65,16 @@ class Breaker:
         else:
             self.state, self.wait_s = "closed", FIRST_WAIT_S
 
+    def probe_due(self, now: float) -> bool:
+        """Whether it waits for a job to try."""
+        return self.state != "closed" and now >= self.changes_at
+
     def wants_probe(self, now: float) -> bool:
         """Whether one job of the type may run now, to see; asking moves the state on, so that only one does.
 
         A probe whose end never comes (its partition left) is given up after as long as it waited for.
         """
-        if self.state == "closed" or now < self.changes_at:
+        if not self.probe_due(now):
             return False
         self.state = "half_open"
         self.changes_at = now + self.wait_s

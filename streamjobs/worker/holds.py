@@ -59,6 +59,14 @@ class Breakers:
         """Job types that are held now. Any thread may ask."""
         return self._gate.held
 
+    def shuts(self, job_type: str, now: float) -> bool:
+        """Whether no job of the type may run now, not even one to try."""
+        if job_type not in self._gate.held:
+            return False
+        with self._lock:
+            breaker = self._breakers.get(job_type)
+            return breaker is not None and not breaker.probe_due(now)
+
     def wants_probe(self, job_type: str, now: float) -> bool:
         """Whether one job of the type may run now, to see."""
         with self._lock:
@@ -104,7 +112,11 @@ class Holds:
         return None
 
     def queue_held(self, queue: str, job_types: Iterable[str]) -> bool:
-        """Whether nothing of a queue may run: then it is not even fetched."""
+        """Whether nothing of a queue may run: then it is not even fetched.
+
+        A queue whose breakers are open is read once a probe is due. *Bites*: the breaker opens when the last job at hand has failed;
+        of a queue that is not read no job is held, so none is tried, and it is never read again.
+        """
         desired = self._desired()
         now = self._now()
         if desired.anything_paused and desired.queue_paused(queue, now) is not None:
@@ -113,7 +125,7 @@ class Holds:
         return bool(names) and all(self._held_type(name, desired, now) for name in names)
 
     def _held_type(self, name: str, desired: Desired, now: float) -> bool:
-        return name in self._breakers.open or (desired.anything_paused and desired.type_paused(self._app, name, now) is not None)
+        return self._breakers.shuts(name, now) or (desired.anything_paused and desired.type_paused(self._app, name, now) is not None)
 
 
 _SAYS = {
