@@ -246,6 +246,10 @@ class Tracker:
         """At most so many characters does the metadata need now, parked heads not counted; a little high,
         never low.
         """
+    def touch(self) -> None:
+        """There is something to commit besides offsets: what is known of a parked head."""
+        self._moves += 1
+
         base, start, position = self.base, self._start, self.position
         end = self._stored[0][1] if self._stored else position
         behind_heads = _runs_size(self._head_runs, start - base)

@@ -464,6 +464,7 @@ class Loop:
         job.error = None
         job.children = ()
         job.kind = job.job_type.kind
+        home.tracker.touch()  # else a crash forgets how often it started, unless another job has finished since
         if job.strikes and QUARANTINE in self._shared.executors:
             job.kind = QUARANTINE
             self._shared.suspects.note(job)
