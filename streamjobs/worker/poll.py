@@ -289,11 +289,19 @@ class Poller:
         mark = Mark(
             home.topic_id[:4],
             finished,
+        self._forget_lookups(partitions)
             takeovers=beginning.takeovers_at(base),
             clean=clean,
             parked=tuple(head for head in home.parked.values() if head.offset not in also),
+        self._forget_lookups(partitions)
             sought=beginning.sought,
         )
+    def _forget_lookups(self, partitions: Sequence[TopicPartition]) -> None:
+        """Of partitions that leave, those too that are to begin again and have no epoch now. *Bites*: a topic is made anew; its
+        partitions leave in the very fetch that was to look them up: what is not assigned can't be sought, and the loop ends."""
+        for tp in partitions:
+            self._lookups.pop(tp, None)
+
         return TopicPartition(home.topic, home.number), Commit(base, encode(base, mark)), version
 
     def past_gaps(self, home: Partition) -> None:
