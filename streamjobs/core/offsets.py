@@ -197,6 +197,11 @@ class Tracker:
         self._finishes += done
         return done
 
+    def is_open(self, offset: int) -> bool:
+        """Whether it was received and is not finished."""
+        at = offset - self._start
+        return offset in self._heads if at < 0 else at < len(self._flags) and not self._flags[at]
+
     def position_to(self, offset: int) -> bool:
         """When nothing is unfinished, moves the base up to the consumer's position; False: it stays.
 
@@ -241,15 +246,15 @@ class Tracker:
         """
         return self._finishes + self._moves
 
+    def touch(self) -> None:
+        """There is something to commit besides offsets: what is known of a parked head."""
+        self._moves += 1
+
     @property
     def map_size(self) -> int:
         """At most so many characters does the metadata need now, parked heads not counted; a little high,
         never low.
         """
-    def touch(self) -> None:
-        """There is something to commit besides offsets: what is known of a parked head."""
-        self._moves += 1
-
         base, start, position = self.base, self._start, self.position
         end = self._stored[0][1] if self._stored else position
         behind_heads = _runs_size(self._head_runs, start - base)

@@ -460,11 +460,11 @@ class Loop:
             self._bury(job, Reason.EXHAUSTED)
             return True
         home.parked[job.offset] = Parked(job.offset, parked.starts + 1, blocked_s)
+        home.tracker.touch()  # else a crash forgets how often it started, unless another job has finished since
         job.run, job.attempt = settlement.run, settlement.attempt
         job.error = None
         job.children = ()
         job.kind = job.job_type.kind
-        home.tracker.touch()  # else a crash forgets how often it started, unless another job has finished since
         if job.strikes and QUARANTINE in self._shared.executors:
             job.kind = QUARANTINE
             self._shared.suspects.note(job)

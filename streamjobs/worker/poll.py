@@ -74,11 +74,11 @@ class Poller:
         self._epochs = 0
         self._obeyed = -1
         self._lookups: dict[TopicPartition, float] = {}
+        self._fetching = False
 
     def subscribe(self, topics: Collection[str]) -> None:
         self.consumer.subscribe(sorted(topics), self)
 
-        self._fetching = False
     # Fetching ---------------------------------------------------------------------------------------------------------
 
     def fetch(self, limit: int, timeout: float) -> list[Message]:
@@ -261,10 +261,18 @@ class Poller:
         homes = [self.partitions[tp] for tp in partitions if tp in self.partitions]
         if homes:
             self._owner.leaving(homes)
+        self._forget_lookups(partitions)
         self._end(homes, lost=False)
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
+        self._forget_lookups(partitions)
         self._end([self.partitions[tp] for tp in partitions if tp in self.partitions], lost=True)
+
+    def _forget_lookups(self, partitions: Sequence[TopicPartition]) -> None:
+        """Of partitions that leave, those too that are to begin again and have no epoch now. *Bites*: a topic is made anew; its
+        partitions leave in the very fetch that was to look them up: what is not assigned can't be sought, and the loop ends."""
+        for tp in partitions:
+            self._lookups.pop(tp, None)
 
     def _end(self, homes: Sequence[Partition], *, lost: bool) -> None:
         for home in homes:
@@ -289,19 +297,11 @@ class Poller:
         mark = Mark(
             home.topic_id[:4],
             finished,
-        self._forget_lookups(partitions)
             takeovers=beginning.takeovers_at(base),
             clean=clean,
             parked=tuple(head for head in home.parked.values() if head.offset not in also),
-        self._forget_lookups(partitions)
             sought=beginning.sought,
         )
-    def _forget_lookups(self, partitions: Sequence[TopicPartition]) -> None:
-        """Of partitions that leave, those too that are to begin again and have no epoch now. *Bites*: a topic is made anew; its
-        partitions leave in the very fetch that was to look them up: what is not assigned can't be sought, and the loop ends."""
-        for tp in partitions:
-            self._lookups.pop(tp, None)
-
         return TopicPartition(home.topic, home.number), Commit(base, encode(base, mark)), version
 
     def past_gaps(self, home: Partition) -> None:
