@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from streamjobs.broker import Message
 from streamjobs.core.dispatch import Partition
-from streamjobs.core.record import Meta
+from streamjobs.core.record import FIXED, MAX_HEADER, Meta
 from streamjobs.errors import DecodeError, HeaderError, UnknownSchemaError
 from streamjobs.job import Job, JobType
 
@@ -47,8 +47,7 @@ class Decoder:
         meta: Meta | None = None
         job_id = ""
         try:
-            # A job as our publisher writes it, with nothing but the fixed headers: nothing more to read of it.
-            if headers and len(headers) == 6 and headers[0][0] == "ce_type" and headers[1][0] == "ce_id" and headers[5][0] == "content-type":
+            if headers and len(headers) == 6 and _is_plain(headers):
                 job_type = self._types.get(headers[0][1])
                 content_type = headers[5][1]
                 job_id = headers[1][1].decode("utf-8", "replace")
@@ -82,6 +81,18 @@ class Decoder:
             return Undecodable("undecodable", message, home, meta, error)
         error = DecodeError(f"no job type {meta.job_type!r} is known to this worker")
         return Undecodable("type_unknown", message, home, meta, error)
+
+
+def _is_plain(headers: list[tuple[str, bytes]]) -> bool:
+    """A job as our publisher writes it, with nothing but the fixed headers: nothing more to read of it.
+
+    Others may write six headers, too. *Bites*: one of them is `sj_due`, and the job runs at once; or one has no value, or too long a
+    one, which nobody would find out before the job fails, in the middle of settling it.
+    """
+    (a, type_), (b, id_), (c, _), (d, source), (e, published), (f, content_type) = headers
+    if (a, b, c, d, e, f) != FIXED or not (type_ and id_ and source and published and content_type):
+        return False
+    return len(type_) + len(id_) + len(source) + len(published) <= MAX_HEADER
 
 
 def lane_of(order: str, message: Message) -> bytes | None:
