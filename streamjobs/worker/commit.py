@@ -193,6 +193,8 @@ class Committer:
         """A rejected commit leaves the tracker as it was: the next tick tries again (edge 8)."""
         if self._in_flight is snapshot:
             self._in_flight = None
+        if any(error is None for error in results.values()):
+            self._failing_since = None  # of partitions that have left since, too: they may be the last to be committed for long
         for tp, error in results.items():
             if tp not in snapshot.homes or not self._current(snapshot, tp):
                 continue
@@ -202,7 +204,6 @@ class Committer:
             home, _, version = snapshot.homes[tp]
             home.committed_version = version
             home.committed_at = self._now()
-            self._failing_since = None
             self.errors.pop(tp, None)
             self._committed(home)
 
