@@ -57,6 +57,16 @@ class Chunk:
         self.cpu_s = 0.0
         self.zombie: Job | None = None  # a job that runs on past its timeout
 
+    def give_up(self) -> None:
+        """After a fault outside a handler: what has no end, the job at hand included, goes back, so that its lane goes on."""
+        job = self.current
+        if job is not None and job not in self.returned and job not in self.stops:
+            if job not in self.done:
+                self.returned.append(job)
+            elif not job.job_type.strict:
+                self.stops.append(job)
+        self.returned.extend(self.take_back())
+
     def take_back(self) -> list[Job]:
         """What the thread has not begun; it will not begin it any more."""
         return list(self.jobs)

@@ -73,7 +73,7 @@ class Aio:
                 await self._visit(job, chunk, row)
         except BaseException:
             logger.exception("a task failed outside a handler; what it had not begun runs elsewhere")
-            chunk.returned.extend(chunk.take_back())
+            chunk.give_up()
         finally:
             row.clear()
             chunk.current = None
@@ -121,22 +121,23 @@ class Aio:
                 async with asyncio.timeout(timeout_s) as scope:
                     await job.job_type.run(job)
         except asyncio.CancelledError as error:
-            task.uncancel()
             job.error = JobCancelled("cancelled while it ran") if job.cancelled or self._stopping else error
         except BaseException as error:  # noqa: BLE001 (whatever a handler raises is its result)
             ours = isinstance(error, TimeoutError) and timeout_s is not None and scope.expired()
             job.error = Timeout(f"it ran longer than {timeout_s:g} s") if ours else error
         finally:
             del self._running[job]
+            while task.uncancel():
+                pass  # what this job was told is not the next one's
 
     def cancel(self, job: Job) -> None:
-        """Interrupts the job's handler at its next await."""
+        """Interrupts the job's handler at its next await; asked again, it leaves the handler to clean up."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._cancel, job)
 
     def _cancel(self, job: Job) -> None:
         task = self._running.get(job)
-        if task is not None:
+        if task is not None and not task.cancelling():
             task.cancel()
 
     def stop(self, timeout: float) -> None:

@@ -116,7 +116,7 @@ def run_chunk(
             _visit(job, chunk, gate, clock, to_epoch, row.mark)
     except BaseException:
         logger.exception("a worker thread failed outside a handler; what it had not begun runs elsewhere")
-        chunk.returned.extend(chunk.take_back())
+        chunk.give_up()
     finally:
         row.clear()
         CURRENT.set(None)
