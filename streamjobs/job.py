@@ -457,6 +457,11 @@ class JobType(Generic[P, R]):
     def _check(self) -> None:
         if self.order == "key_strict" and self.key is None:
             raise JobTypeError(f"job type {self.name}: order={self.order!r} needs key=…, the parameter whose jobs keep their order")
+        if self.strict and self.kind == "threads" and self.on_timeout == "retry":
+            raise JobTypeError(
+                f"job type {self.name}: order='key_strict' can't have on_timeout='retry': a thread can't be ended, and the next run of the job "
+                "would begin while this one goes on. Use executor='processes', an async function, or on_timeout='wait'"
+            )
         if self.timeout_s is not None and self.timeout_s <= 0:
             raise JobTypeError(f"job type {self.name}: timeout must be longer than 0")
         if self.is_async and self.kind != "aio":
