@@ -161,7 +161,8 @@ class Publisher:
 
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Receipt] = loop.create_future()
-        sending, record = await loop.run_in_executor(None, self._prepared, job_type, arguments, options)
+        # In this task's context: the trace that the job belongs to is in it.
+        sending, record = await asyncio.to_thread(self._prepared, job_type, arguments, options)
         if self._joins(job_type, [record]):
             return sending.receipt_to_be(record)
         sending.then = lambda done: loop.call_soon_threadsafe(_resolve, future, done)
@@ -401,6 +402,7 @@ class Publisher:
         self._polling = threading.Lock()
         _inherited.append(self._producer)
         self._producer = None
+        self.outbox = None  # nobody here settles the run that put something into it
         self._poller = None
         self._pid = os.getpid()
 
