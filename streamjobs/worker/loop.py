@@ -198,8 +198,12 @@ class Loop:
         """Turns until `stop()`, then drains. False: work was abandoned at drain. Raises Stopped."""
         self.committer.begin()
         self.poller.subscribe(self.topics)
-        while not stop():
-            self.turn()
+        try:
+            while not stop():
+                self.turn()
+        except Stopped:
+            self.poller.consumer.close()  # or its partitions wait for its session to time out
+            raise
         return self.drain(self._mono() + self._shared.drain_s)
 
     def turn(self) -> bool:
@@ -214,7 +218,7 @@ class Loop:
             self.execution.hand_out(self._why_held())
         if self.execution.out or not self._dispatcher.count():
             self._progressed = self.turned_at
-        self._tick()
+        happened += self._tick()
         if self.turned_at - self._watched >= WATCH_S:
             self._watched = self.turned_at
             self.execution.watch()
@@ -558,7 +562,8 @@ class Loop:
 
     # Ticking ----------------------------------------------------------------------------------------------------------
 
-    def _tick(self) -> None:
+    def _tick(self) -> int:
+        settled = self.settler.settled
         if self.committer.due():
             self.poller.obey_orders()
             if not self.topic_ids.empty():
@@ -566,6 +571,7 @@ class Loop:
             self.committer.tick(self._event_records())
         else:
             self.committer.advance()
+        return self.settler.settled - settled
 
     def _event_records(self) -> list[tuple[Record, int]]:
         if self.events.mode == "off":

@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 #: How often a partition whose start could not be found out is looked up again.
 LOOKUP_AGAIN_S = 1.0
+#: How long the group's commits are waited for; and that of one partition, once all together did not come.
+COMMITS_S, ONE_COMMIT_S = 2.0, 0.5
+#: After so many partitions without an answer the rest is asked next time, and first.
+PATIENT_FOR = 2
 
 
 class Owner(Protocol):
@@ -182,10 +186,10 @@ class Poller:
         self._owner.arrived(home, beginning)
 
     def _beginnings(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, tuple[Beginning, bytes]]:
-        commits: Mapping[TopicPartition, Commit | None] | Lookup
+        commits: Mapping[TopicPartition, Commit | Lookup | None] | Lookup
         try:
             topics = self._admin.topics({tp.topic for tp in partitions})
-            commits = self.consumer.committed(list(partitions))
+            commits = self._commits(partitions)
             starts = self._admin.offsets(list(partitions), "earliest")
             ends = self._admin.offsets(list(partitions), "latest", "read_uncommitted")
         except BrokerError as error:
@@ -209,6 +213,30 @@ class Poller:
                 log_end=ends.get(tp, 0),
             )
             found[tp] = beginning, topic_id
+        return found
+
+    def _commits(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Commit | Lookup | None]:
+        """The group's commits. Raises BrokerError.
+
+        What a dead worker's open transaction may yet commit is not told before that has ended (PROTOCOLS §11), and then nothing
+        is: so partitions are asked one by one, and those that it has nothing to do with begin at once.
+        """
+        again = [tp for tp in partitions if tp in self._lookups]
+        if not again:
+            try:
+                return self.consumer.committed(list(partitions), COMMITS_S)
+            except BrokerError as error:
+                if error.code != "_TIMED_OUT":
+                    raise
+        found: dict[TopicPartition, Commit | Lookup | None] = dict.fromkeys(partitions, LOOKUP_FAILED)
+        silent = 0
+        for tp in partitions:
+            try:
+                found |= self.consumer.committed([tp], ONE_COMMIT_S)
+            except BrokerError:
+                silent += 1
+            if silent == PATIENT_FOR:
+                break
         return found
 
     def _look_up_again(self) -> None:

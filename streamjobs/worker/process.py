@@ -274,10 +274,7 @@ class Process:
 
     def _run_timer(self) -> None:
         assert self.timer is not None
-        self.timer.subscribe()
-        while not self._stopping.is_set():
-            self.timer.turn()
-        self.timer.drain()
+        self.timer.run(self._stopping.is_set)
 
     def _watch_topics(self) -> None:
         """Tells the loops what ids their topics have now: a topic that is made anew is not always told by the consumer (edge 31)."""

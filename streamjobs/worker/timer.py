@@ -10,7 +10,8 @@ import heapq
 import itertools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from streamjobs.broker import Message, TopicPartition
 from streamjobs.core.assignment import Beginning
@@ -30,6 +31,8 @@ from streamjobs.worker.transact import Gathered, Transactor
 logger = logging.getLogger(__name__)
 
 BATCH = 500
+#: So many records of one ladder partition are held at most: the timer reads 40 of them, and a record takes 2.6 kB of memory.
+HELD = 2_500
 #: How often it looks for ladder topics that it does not read yet.
 TOPICS_S = 30.0
 
@@ -74,7 +77,7 @@ class Timer:
             admin=shared.admin,
             names=shared.routes.names,
             desired=self._desired,
-            limits=shared.admission,
+            limits=replace(shared.admission, window=min(HELD, shared.admission.window)),
             owner=self,
             now=self._now,
         )
@@ -95,15 +98,29 @@ class Timer:
             self._tiers = found
             self.poller.subscribe(found)
 
+    def run(self, stop: Callable[[], bool]) -> None:
+        """Turns until `stop()`, then drains. Raises Stopped."""
+        self.committer.begin()
+        self.subscribe()
+        try:
+            while not stop():
+                self.turn()
+        except Stopped:
+            self.poller.consumer.close()
+            raise
+        self.drain()
+
     def turn(self) -> bool:
         """One round; True: something happened."""
         self.turned_at = self._mono()
         self.poller.admit_again()
         happened = self.settler.serve() + self._release() + self._fetch()
+        settled = self.settler.settled
         if self.committer.due():
             self.committer.tick([])
         else:
             self.committer.advance()
+        happened += self.settler.settled - settled
         if self._mono() - self._looked > TOPICS_S:
             self._look_for_topics()
         self._idle_s = 0.001 if happened else min(self._shared.idle_poll_s, self._idle_s * 2)
@@ -120,15 +137,14 @@ class Timer:
         return not self.settler.open
 
     def next_due(self) -> float | None:
-        """When the next record is released, epoch seconds."""
-        return self._heap[0][0] if self._heap else None
+        """When the next record is released, or tried again; epoch seconds."""
+        tried = self.settler.next_try()
+        due = [self._heap[0][0]] if self._heap else []
+        return min([*due, *([] if tried is None else [self._now() + tried])], default=None)
 
     def drain(self) -> None:
         """Commits what was moved and leaves; what waits, waits for the next owner."""
-        deadline = self._mono() + 2.0
-        while self.settler.open and self._mono() < deadline:
-            self.settler.serve()
-        self.committer.commit_now(list(self.poller.partitions.values()), [], timeout=2.0)
+        self.leaving(list(self.poller.partitions.values()))
         self.poller.consumer.close()
 
     # Receiving --------------------------------------------------------------------------------------------------------

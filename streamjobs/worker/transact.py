@@ -26,7 +26,7 @@ from streamjobs.core.record import Record
 from streamjobs.errors import BrokerError
 from streamjobs.job import Cancel, Job, Reject, Snooze
 from streamjobs.worker import Stopped
-from streamjobs.worker.commit import Committer, Events, Snapshot, Ticking
+from streamjobs.worker.commit import EVENTS_PATIENCE_S, Committer, Events, Snapshot, Ticking
 from streamjobs.worker.poll import Poller
 from streamjobs.worker.settle import LONGEST_BACKOFF_S, TOO_LARGE, Open, Settler, backoff
 
@@ -180,6 +180,7 @@ class Gathered(Settler):
 
     def sent(self, item: Open) -> None:
         """A transaction took it: its topics are open."""
+        self.settled += 1
         for record in item.records:
             self.blocked.pop(record.topic, None)
             if self._shut.pop(record.topic, None):
@@ -358,9 +359,11 @@ class Transactor(Committer):
                 self._send(producer, Sent(work, item, record), deadline)
         for record, _ in (*work.events, *work.told):
             self._send(producer, Sent(work, None, record), deadline)
-        for _ in _slices(deadline - self._now()):
+        for number in _slices(deadline - self._now()):
             if work.refused or not work.unacked:
                 return
+            if number * SLICE_S > EVENTS_PATIENCE_S and all(sent.item is None for sent in work.unacked):
+                break
             producer.flush(SLICE_S)
         work.refused += [(sent, _too_late(sent)) for sent in work.unacked]
 
@@ -439,8 +442,8 @@ class Transactor(Committer):
         if work.refused and not of_items:
             self._drop_events(work, work.refused[0][1])
         if work.error is not None and not work.refused:
-            for tp in work.snapshot.offsets:
-                self._refused(tp, work.error)
+            logger.warning("a transaction of group %s was aborted: %s; it is produced again", self._poller.group, work.error)
+            self.errors.update(dict.fromkeys(work.snapshot.offsets, work.error))
         return bool(work.refused) or (work.error is not None and work.error.code == RECOUNTS)
 
     def _drop_events(self, work: Work, error: BrokerError) -> None:

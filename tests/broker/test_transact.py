@@ -7,7 +7,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,12 +50,15 @@ def outcome_of(n: int) -> Outcome:
 
 
 class TransactionalWorld(World):
+    _topic_ids: Mapping[str, bytes] = {}
+
     def _app(self) -> App:
         import importlib
 
         from tests.support import transact_app
 
-        return importlib.reload(transact_app).app
+        app: App = importlib.reload(transact_app).app
+        return app
 
     def worker(self, *arguments: str, **env: str) -> Worker:
         log = self.directory / f"worker-{len(self.workers)}.log"
@@ -68,9 +71,9 @@ class TransactionalWorld(World):
         rows: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
         for n in numbers:
             expected = outcome_of(n)
-            row = {"n": n, "fails": expected.fails, "children": expected.children, "ends": expected.ends, "ms": ms}
+            row: dict[str, Any] = {"n": n, "fails": expected.fails, "children": expected.children, "ends": expected.ends, "ms": ms}
             rows[expected.ladder].append(row)
-        origins = {}
+        origins: dict[str, int] = {}
         for ladder, of in rows.items():
             receipts = self.publish_many("patient" if ladder else "parent", of)
             for row, receipt in zip(of, receipts, strict=True):
@@ -81,8 +84,8 @@ class TransactionalWorld(World):
         return origin_of(topic, self.topic_ids[topic], partition, offset)
 
     @property
-    def topic_ids(self) -> dict[str, bytes]:
-        if not hasattr(self, "_topic_ids"):
+    def topic_ids(self) -> Mapping[str, bytes]:
+        if not self._topic_ids:
             self._topic_ids = {name: topic.id for name, topic in self.app.broker.admin().topics().items()}
         return self._topic_ids
 
