@@ -470,6 +470,34 @@ def test_a_busy_cluster_is_asked_again(
     assert len(jobs(broker)) == 10
 
 
+def test_a_limit_holds_over_what_was_begun_anew(
+    invoices: Letters, letters: DeadLetters, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was moved before a batch failed counts; what stays is counted once."""
+    monkeypatch.setattr(run, "PAUSE_S", 0.0)
+    bury(invoices, 400, headers=lambda n: [("sj_replays", b"3")] if n % 4 == 0 else [])
+    faults = iter(["NOT_ENOUGH_REPLICAS"])
+
+    def trip(_: int) -> None:
+        for error in faults:
+            broker.fail("send", topic=RETRY, error=error)
+
+    done = letters.replay(limit=200, moved=trip)
+
+    assert (done.moved, len(jobs(broker))) == (200, 200)
+    assert done.kept[Kept.PARKED] <= 100
+
+
+def test_an_order_that_could_not_be_noted_says_so(invoices: Letters, letters: DeadLetters, broker: MemoryBroker) -> None:
+    """It is carried out: an exception would say that it is not."""
+    bury(invoices, 3)
+    broker.fail("send", topic=AUDIT, error="TOPIC_AUTHORIZATION_FAILED")
+
+    done = letters.replay()
+
+    assert done.moved == 3 and "could not be noted in streamjobs.audit" in done.complaint
+
+
 def test_a_commit_without_an_answer_is_asked_for_again(invoices: Letters, letters: DeadLetters, broker: MemoryBroker) -> None:
     """Aborted instead, or done anew, what was committed after all would go back twice."""
     bury(invoices, 500)
@@ -541,6 +569,23 @@ def test_a_changed_payload_is_checked_and_travels(app: App, invoices: Letters, l
     assert audit(broker)[-1]["target"] == f"{DLT}: all; set invoice_id, customer_id"
     fingerprint = app.job_types["send_invoice"].payload.fingerprint.hex().encode()
     assert [message.key() for message in broker.records(app.names.schemas)] == [fingerprint]
+
+
+def test_a_change_reaches_into_nested_objects(app: App, broker: MemoryBroker) -> None:
+    """And into each letter's own: the first one's must not be what the second one is changed from."""
+
+    @app.job(queue="invoices")
+    def ship(address: dict[str, str]) -> None: ...
+
+    letters = app.dead_letters("invoices")
+    Letters(app, "ship").bury([{"address": {"city": "Rome", "zip": "1"}}, {"address": {"city": "Oslo", "zip": "2"}}])
+
+    letters.edit([Change.parse("address.zip=9"), Change.parse("address.land=x")])
+
+    assert [letters.shown(letter).json["address"] for letter in sorted(letters, key=lambda letter: letter.id)] == [
+        {"city": "Rome", "zip": "9", "land": "x"}, {"city": "Oslo", "zip": "9", "land": "x"},
+    ]  # fmt: skip
+    assert letters.edit({"address.city.name": "x"}).kept == {Kept.REFUSED: 2}
 
 
 def test_a_key_that_its_publisher_chose_stays(invoices: Letters, letters: DeadLetters, broker: MemoryBroker) -> None:

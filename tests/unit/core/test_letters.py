@@ -148,6 +148,11 @@ def test_a_replayed_job_carries_nothing_of_its_failure() -> None:
     }  # fmt: skip
 
 
+def test_a_job_keeps_its_origin_also_where_only_the_letters_id_says_it() -> None:
+    """A letter that was slimmed to the bone, or came by another hand: without it the job is a new one for everybody."""
+    assert dict(replayed(letter(origin=None), RETRY).headers)["sj_origin"] == b"jobs.invoices@1f2e3d4c/3/70012"
+
+
 def test_a_delayed_replay_says_when_and_where_to() -> None:
     meta = Meta.parse(replayed(letter(), Route("streamjobs.billing.delay.4m", 4, "jobs.invoices.billing.retry", NOW + 600)).headers)
 
@@ -180,7 +185,7 @@ def test_a_parked_letter_keeps_its_reason_and_its_age() -> None:
 
     assert meta.parked and meta.reason == "exhausted" and meta.error_type == "Timeout"
     assert (record.key, record.partition, record.value) == (letter().row, 5, letter().value)
-    assert Letter.of(Stored(record.headers)).died == letter().died
+    assert dict(record.headers)["sj_died"] == b"%d" % round(letter().died * 1000)
 
 
 def test_an_edited_letter_keeps_all_but_its_payload() -> None:
