@@ -258,8 +258,7 @@ class KafkaConsumer:
                 return message.offset() or 0
         with as_broker_error("read a position"):
             (found,) = self._client.position([ClientPartition(*partition)])
-        held = [message.offset() or 0 for message in self._held if _where(message) == partition]
-        return min(held, default=max(found.offset, self._starts[partition]))
+        return max(found.offset, self._starts[partition])
 
     def _require(self, partition: TopicPartition) -> None:
         if partition not in self._starts:
