@@ -410,6 +410,9 @@ def decode(base: int, text: str) -> Mark | None:
         return None
     try:
         body = binascii.a2b_base64(text[len(_MAGIC) :], strict_mode=True)
+        # Base64 has unused bits at its end: another text may stand for the same bytes, and is none that we wrote.
+        if binascii.b2a_base64(body, newline=False).decode() != text[len(_MAGIC) :]:
+            return None
         return _mark(base, body[4:]) if body[:4] == _crc(base, body[4:]) else None
     except ValueError:
         return None
