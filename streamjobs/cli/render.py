@@ -195,7 +195,7 @@ class _Bar:
 
 @contextmanager
 def progress(what: str, total: int | None = None) -> Iterator[Progress]:
-    """A bar on stderr while the block runs, if stderr is a terminal. `total` None: it is not known."""
+    """A bar on stderr while the block runs, if stderr is a terminal. `total` None: it is not known, nor is when it ends."""
     if not sys.stderr.isatty():
         yield _Silent()
         return
@@ -207,6 +207,7 @@ def progress(what: str, total: int | None = None) -> Iterator[Progress]:
         rich_progress.BarColumn(),
         rich_progress.TextColumn("{task.completed:,.0f}"),
         rich_progress.TimeElapsedColumn(),
+        *([] if total is None else [rich_progress.TextColumn("of {task.total:,.0f}, left:"), rich_progress.TimeRemainingColumn()]),
         console=Console(stderr=True),
         transient=True,
     )

@@ -687,6 +687,27 @@ def test_an_import_twice_changes_nothing(invoices: Letters, letters: DeadLetters
     assert letters.count() == 5
 
 
+def test_an_import_replaces_a_letter_where_it_lies(invoices: Letters, letters: DeadLetters) -> None:
+    """Written to another partition, the old version would stay beside the new one, and both would go back."""
+    record = invoices.record({"invoice_id": 7, "customer_id": "c"}, 7)
+    for partition in range(4):
+        invoices.write([Record(record.topic, record.value, record.key, record.headers, partition)])
+        [row] = letters.export()
+
+        assert letters.import_([{**row, "arguments": {"invoice_id": 7, "customer_id": f"in {partition}"}}]).moved == 1
+
+        assert [letter.key for letter in letters] == [f"in {partition}"]
+        letters.discard()
+
+
+def test_a_record_without_a_key_is_no_letter(letters: DeadLetters, broker: MemoryBroker) -> None:
+    """On a topic that is not compacted a stranger may write one: no tombstone could take it away."""
+    broker.admin().alter_topic_config(DLT, {"cleanup.policy": "delete"})
+    tables.write_once(broker, [Record(DLT, b"what?")])
+
+    assert letters.count() == letters.replay().moved == 0
+
+
 def test_an_undecodable_letter_is_mended_outside_and_replayed(
     app: App, invoices: Letters, letters: DeadLetters, broker: MemoryBroker
 ) -> None:  # edge 61

@@ -280,8 +280,22 @@ def test_ctrl_c_finishes_the_batch_and_says_what_is_left(
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_the_second_ctrl_c_ends_it_at_once(
+    dlt: Run, invoices: Letters, table: DeadLetters, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bury(invoices, 500)
+    monkeypatch.setattr(module.render, "progress", _PressingCtrlCTwice)
+
+    result = dlt("replay", "invoices", "--apply")
+
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "interrupted")
+    assert table.count() == 500 - len(broker.records(RETRY))
+
+
 class _PressingCtrlC:
     """In place of the progress bar: presses Ctrl-C when the first batch is told of."""
+
+    times = 1
 
     def __init__(self, *_: Any) -> None: ...
     def __enter__(self) -> Self:
@@ -290,7 +304,12 @@ class _PressingCtrlC:
     def __exit__(self, *_: object) -> None: ...
 
     def advance(self, by: int = 1) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(self.times):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class _PressingCtrlCTwice(_PressingCtrlC):
+    times = 2
 
 
 def test_without_transactions_it_is_said_once(dlt: Run, invoices: Letters, broker: MemoryBroker) -> None:
