@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import sys
 import traceback
@@ -21,6 +22,9 @@ from streamjobs.errors import StreamjobsError, UsageError
 if TYPE_CHECKING:
     from streamjobs.app import App
     from streamjobs.worker.marks import Legacy
+
+#: So many more objects than before are alive when a worker process looks for cycles.
+GARBAGE = 50_000
 
 
 @click.command(
@@ -113,6 +117,7 @@ def run_process(
             traceback.print_exc()
         click.echo(f"error: {error}", err=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
+    _collect_rarely()
     reporting.run(lambda: process.alive)
     code = process.join(timeout=10.0)
     if process.recycling:
@@ -125,6 +130,13 @@ def _log(app: App) -> None:
     from streamjobs.telemetry import log
 
     log.configure(app.settings.log.format, app.settings.log.level)
+
+
+def _collect_rarely() -> None:
+    """Jobs hold no cycles, and thousands of them are alive: looked through every 700 objects, they cost a third of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE, 10, 10)
 
 
 def _check(session: Session, queues: Iterable[str]) -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,11 +102,12 @@ class World:
         self.tree = tree
         self._directory = directory
         self._numbers = itertools.count(1)
+        self._run = uuid.uuid4().hex[:6]
         self._admin = AdminClient({"bootstrap.servers": bootstrap})
 
     def prefix(self, name: str) -> str:
         """A prefix for topics that begins anew: nothing lies in them."""
-        return f"{name}{next(self._numbers)}"
+        return f"{name}{next(self._numbers)}-{self._run}"
 
     def environment(self, queue: str, prefix: str, **more: Any) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("STREAMJOBS_", "BENCH_"))}
@@ -122,7 +124,7 @@ class World:
     @contextlib.contextmanager
     def worker(self, queue: str, prefix: str, *arguments: str, tree: Path | None = None, **settings: Any) -> Iterator[Running]:
         """`streamjobs worker` with a new group, which begins at the start of the queue. Settings as in the environment."""
-        group = f"g{next(self._numbers)}"
+        group = f"g{next(self._numbers)}-{self._run}"
         command = [sys.executable, "-m", "streamjobs", "worker", "-A", "tests.bench.jobs:app", queue, *arguments]
         env = self.environment(queue, prefix, **{"worker__group": group, **settings})
         with self._running(command, env, tree or self.tree) as running:
@@ -132,7 +134,7 @@ class World:
     @contextlib.contextmanager
     def bare(self, program: str, topic: str) -> Iterator[Running]:
         """A program of `tests.bench.bare` with a new group."""
-        env = self.environment("", "bare", worker__group=f"g{next(self._numbers)}")
+        env = self.environment("", "bare", worker__group=f"g{next(self._numbers)}-{self._run}")
         with self._running([sys.executable, "-m", "tests.bench.bare", program, topic], env, self.tree) as running:
             yield running
 
