@@ -409,8 +409,6 @@ def decode(base: int, text: str) -> Mark | None:
     if len(text) > METADATA_LIMIT or not text.startswith(_MAGIC) or not 0 <= base <= MAX_OFFSET:
         return None
     try:
-        if (len(text) - len(_MAGIC)) % 4:
-            return None  # the strict mode lets one more "=" pass behind what needs none
         body = binascii.a2b_base64(text[len(_MAGIC) :], strict_mode=True)
         # Base64 has unused bits at its end: another text may stand for the same bytes, and is none that we wrote.
         if binascii.b2a_base64(body, newline=False).decode() != text[len(_MAGIC) :]:
