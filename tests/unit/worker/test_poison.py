@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from streamjobs import App
 from streamjobs.broker import Commit, TopicPartition
 from streamjobs.clock import SystemClock
 from streamjobs.core import offsets
@@ -21,6 +23,7 @@ from streamjobs.core.dispatch import QUARANTINE, Dispatcher
 from streamjobs.core.record import Meta, Record
 from streamjobs.job import Job, JobType
 from streamjobs.testing import MemoryBroker
+from streamjobs.testing.app import Testing
 from streamjobs.worker.execute import Execution
 from streamjobs.worker.executors import Chunk, Gate
 from streamjobs.worker.executors.aio import Aio
@@ -68,6 +71,10 @@ class World:
         """All that was ever ordered about suspects, in order."""
         records = self.broker.records(self.app.names.control)
         return [(key, r.value()) for r in records if (key := (r.key() or b"").decode()).startswith("suspect/")]
+
+    def charges(self) -> list[int | None]:
+        """The strikes of each order, one after the other; None: it was taken away."""
+        return [None if value is None else json.loads(value)["strikes"] for _, value in self.orders()]
 
     def standing(self) -> list[int]:
         """The strikes of the orders that stand."""
@@ -241,6 +248,7 @@ def test_strikes_that_stand_are_kept_over_a_failure(world: World) -> None:
     process = world.start(Mark(MAIN, 0, receipt.offset, 1))
     eventually(world.retries, 30, "a retry")
     assert world.retries()[0].strikes == 2
+    eventually(lambda: world.charges()[:4] == [2, 3, 2, None], 10, "charged, taken back, and taken away when the retry is stored")
     process.stop()
     assert all(entry["pid"] != os.getpid() for entry in world.noted("start"))
 
@@ -306,6 +314,7 @@ def test_a_strict_job_that_kills_keeps_its_place(world: World) -> None:
     assert (letter.reason, letter.strikes) == ("poison", 3)
     assert [(entry["n"], entry["run"]) for entry in world.noted("start")] == [(0, 1), (0, 2), (0, 3), (1, 1), (2, 1)]
     assert world.retries("strict") == []
+    assert [strikes for strikes, _ in itertools.groupby(world.charges())] == [1, 2, 3, None], "each death is noted before its next start"
     eventually(lambda: world.standing() == [], 10, "orders taken away")
 
 
@@ -382,6 +391,20 @@ def test_a_key_does_not_wait_for_a_stuck_job_of_another_one() -> None:
     chunk.results.put(chunk)
     execution.take_results()
     assert list(dispatcher.ready["threads"]) == [behind], "and only once"
+
+
+def test_a_revoke_calls_back_first(streamjobs_testing: Callable[[App], Testing]) -> None:
+    """A child has a whole list in hand: the gate is not asked there."""
+    app = App("shop", partitions=1)
+    app.job(name="mail", queue="mails")(lambda: None)
+    t = streamjobs_testing(app)
+    t.run()
+    loop = t.process.loops[0]
+    asked: list[str] = []
+    loop.execution.recall = lambda: asked.append("recall")  # type: ignore[method-assign]
+    loop._busy = lambda going: asked.append("busy")  # type: ignore[assignment,method-assign,return-value]
+    loop.poller.revoked([TopicPartition("jobs.mails", 0)])
+    assert asked == ["recall", "busy"]
 
 
 def test_what_has_not_begun_is_called_back_when_partitions_leave() -> None:
