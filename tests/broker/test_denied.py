@@ -78,7 +78,7 @@ def guarded_story(kafka: Any, guarded_kafka: Any, prefix: str, tmp_path: Path) -
         each.close()
 
 
-@pytest.mark.parametrize("which", ["retry", "dead"])
+@pytest.mark.parametrize("which", ["retry", pytest.param("dead", marks=pytest.mark.long)])
 def test_a_topic_that_may_not_be_written_to(guarded_story: Callable[..., Story], which: str) -> None:  # edge 33
     """
     Somebody takes away the right to write to the retry (or the dead-letter) topic. Going on without the record loses the job, trying

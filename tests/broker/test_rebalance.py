@@ -13,11 +13,12 @@ import pytest
 from tests.support.story import partition_of
 from tests.support.workers import eventually
 
-PROTOCOLS = pytest.mark.parametrize("protocol", ["consumer", "classic"])
+CONSUMER_CLASSIC_LATER = pytest.mark.parametrize("protocol", ["consumer", pytest.param("classic", marks=pytest.mark.long)])
+CLASSIC_CONSUMER_LATER = pytest.mark.parametrize("protocol", ["classic", pytest.param("consumer", marks=pytest.mark.long)])
 SLOTS = 16
 
 
-@PROTOCOLS
+@CLASSIC_CONSUMER_LATER
 def test_workers_come_and_go_while_jobs_run(story: Callable[..., Any], protocol: str) -> None:  # edge 1
     """
     Jobs of one to two seconds run on 8 partitions while a second worker joins and leaves, a third joins and is killed. Each
@@ -48,7 +49,7 @@ def test_workers_come_and_go_while_jobs_run(story: Callable[..., Any], protocol:
     assert repeats <= 2 * SLOTS + max(len(unfinished), uncommitted)  # two revokes, each with all slots busy, and the dead one
 
 
-@PROTOCOLS
+@CONSUMER_CLASSIC_LATER
 def test_partitions_that_stay_go_on_while_others_leave(story: Callable[..., Any], protocol: str) -> None:
     """
     A worker is asked for one of its two partitions while long jobs run there. It waits for them, and were that all it did, the jobs of the
@@ -80,7 +81,7 @@ def test_partitions_that_stay_go_on_while_others_leave(story: Callable[..., Any]
     assert last_end > last_start and len(meanwhile) > 20
 
 
-@PROTOCOLS
+@CONSUMER_CLASSIC_LATER
 def test_a_job_that_fails_after_its_partition_left_writes_nothing(story: Callable[..., Any], protocol: str) -> None:  # edge 41
     """
     Jobs of a leaving partition run longer than a revoke waits, and then fail. The next owner runs them again; if the old one wrote
@@ -103,7 +104,7 @@ def test_a_job_that_fails_after_its_partition_left_writes_nothing(story: Callabl
     assert retries == 8 and set(runs.values()) == {1}
 
 
-@PROTOCOLS
+@CONSUMER_CLASSIC_LATER
 def test_a_draining_worker_polls_and_gives_up_what_it_does_not_need(story: Callable[..., Any], protocol: str) -> None:  # edge 10
     """
     SIGTERM meets a job that takes longer than a session and a poll interval. Who stops polling is thrown out, and the job runs twice;
