@@ -137,6 +137,11 @@ class Case:
         away = (f for f in self.hits(pid, since, until, abrupt=True) if f.name in AWAY)
         return any(f.began <= until and since <= f.ended + RECOVERY_S for f in away)
 
+    def lost_a_process(self, pid: int, since: float, until: float) -> bool:
+        """Whether a process of this supervisor was killed between two instants: another one is being started then."""
+        own = {kin for f in self.faults if pid in f.pids and f.name not in AWAY for kin in f.pids}
+        return any(f.dies and since <= f.began <= until and own & set(f.pids) for f in self.faults)
+
     def unsettled(self, since: float, until: float) -> bool:
         """Whether partitions may have moved between two instants: any fault, and a session timeout after it."""
         return any(True for _ in self.hits(None, since - SESSION_S, until))

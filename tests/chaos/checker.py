@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from tests.chaos.case import CLOCK_S, COMMIT_S, Case
-from tests.chaos.history import Fault, Handling, History, Place, Stored
+from tests.chaos.history import Exit, Fault, Handling, History, Place, Stored
 
 #: A client sends a record again for so long.
 SENT_S = 10.0
@@ -210,6 +210,12 @@ def _due_starts(case: Case) -> Iterator[tuple[Handling, Stored]]:
                 yield start, record
 
 
+def _could_not_replace(case: Case, end: Exit) -> bool:
+    """It was told to stop while a process of it that had been killed could not be started again: no broker answered."""
+    since = end.at - REPLACES_WITHIN_S
+    return case.lost_a_process(end.pid, since, end.at) and case.no_broker(end.pid, since, end.at)
+
+
 # Poison ------------------------------------------------------------------------------------------------------------------
 
 TOXIC = "toxic"
@@ -253,6 +259,8 @@ def _wrong_budget(job_id: str, attempts: dict[int, int], charges: dict[int, int]
 GOOD_EXITS = (0, 4)
 #: A worker that is told to stop while it is being started ends by the signal.
 STARTS_WITHIN_S = 10.0
+#: A process that was killed is replaced within this time, unless no broker answers.
+REPLACES_WITHIN_S = 30.0
 
 
 def workers_end_well(case: Case) -> Iterator[Anomaly]:
@@ -261,6 +269,8 @@ def workers_end_well(case: Case) -> Iterator[Anomaly]:
         if end.told and end.code == -signal.SIGTERM and end.at - born < STARTS_WITHIN_S:
             continue
         if end.code == 1 and case.no_broker(end.pid, born, min(end.at, born + STARTS_WITHIN_S)):
+            continue
+        if end.told and end.code == 1 and _could_not_replace(case, end):
             continue
         if not end.told:
             yield Anomaly("bad-exit", f"worker {end.pid} ended with {end.code} and nobody had told it to ({end.log})")

@@ -634,6 +634,21 @@ def test_a_worker_that_is_told_to_stop_while_it_starts_ends_by_the_signal() -> N
     assert names(tale) == ["bad-exit"]
 
 
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_worker_that_can_not_replace_a_process_may_say_so_at_its_end(killed: bool) -> None:
+    """Its process was killed while the broker was away, then it was told to stop; without a kill it has no such excuse."""
+    tale = clean()
+    tale.quiet()
+    tale.history.add(Fault("blink-worker", tale.now, tale.now + 1, (BOB, 21)))
+    tale.quiet()
+    tale.struck("kill-broker", (), lasts_s=5)
+    if killed:
+        tale.killed(21)
+    tale.history.add(Exit(tale.now + 1, BOB, True, 1))
+
+    assert names(tale) == ([] if killed else ["bad-exit"])
+
+
 # Journals ----------------------------------------------------------------------------------------------------------------
 
 
