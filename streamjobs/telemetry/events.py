@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, Literal, NamedTuple, Protocol
@@ -213,6 +213,28 @@ class _Columns:
         self.origins: list[str] = []  # as long as ids, or not begun: all rows are their own origin
         self.details: dict[int, _Detail] = {}
 
+    def extend(self, other: _Columns) -> None:
+        """Appends another's rows."""
+        first, known = len(self.ids), list(other.shapes)
+        self.shape.extend(array("I", [self.shapes[known[number]] for number in other.shape]))
+        if self.origins or other.origins:
+            self.origins.extend([""] * (first - len(self.origins)))
+            self.origins.extend(other.origins or [""] * len(other.ids))
+        for name in ("offset", "started", "duration", "wait", "ids"):
+            getattr(self, name).extend(getattr(other, name))
+        self.details.update({first + row: detail for row, detail in other.details.items()})
+
+    def without(self, shapes: set[int]) -> _Columns:
+        """The rows that have none of these shapes."""
+        kept = _Columns()
+        start = 0
+        for row, shape in enumerate((*self.shape, -1)):
+            if shape in shapes or shape == -1:
+                if row > start:
+                    kept.extend(self.part(start, row))
+                start = row + 1
+        return kept
+
     def part(self, start: int, end: int) -> _Columns:
         """Some of the rows; of more shapes than rows only those that they have."""
         part = _Columns()
@@ -225,6 +247,19 @@ class _Columns:
             getattr(part, name).extend(getattr(self, name)[start:end])
         part.details = {row - start: detail for row, detail in self.details.items() if start <= row < end}
         return part
+
+
+class Cut(NamedTuple):
+    """What a transaction carries of an `EventBatch`: packets; the rows that were gathered before; the batch's numbers around it."""
+
+    packets: list[Packet]
+    kept: _Columns
+    before: int
+    last: int
+
+    @property
+    def events(self) -> int:
+        return sum(packet.events for packet in self.packets)
 
 
 class EventBatch:
@@ -298,16 +333,40 @@ class EventBatch:
         """Events that could not be sent: the next batch says so to its readers."""
         self._dropped += events
 
-    def take_back(self, packets: int) -> None:
-        """The last packets taken were never sent, and never will be: their numbers are free again."""
-        self._sequence -= packets
-
     def take(self, now: float, max_bytes: int = 900_000) -> list[Packet]:
         """Everything gathered, as values for the events topic (key: the worker id), and begins anew."""
         if not self._columns.ids:
             return []
         columns, self._columns = self._columns, _Columns()
         return self._packets(columns, now, max_bytes)
+
+    # For a transaction, which may be aborted --------------------------------------------------------------------------
+
+    def cut(self, jobs: Sequence[FinishedJob], now: float, max_bytes: int = 900_000) -> Cut:
+        """As `take`, with these jobs' events, too; for a transaction, after which `put_back` may undo it."""
+        before, (kept, self._columns) = self._sequence, (self._columns, _Columns())
+        packets = self._packets(kept, now, max_bytes) if kept.ids else []
+        self.add(jobs)
+        packets += self.take(now, max_bytes)
+        return Cut(packets, kept, before, self._sequence)
+
+    def put_back(self, cut: Cut, gone: Callable[[Any], bool]) -> None:
+        """The transaction was aborted: what was gathered is gathered still, but for events of partitions that are gone.
+
+        *Bites*: a job succeeds, its partition is lost before that is committed, and its next owner runs it again: told twice.
+        """
+        if self._sequence == cut.last:
+            self._sequence = cut.before
+        since, self._columns = self._columns, cut.kept
+        self._columns.extend(since)
+        self.forget(gone)
+
+    def forget(self, gone: Callable[[Any], bool]) -> None:
+        """Drops the events that were gathered of partitions that are gone: their next owners tell of their jobs."""
+        columns = self._columns
+        dropped = {number for shape, number in columns.shapes.items() if not isinstance(shape, _Shape) and gone(shape[2])}
+        if dropped:
+            self._columns = columns.without(dropped)
 
     def _packets(self, columns: _Columns, now: float, max_bytes: int) -> list[Packet]:
         rows = len(columns.ids)

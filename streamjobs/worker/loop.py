@@ -24,7 +24,7 @@ from streamjobs.core.poison import convicted
 from streamjobs.core.record import Record
 from streamjobs.errors import BrokerError
 from streamjobs.job import Job, JobType, Outbox, Timeout
-from streamjobs.telemetry.events import EventBatch
+from streamjobs.telemetry.events import EventBatch, Packet
 from streamjobs.worker import Stopped
 from streamjobs.worker.admit import HOLD_MINUTES, Arrivals
 from streamjobs.worker.commit import Committer, Ticking
@@ -44,7 +44,7 @@ from streamjobs.worker.settle import (
     letter_record,
     retry_record,
 )
-from streamjobs.worker.transact import DECIDED, Family, Gathered, Transactions, Transactor
+from streamjobs.worker.transact import DECIDED, Family, Gathered, Telling, Transactions, Transactor, is_gone
 
 logger = logging.getLogger(__name__)
 
@@ -189,8 +189,7 @@ class Loop:
         how = Ticking(shared.tick_s, self._mono, self._committed, self._events_dropped)
         if gathered is None or shared.transactions is None:
             return Committer(self.poller, shared.producer, how)
-        untell = lambda told: self.events.take_back(len(told))  # noqa: E731
-        return Transactor(self.poller, gathered, shared.transactions, how, tell=self._end_events, untell=untell)
+        return Transactor(self.poller, gathered, shared.transactions, how, Telling(self.events, self._event_record, self._now))
 
     # Life -------------------------------------------------------------------------------------------------------------
 
@@ -577,17 +576,12 @@ class Loop:
         if self.events.mode == "off":
             return []
         self._tell_started()
-        return self._packed()
+        if self._shared.transactions is not None:
+            return []  # each transaction takes its own
+        return [(self._event_record(packet), packet.events) for packet in self.events.take(self._now())]
 
-    def _end_events(self, jobs: Sequence[Job]) -> list[tuple[Record, int]]:
-        """The events of jobs that a transaction settles; what was gathered before was taken before."""
-        self.events.add(jobs)
-        return self._packed()
-
-    def _packed(self) -> list[tuple[Record, int]]:
-        key = self._shared.worker_id.encode()
-        topic = self._shared.routes.names.events
-        return [(Record(topic, packet.value, key), packet.events) for packet in self.events.take(self._now())]
+    def _event_record(self, packet: Packet) -> Record:
+        return Record(self._shared.routes.names.events, packet.value, self._shared.worker_id.encode())
 
     def _tell_started(self) -> None:
         """Jobs that run at this tick and were not told of yet."""
@@ -663,6 +657,8 @@ class Loop:
             home.serving = -1
             self._dispatcher.drop(home)
         self.settler.forget(going)
+        if self._shared.transactions is not None:
+            self.events.forget(is_gone)
         self.arrivals.forget_stale()
         self.metrics.count("rebalances_total", self.group, "lost" if lost else "revoked", by=len(partitions))
 

@@ -19,12 +19,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 from streamjobs.broker import Broker, Message, Producer, TopicPartition, TransactionalProducer
 from streamjobs.core.dispatch import Partition
 from streamjobs.core.record import Record
 from streamjobs.errors import BrokerError
-from streamjobs.job import Cancel, Job, Reject, Snooze
+from streamjobs.job import Cancel, Reject, Snooze
+from streamjobs.telemetry.events import Cut, EventBatch, Packet
 from streamjobs.worker import Stopped
 from streamjobs.worker.commit import EVENTS_PATIENCE_S, Committer, Events, Snapshot, Ticking
 from streamjobs.worker.poll import Poller
@@ -44,14 +46,19 @@ AGAIN_S = 0.1
 SHARE = 10
 #: After the events topic made a transaction abort, transactions go without events for so long, then twice as long …
 WITHOUT_EVENTS_S = 1.0
-#: So many records of events wait for a transaction that succeeds; older ones are dropped.
-EVENTS_KEPT = 200
+#: So many producers lost to fatal errors in five minutes end the process (PROTOCOLS §5).
+LOST, LOST_S = 3, 300.0
 #: Signals by which a handler says what becomes of its job: what it published stands. Any other exception undoes it.
 DECIDED = (Reject, Snooze, Cancel)
 #: After a refusal librdkafka and the broker disagree on how many records a partition got; one more abort, and they begin anew.
 RECOUNTS = "OUT_OF_ORDER_SEQUENCE_NUMBER"
 #: Not a refusal: the record fell with its transaction, because of another one.
 FELL = frozenset({"_PURGE_QUEUE", "_PURGE_INFLIGHT", "_STATE", RECOUNTS})
+
+
+def is_gone(home: Any) -> bool:
+    """Whether a partition is ours no more: its next owner does its unfinished jobs, and tells of them."""
+    return bool(home.epoch < 0)
 
 
 class Transactions:
@@ -207,32 +214,40 @@ class Sent:
             self.work.refused.append((self, error))
 
 
+class Telling(NamedTuple):
+    """The events of one loop: what gathers them, and what makes a record of a packet; `now`: seconds since the epoch."""
+
+    batch: EventBatch
+    record: Callable[[Packet], Record]
+    now: Callable[[], float]
+
+
 class Work:
-    """One transaction: what goes into it, and what became of it. `told`: the end events of its settlements, made for it."""
+    """One transaction: what goes into it, and what became of it. `silent`: it goes without its events."""
 
-    __slots__ = ("commits", "error", "events", "items", "last_told", "refused", "snapshot", "told", "unacked")
+    __slots__ = ("commits", "cut", "error", "items", "refused", "silent", "snapshot", "unacked")
 
-    def __init__(self, snapshot: Snapshot, items: list[Open], events: Events, told: Events) -> None:
+    def __init__(self, snapshot: Snapshot, items: list[Open], cut: Cut | None, *, silent: bool = False) -> None:
         self.snapshot = snapshot
         self.items = items
-        self.events = events
-        self.told = told
-        self.last_told = True
+        self.cut = cut
+        self.silent = silent
         self.unacked: set[Sent] = set()
         self.refused: list[tuple[Sent, BrokerError]] = []
         self.error: BrokerError | None = None
         self.commits = False
 
     @property
+    def packets(self) -> Sequence[Packet]:
+        return () if self.cut is None or self.silent else self.cut.packets
+
+    @property
     def empty(self) -> bool:
-        return not (self.items or self.events or self.snapshot.offsets)
+        return not (self.items or self.packets or self.snapshot.offsets)
 
 
 class Transactor(Committer):
-    """Commits what its loop's partitions finished, in transactions. One owner: the loop's thread.
-
-    `tell` makes the end events of jobs whose settlements a transaction carries, `untell` takes back those of one that was aborted.
-    """
+    """Commits what its loop's partitions finished, in transactions. One owner: the loop's thread. `telling`: None: it has no events."""
 
     def __init__(
         self,
@@ -240,18 +255,15 @@ class Transactor(Committer):
         gathered: Gathered,
         transactions: Transactions,
         how: Ticking,
-        *,
-        tell: Callable[[Sequence[Job]], Events] = lambda _: (),
-        untell: Callable[[Events], None] = lambda _: None,
+        telling: Telling | None = None,
     ) -> None:
         super().__init__(poller, self._producer_now, how)
         self._gathered = gathered
         self._transactions = transactions
-        self._tell = tell
-        self._untell = untell
+        self._telling = telling
         self._opened: TransactionalProducer | None = None
         self._initiated = False
-        self._events: list[tuple[Record, int]] = []
+        self._lost: list[float] = []  # when producers became unusable
         self._without_events = (0.0, WITHOUT_EVENTS_S)  # until when, and for how long the next time
         self._unanswered: Work | None = None
         self._ended: Stopped | None = None
@@ -271,8 +283,7 @@ class Transactor(Committer):
         return self._unanswered is None and (early or since >= self._tick_s)
 
     def tick(self, events: Events) -> None:
-        """A transaction with all that was gathered. Raises Stopped."""
-        self._keep(events)
+        """A transaction with all that was gathered, events too (so none are given here). Raises Stopped."""
         self._transact((), self._now() + FLUSH_S)
 
     def advance(self) -> None:
@@ -285,7 +296,6 @@ class Transactor(Committer):
     def commit_now(self, homes: Collection[Partition], events: Events, timeout: float) -> None:
         """Before partitions leave. Called inside a rebalance callback, from which nothing can be raised: the next turn does."""
         deadline = self._now() + timeout
-        self._keep(events)
         try:
             if self._unanswered is not None:
                 self._end(self._unanswered, timeout)
@@ -293,17 +303,6 @@ class Transactor(Committer):
                 self._transact(homes, deadline)
         except Stopped as stopped:
             self._ended = stopped
-
-    def _keep(self, events: Events) -> None:
-        if self._unanswered is not None:
-            self._unanswered.last_told = False
-        if self._without_events[0] > self._now():
-            return self._dropped(_count(events)) if events else None
-        self._events += events
-        too_many = self._events[:-EVENTS_KEPT]
-        if too_many:
-            self._events = self._events[-EVENTS_KEPT:]
-            self._dropped(_count(too_many))
 
     # One transaction --------------------------------------------------------------------------------------------------
 
@@ -313,6 +312,8 @@ class Transactor(Committer):
         work = self._gather(leaving)
         while not work.empty and self._attempt(work, deadline) and self._now() < deadline:
             work = self._gather(leaving)
+        if work.empty:
+            self._put_back(work)
         self._last = self._now()
         self._took_s = self._last - began
 
@@ -328,11 +329,10 @@ class Transactor(Committer):
             leaves = home in leaving and home.fetching
             if also or leaves or self._wants_commit(home, self._last):
                 self._take(snapshot, home, clean=leaves, also=also)
-        jobs = [item.job for item in items if item.job is not None]
-        if self._without_events[0] > self._now():
-            self._dropped(len(jobs))
-            return Work(snapshot, items, (), ())
-        return Work(snapshot, items, list(self._events), self._tell(jobs) if jobs else ())
+        if self._telling is None:
+            return Work(snapshot, items, None)
+        cut = self._telling.batch.cut([item.job for item in items if item.job is not None], self._telling.now())
+        return Work(snapshot, items, cut, silent=self._without_events[0] > self._now())
 
     def _attempt(self, work: Work, deadline: float) -> bool:
         """True: it was aborted because of some of its records, and another one without these may be committed."""
@@ -350,14 +350,18 @@ class Transactor(Committer):
                 member = self._poller.consumer.group_metadata()
                 producer.send_offsets(work.snapshot.offsets, member, ANSWER_S)
         except BrokerError as error:
-            self._failed(work, error)
+            work.error, work.commits = error, False
+            if error.fatal:
+                self._renew(error)
+                return self._put_back(work)
         return self._end(work, max(1.0, deadline - self._now()))
 
     def _fill(self, producer: TransactionalProducer, work: Work, deadline: float) -> None:
         for item in work.items:
             for record in item.records:
                 self._send(producer, Sent(work, item, record), deadline)
-        for record, _ in (*work.events, *work.told):
+        telling = self._telling
+        for record in map(telling.record, work.packets) if telling is not None else ():
             self._send(producer, Sent(work, None, record), deadline)
         for number in _slices(deadline - self._now()):
             if work.refused or not work.unacked:
@@ -380,11 +384,6 @@ class Transactor(Committer):
             producer.poll(SLICE_S)
         sent(_too_late(sent))
 
-    def _failed(self, work: Work, error: BrokerError) -> None:
-        work.error, work.commits = error, False
-        if error.fatal:
-            self._stop(error)
-
     def _end(self, work: Work, timeout: float) -> bool:
         """Commits or aborts. True: aborted, because of some of its records."""
         producer = self._producer_now()
@@ -403,17 +402,34 @@ class Transactor(Committer):
         return self._put_back(work)
 
     def _not_ended(self, work: Work, error: BrokerError, timeout: float) -> bool:
-        if error.fatal:
-            self._stop(error)
         if work.commits and error.abortable:
             work.error, work.commits = error, False
             return self._end(work, timeout)
-        if not error.retriable:
+        if work.commits and not error.retriable:
             self._stop(error)
-        logger.warning("group %s: %s; asked again", self._poller.group, error)
-        return False
+        if error.retriable:
+            logger.warning("group %s: %s; asked again", self._poller.group, error)
+            return False
+        self._unanswered = None
+        self._renew(error)
+        return self._put_back(work)
 
-    def _stop(self, error: BrokerError) -> None:
+    def _renew(self, error: BrokerError) -> None:
+        """The producer is unusable, and its transaction can't have been committed: another one with its id ends it.
+
+        *Bites*: a topic is deleted; the client aborts a transaction that the coordinator has never heard of, which it takes for a
+        fatal error.
+        """
+        now = self._now()
+        self._lost = [at for at in self._lost if now - at < LOST_S] + [now]
+        if error.code == "_FENCED" or len(self._lost) >= LOST:
+            self._stop(error)
+        logger.error("the transactional producer of group %s can't go on (%s): building another one", self._poller.group, error)
+        producer, self._opened, self._initiated = self._opened, None, False
+        if producer is not None:
+            producer.close(0.0)
+
+    def _stop(self, error: BrokerError) -> NoReturn:
         """Whether the last transaction was committed, only the group's offsets tell, and they tell the next process."""
         self._ended = Stopped(f"the transactional producer of group {self._poller.group} can't go on: {error}")
         raise self._ended from error
@@ -421,9 +437,10 @@ class Transactor(Committer):
     # What became of it ------------------------------------------------------------------------------------------------
 
     def _settled(self, work: Work) -> None:
-        self._events = self._events[len(work.events) :]
-        if work.events or work.told:
+        if work.packets:
             self._without_events = (0.0, WITHOUT_EVENTS_S)
+        elif work.cut is not None and work.cut.events:
+            self._dropped(work.cut.events)
         self._failing_since = None
         for item in work.items:
             self._gathered.sent(item)
@@ -433,26 +450,24 @@ class Transactor(Committer):
 
     def _put_back(self, work: Work) -> bool:
         """Everything again in the next transaction, but for what made this one abort. True: something did."""
-        if work.last_told:
-            self._untell(work.told)
+        if self._telling is not None and work.cut is not None:
+            self._telling.batch.put_back(work.cut, is_gone)
         of_items = {sent.item: (sent, error) for sent, error in _blamed(work.refused) if sent.item is not None}
         self._gathered.put_back(item for item in work.items if item not in of_items)
         for item, (sent, error) in of_items.items():
             self._gathered.refuse(item, sent.record, error)
         if work.refused and not of_items:
-            self._drop_events(work, work.refused[0][1])
+            self._leave_out_events(work.refused[0][1])
         if work.error is not None and not work.refused:
             logger.warning("a transaction of group %s was aborted: %s; it is produced again", self._poller.group, work.error)
             self.errors.update(dict.fromkeys(work.snapshot.offsets, work.error))
         return bool(work.refused) or (work.error is not None and work.error.code == RECOUNTS)
 
-    def _drop_events(self, work: Work, error: BrokerError) -> None:
-        """Events never keep a job from being settled: they are dropped, and for a while no transaction has any."""
-        self._events = self._events[len(work.events) :]
+    def _leave_out_events(self, error: BrokerError) -> None:
+        """Events never keep a job from being settled: for a while transactions go without."""
         delay_s = self._without_events[1]
         self._without_events = self._now() + delay_s, min(LONGEST_BACKOFF_S, 2 * delay_s)
         logger.warning("group %s settles without events for %g s: %s", self._poller.group, delay_s, error)
-        self._dropped(_count(work.events))
 
     # The producer -----------------------------------------------------------------------------------------------------
 
@@ -493,10 +508,6 @@ def _size(record: Record) -> int:
 def _slices(left_s: float) -> range:
     """As many looks as fit: counted, since a test's clock does not move while it waits."""
     return range(max(1, int(left_s / SLICE_S)))
-
-
-def _count(events: Events) -> int:
-    return sum(count for _, count in events)
 
 
 def _too_late(sent: Sent) -> BrokerError:

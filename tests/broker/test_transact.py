@@ -269,3 +269,67 @@ def test_a_process_may_die_at_any_step_of_a_transaction(transactional: Callable[
     print(f"\ndeaths after {dict(Counter(deaths()))}; {dict(seen)} seen once each; {world.aborted()} records aborted")
     assert len(deaths()) >= 20
     assert world.aborted() > 0
+
+
+def test_a_worker_that_comes_back_from_the_dead_settles_nothing(transactional: Callable[..., TransactionalWorld]) -> None:  # edge 78, 79
+    """
+    A worker is stopped in the middle of its work until another one has its partitions and has done its jobs. When it goes on, its
+    handlers end, and what they led to is refused: its generation is over. The jobs ran twice, `job.id` was the same both times,
+    and there is one outcome of each.
+    """
+    world = transactional(partitions=2)
+    frozen = world.worker("--slots", "8")
+    origins = world.publish(range(40))
+    eventually(lambda: settled(world, origins), 60, "the worker works")
+    origins |= world.publish(range(40, 120), ms=300)
+    eventually(lambda: world.started() > 50, 30, "it runs the long jobs")
+    frozen.signal_all(signal.SIGSTOP)
+    world.worker("--slots", "8")
+    eventually(lambda: settled(world, origins), 90, "the other one has done everything")
+
+    frozen.signal_all(signal.SIGCONT)
+    origins |= world.publish(range(120, 160))
+    eventually(lambda: settled(world, origins), 60, "both go on")
+    assert frozen.stop() in (0, 4)
+
+    seen = judge(world, origins)
+    starts = Counter((e["n"], e["run"]) for e in world.ledger.entries() if e["what"] == "start")
+    ids = {(e["n"], e["id"]) for e in world.ledger.entries() if e["what"] == "start"}
+    twice = sum(count > 1 for count in starts.values())
+    print(f"\n{twice} runs started twice; {dict(seen)} seen once each")
+    assert twice > 0
+    assert len(ids) == len(origins)
+
+
+def test_a_process_that_was_fenced_is_replaced(
+    transactional: Callable[..., TransactionalWorld], kafka: Broker
+) -> None:  # edge 68
+    """Another one takes its transactional id; it can't know what became of its last transaction, so its successor reads it."""
+    world = transactional(partitions=2)
+    worker = world.worker("--instance", "only")
+    origins = world.publish(range(20))
+    eventually(lambda: settled(world, origins), 60, "the worker works")
+    usurper = kafka.transactional_producer(f"streamjobs.{world.app.group}.only-0")
+    usurper.init()
+    usurper.close(1)
+
+    origins |= world.publish(range(20, 60))
+    eventually(lambda: settled(world, origins), 90, "its successor does the rest")
+
+    judge(world, origins)
+    assert "_FENCED" in worker.tail(20_000)
+    assert len({e["pid"] for e in world.ledger.entries()}) > 1
+    assert worker.stop() == 0
+
+
+def test_jobs_are_settled_while_the_events_topic_is_gone(transactional: Callable[..., TransactionalWorld]) -> None:
+    """Every transaction with events would be aborted: they are left out, and nothing else is missing."""
+    world = transactional(partitions=2)
+    world.worker("--slots", "8")
+    origins = world.publish(range(20))
+    eventually(lambda: settled(world, origins), 60, "the worker works")
+    world.app.broker.admin().delete_topics([world.app.names.events])
+
+    origins |= world.publish(range(20, 60))
+    eventually(lambda: settled(world, origins), 60, "all is settled without events")
+    assert "settles without events" in world.workers[0].tail(20_000)

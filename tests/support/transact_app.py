@@ -26,7 +26,7 @@ if os.environ.get("DIE_IN_TRANSACTIONS"):
 
 
 def _run(job: Job, n: int, fails: int, children: int, ends: str, ms: int) -> None:
-    ledger.note(what="start", n=n, type=job.type, run=job.run)
+    ledger.note(what="start", n=n, id=job.id, run=job.run)
     if ms:
         time.sleep(ms / 1000)
     child.publish_many([{"parent": n, "run": job.run, "number": number} for number in range(children)])
