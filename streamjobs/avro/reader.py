@@ -15,12 +15,10 @@ from struct import Struct
 from typing import Any
 
 from streamjobs.avro.logical import raw_of, reader_of
-from streamjobs.avro.schema import NAMED, Schema, kind_of
+from streamjobs.avro.schema import MAX_DEPTH, NAMED, Schema, kind_of
 
 Read = Callable[..., Any]
 
-#: Records, arrays and maps inside one another.
-MAX_DEPTH = 100
 #: Items of an array whose items take no bytes: nothing else bounds their number.
 MAX_EMPTY_ITEMS = 65_536
 

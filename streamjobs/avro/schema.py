@@ -19,6 +19,9 @@ PRIMITIVES = frozenset({"null", "boolean", "int", "long", "float", "double", "by
 NAMED = frozenset({"record", "error", "enum", "fixed"})
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
+#: Neither schemas nor values may nest deeper.
+MAX_DEPTH = 100
+
 #: What changes the meaning of bytes although the canonical form leaves it out.
 LOGICAL = ("logicalType", "precision", "scale")
 
@@ -48,6 +51,8 @@ class Schema:
             schema = json.loads(text)
         except (ValueError, RecursionError) as problem:
             raise ValueError(f"no Avro schema: {problem}") from problem
+        if _too_deep(schema):
+            raise ValueError(f"no Avro schema of ours: it nests deeper than {MAX_DEPTH}")
         return cls.of(schema)
 
     @cached_property
@@ -164,3 +169,19 @@ def _table() -> tuple[int, ...]:
 
 
 _TABLE = _table()
+
+
+def _too_deep(schema: Any) -> bool:
+    """Level by level, so that a hostile one can't exhaust the stack, however high its limit is set."""
+    level = [schema]
+    for _ in range(MAX_DEPTH):
+        level = [part for whole in level for part in _parts(whole)]
+        if not level:
+            return False
+    return True
+
+
+def _parts(whole: Any) -> list[Any]:
+    if isinstance(whole, dict):
+        return list(whole.values())
+    return whole if isinstance(whole, list) else []

@@ -167,6 +167,16 @@ class Dispatcher(Generic[E]):
             if entry.epoch == entry.home.serving:
                 self.ready[entry.kind].appendleft(entry)
 
+    def let_go(self, entries: Iterable[E]) -> None:
+        """Entries that are held no longer, and are not ready either."""
+        going = set(entries)
+        for reason in list(self.held):
+            kept = deque(entry for entry in self.held[reason] if entry not in going)
+            if kept:
+                self.held[reason] = kept
+            else:
+                del self.held[reason]
+
     def drop(self, partition: Partition) -> None:
         """Forgets all that waits of a partition that is gone."""
         partition.lanes = {}

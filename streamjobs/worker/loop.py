@@ -56,6 +56,9 @@ WATCH_S = 0.05
 HELD_S = 30.0
 #: How long the settlements of jobs that hang in threads may take at the end of a drain.
 ZOMBIES_S = 5.0
+#: How often, and how many at a time, held jobs that are in the way are moved: a loop with 10,000 of them still turns.
+TEND_S = 0.5
+TEND_JOBS = 500
 #: `key_strict`: the longest backoff in place, and how long a failing head may block its key.
 STRICT_BACKOFF_S = 60.0
 STRICT_BLOCK_S = 600.0
@@ -138,7 +141,7 @@ class Loop:
         self._mono = shared.clock.monotonic
         self._dispatcher: Dispatcher[Job] = Dispatcher(shared.executors)
         self._idle_s = 0.001
-        self._watched = 0.0
+        self._watched = self._tended = 0.0
         self._told: set[tuple[int, int]] = set()
         self._fresh: list[Partition] = []  # arrived, and not committed yet
         self.events = EventBatch(shared.worker_id, shared.group, shared.events_mode)
@@ -524,8 +527,9 @@ class Loop:
             self._dispatcher.release(probed, limit=1)
         for reason in [reason for reason, jobs in held.items() if jobs and self.holds.why(jobs[0]) != reason]:
             self._dispatcher.release(reason)
-        for job in self._in_the_way():
-            self._move_to_ladder(job)
+        if held and self._mono() - self._tended >= TEND_S:
+            self._tended = self._mono()
+            self._move_to_ladder(self._in_the_way()[:TEND_JOBS])
         self.poller.bar({queue for queue in self._queues if self.holds.queue_held(queue, self._types_of(queue))})
 
     def _types_of(self, queue: str) -> list[str]:
@@ -540,17 +544,22 @@ class Loop:
             job.held_since = job.held_since or now
             if job.job_type.strict:
                 continue  # it never leaves its place
-            behind = job.next
-            blocks = isinstance(behind, Job) and now - job.held_since > HELD_S and self.holds.why(behind) is None
-            if blocks or job.home in pressed:
+            if job.home in pressed or (now - job.held_since > HELD_S and self._blocks(job)):
                 found.append(job)
         return found
 
-    def _move_to_ladder(self, job: Job) -> None:
-        """The same run, no attempt charged; it comes back after 1, 2, 4, 8, 10, 10 … minutes, never past the hold's end."""
-        for jobs in self._dispatcher.held.values():
-            if job in jobs:
-                jobs.remove(job)
+    def _blocks(self, job: Job) -> bool:
+        """Whether the job behind a held one could run: one of the same type and key is held for the same reason."""
+        behind = job.next
+        return isinstance(behind, Job) and behind.job_type is not job.job_type and self.holds.why(behind) is None
+
+    def _move_to_ladder(self, jobs: Collection[Job]) -> None:
+        """The same run, no attempt charged; they come back after 1, 2, 4, 8, 10, 10 … minutes, never past the hold's end."""
+        self._dispatcher.let_go(jobs)
+        for job in jobs:
+            self._move(job)
+
+    def _move(self, job: Job) -> None:
         meta, until = job.full_meta, self.holds.until(job)
         due = self._now() + 60 * HOLD_MINUTES[min(meta.holds, len(HOLD_MINUTES) - 1)]
         job.due_again = due if until is None else min(due, until)

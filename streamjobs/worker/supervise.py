@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from queue import SimpleQueue
 from types import FrameType
 from typing import Any, Protocol
 
@@ -25,6 +26,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 #: A process that has not reported, or has reported to be sick, for so long is replaced.
 SILENT_S = 45.0
 SICK_S = 15.0
+#: A process may take so long to its first report: start hooks open pools.
+STARTING_S = 300.0
 REPORT_S = 0.5
 #: A process that asks to be replaced is, at once, unless it has lived for less than this.
 LIVED_S = 5.0
@@ -68,6 +71,8 @@ class Slot:
     start_at: float = 0.0
     exit_code: int | None = None
     told: bool = field(default=False)
+    inbox: SimpleQueue[Report] = field(default_factory=SimpleQueue)
+    reader: threading.Thread | None = None
 
     @property
     def identity(self) -> tuple[int, int]:
@@ -163,36 +168,35 @@ class Supervisor:
         slot.process.start()
         theirs.close()
         slot.connection = ours
+        slot.inbox = SimpleQueue()
+        slot.reader = threading.Thread(target=_read, args=(ours, slot.inbox), name=f"streamjobs-reports-{slot.number}", daemon=True)
+        slot.reader.start()
         slot.report = None
         slot.told = False
         slot.started = slot.heard = slot.well = time.monotonic()
 
     def _listen(self) -> None:
-        """Takes reports, and tells processes to stop, until something happens or half a second has passed."""
+        """Takes reports, and tells processes to stop; returns when one has ended, or after a moment."""
         if self._stopping_since is not None:
             for slot in self._slots:
                 self._tell_to_stop(slot)
-        waiting = [slot.connection for slot in self._slots if slot.connection is not None]
-        sentinels = [slot.process.sentinel for slot in self._slots if slot.process is not None]
-        ready = wait([*waiting, *sentinels], 0.2)
+        wait([slot.process.sentinel for slot in self._slots if slot.process is not None], 0.2)
         for slot in self._slots:
-            if slot.connection in ready:
-                self._receive(slot)
+            self._receive(slot)
 
     def _receive(self, slot: Slot) -> None:
-        assert slot.connection is not None
-        try:
-            slot.report = slot.connection.recv()
-        except (EOFError, OSError):
-            slot.connection = None
-            return
+        while not slot.inbox.empty():
+            self._take(slot, slot.inbox.get_nowait())
+
+    def _take(self, slot: Slot, report: Report) -> None:
+        slot.report = report
         self._worked = True
         slot.heard = time.monotonic()
-        if slot.report is not None and slot.report.suspects_told:
+        if report.suspects_told:
             slot.suspects.clear()
-        if slot.report is not None and not slot.report.sick:
+        if not report.sick:
             slot.well = slot.heard
-        self._totals.report(slot.identity, slot.report.metrics if slot.report else None)
+        self._totals.report(slot.identity, report.metrics)
 
     def _tell_to_stop(self, slot: Slot) -> None:
         if slot.connection is not None and not slot.told:
@@ -211,8 +215,9 @@ class Supervisor:
             if process.exitcode is None:
                 self._end_stuck(slot, now)
                 continue
-            while slot.connection is not None and slot.connection.poll():
-                self._receive(slot)
+            if slot.reader is not None:
+                slot.reader.join(1.0)  # it ends with the last report
+            self._receive(slot)
             self._totals.ended(slot.identity)
             self._ended(slot, process.exitcode)
             slot.process = slot.connection = None
@@ -221,7 +226,9 @@ class Supervisor:
         """A process that went silent, or does not end its drain, is killed: its jobs run elsewhere."""
         assert slot.process is not None
         late = self._stopping_since is not None and now - self._stopping_since > self._drain_s + 15.0
-        if now - slot.heard > SILENT_S or now - slot.well > SICK_S + SILENT_S or late:
+        silent = now - slot.heard > (SILENT_S if slot.report is not None else STARTING_S)
+        sick_for_s = now - slot.well if slot.report is not None else 0.0
+        if silent or sick_for_s > SICK_S + SILENT_S or late:
             sick = dict(slot.report.sick) if slot.report else {}
             logger.error("worker process %d (pid %s) is stuck %s: killed", slot.number, slot.process.pid, sick or "and silent")
             slot.process.kill()
@@ -252,6 +259,16 @@ class Supervisor:
             if code in codes:
                 return code
         return next((1 for code in codes if code not in (0, RESTART_ME, -signal.SIGTERM)), 0)
+
+
+def _read(connection: Connection, inbox: SimpleQueue[Report]) -> None:
+    """In a thread of its own, until the process has ended. *Bites*: a process that is frozen in the middle of a report blocks
+    whoever reads it; were that the supervisor, nothing would be reaped or killed any more, this process included."""
+    try:
+        while True:
+            inbox.put(connection.recv())
+    except (EOFError, OSError):
+        return
 
 
 def how(code: int) -> str:

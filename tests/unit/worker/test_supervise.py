@@ -64,3 +64,23 @@ def test_a_process_that_finds_no_broker_is_started_again(tmp_path: Path, monkeyp
 def test_a_worker_that_never_started_says_why_and_ends() -> None:
     """A mistake of its user is the same at every try."""
     assert Supervisor(never_starting, 1, 1.0, NoTotals(), 4, lambda: None).run() == 1
+
+
+def freezing_in_a_report(slot: int, connection: Connection, legacy: Legacy) -> None:
+    """Reports once, then begins a report and never ends it."""
+    connection.send(Report(None, {}, {}, True))
+    os.write(connection.fileno(), b"\x00\x00\x10\x00half")
+    threading.Event().wait()
+
+
+def test_a_process_that_freezes_in_a_report_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What bit: the supervisor waited in `recv` for the other half, and could neither kill the process nor be stopped."""
+    monkeypatch.setattr("streamjobs.worker.supervise.SILENT_S", 0.5)
+    deaths: list[int] = []
+    supervisor = Supervisor(freezing_in_a_report, 1, 0.1, NoTotals(), 4, lambda: deaths.append(1))
+    thread = threading.Thread(target=supervisor.run, daemon=True)
+    thread.start()
+    eventually(lambda: deaths, 30, "the frozen process is replaced")
+    supervisor.stop()
+    thread.join(30)
+    assert not thread.is_alive()
