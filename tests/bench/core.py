@@ -135,7 +135,7 @@ class _World:
             self.loop.turn()
         self.home = next(home for home in self.loop.poller.partitions.values() if home.number == 0)
         rows = list(jobs.rows(queue, JOBS))
-        ids, records = self.app.publisher._prepared_many(self.job_type, [self.job_type.payload.bind_row(row) for row in rows], _no_options())
+        _ids, records = self.app.publisher._prepared_many(self.job_type, [self.job_type.payload.bind_row(row) for row in rows], _no_options())
         stamp = int(self._testing.clock.now() * 1000)
         self.messages = [
             Message(self.home.topic, 0, offset, record.key, record.value, record.headers, None, (2, stamp))  # type: ignore[call-arg,arg-type]
@@ -178,7 +178,7 @@ def _dispatch(queue: str) -> Stage:
         while taken := dispatcher.take("threads", LIST):
             for job in taken:
                 while job.next is not None:  # as a thread follows it
-                    job = job.next  # noqa: PLW2901
+                    job = job.next
                 dispatcher.stopped(job)
 
     return run
