@@ -52,7 +52,7 @@ class Legacy(NamedTuple):
 
 
 class Row:
-    """One slot's row. `mark(place, offset, run)` costs less than 0.1 µs."""
+    """One slot's row. `mark(place, offset, run)` costs a job about 0.15 µs."""
 
     def __init__(self, buffer: Any, position: int, number: int) -> None:
         self.number = number
