@@ -13,6 +13,7 @@ import pytest
 
 from streamjobs import App, Backoff, BrokerError, Cancel, Job, PublishError, Reject, Retry, RetryAfter, Snooze, UsageError
 from streamjobs.broker import TopicPartition
+from streamjobs.core import offsets
 from streamjobs.core.record import Meta, Record
 from streamjobs.telemetry import events
 from streamjobs.testing.app import Testing
@@ -80,7 +81,10 @@ def runs(t: Testing, times: int = 4, step: float = 0.6) -> None:
 
 @pytest.fixture
 def on_commit(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """`on_commit(error, …, of=group)`: the next commits of its transactions end with these errors; the codes of those that did."""
+    """`on_commit(error, …, of=group)`: the next commits of its transactions end with these errors; the codes of those that did.
+
+    What is not answered was done all the same, as a commit whose answer is lost; asked again, the broker says that it is done.
+    """
 
     def arrange(*outcomes: BrokerError | None, of: str = "shop") -> list[str]:
         left, met = list(outcomes), []
@@ -89,10 +93,11 @@ def on_commit(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
         def commit(producer: MemoryTransactionalProducer, timeout: float = 10.0) -> None:
             ours = producer._id.rpartition(".")[0] == f"streamjobs.{of}"
             error = left.pop(0) if left and ours else None
+            if producer._transaction is not None and (error is None or error is UNANSWERED):
+                plain(producer, timeout)
             if error is not None:
                 met.append(error.code)
                 raise error
-            plain(producer, timeout)
 
         monkeypatch.setattr(MemoryTransactionalProducer, "commit", commit)
         return met
@@ -205,7 +210,12 @@ def test_a_job_that_keeps_its_place_publishes_with_the_commit_of_its_start(on_me
     t.run()
     runs(t)
     assert shipped == [1, 1]
-    assert committed(t, app.names.main("orders")) == 1
+    where = TopicPartition(app.names.main("orders"), 0)
+    commit = t.broker.admin().committed(app.group, [where])[where]
+    mark = offsets.decode(*commit)
+    assert commit.offset == 1
+    assert mark is not None
+    assert mark.parked == ()  # of what is settled by this very commit, nothing is parked
 
 
 def test_without_transactions_child_jobs_are_published_at_once(on_memory: OnMemory) -> None:
@@ -298,7 +308,7 @@ def test_who_is_fenced_inside_a_revoke_is_replaced_at_the_next_turn(on_memory: O
     loop.committer.commit_now(list(loop.poller.partitions.values()), [], timeout=1.0)
 
     with pytest.raises(Stopped):
-        loop.turn()
+        loop.committer.due()
 
 
 def test_offsets_of_one_who_is_no_member_are_not_sent(on_memory: OnMemory, monkeypatch: pytest.MonkeyPatch) -> None:  # edge 79
@@ -430,26 +440,85 @@ def test_partitions_leave_with_a_transaction_of_all_that_was_gathered(on_memory:
     assert len(records(t, app.names.main("shipping"))) == 1
 
 
-def test_nobody_tells_of_jobs_whose_partition_was_lost(on_memory: OnMemory, on_commit: Any) -> None:
-    """They succeeded, which is not committed: their next owner runs them again and tells of them. Once is enough."""
-    app, _ = shop()
+def test_nobody_tells_of_jobs_whose_partition_was_lost(on_memory: OnMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They succeeded, which was never committed: their next owner runs them again and tells of them. Once is enough."""
+    app = App("shop", transactional=True, partitions=1)
+
+    @app.job(name="order", queue="orders")
+    def order(n: int) -> None:
+        """Nothing."""
+
     t = on_memory(app)
     loop = t.process.loops[0]
-    for n in range(3):
-        app.job_types["order"].publish(n=n, ends="reject" if n else "")
-    on_commit(*[ABORTABLE] * 3)
-    t.run(through_delays=False)
-    t.advance(0.6)
-    loop.turn()
-    loop.poller.lost([TopicPartition(*tp) for tp in loop.poller.partitions])
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.committer, "due", lambda: False)
+        order.publish_many([{"n": n} for n in range(3)])
+        t.run(through_delays=False)
+        loop.poller.lost([TopicPartition(*tp) for tp in loop.poller.partitions])
     for _ in range(3):
         t.advance(0.6)
         loop.turn()
-    assert ends_told(t) == []
+    assert (loop.finished, ends_told(t)) == (3, [])
 
     t.restart()
     runs(t)
-    assert sorted(ends_told(t)) == ["rejected", "rejected", "succeeded"]
+    assert ends_told(t) == ["succeeded"] * 3
+
+
+def test_what_an_abort_without_an_answer_puts_back_is_no_longer_of_a_lost_partition(
+    on_memory: OnMemory, on_commit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:  # edge 41
+    """The partition is lost before anybody knows how the transaction ended: neither its settlements nor its events are produced."""
+    app, _ = shop()
+    t = on_memory(app)
+    loop = t.process.loops[0]
+    plain, asked = MemoryTransactionalProducer.abort, []
+
+    def abort(producer: MemoryTransactionalProducer, timeout: float = 10.0) -> None:
+        asked.append(producer)
+        if len(asked) == 1:
+            raise UNANSWERED
+        plain(producer, timeout)
+
+    monkeypatch.setattr(MemoryTransactionalProducer, "abort", abort)
+    on_commit(ABORTABLE)
+    app.job_types["order"].publish(n=1, ends="reject")
+    for _ in range(50):
+        if asked:
+            break
+        t.advance(0.1)
+        loop.turn()
+    loop.poller.lost([TopicPartition(*tp) for tp in loop.poller.partitions])
+    for _ in range(5):
+        t.advance(0.6)
+        loop.turn()
+
+    assert len(asked) == 2
+    assert ends_told(t) == []
+    assert t.broker.records(app.names.dead("orders", app.group)) == []
+    assert records(t, app.names.main("shipping")) == []
+
+
+def test_a_producer_that_is_lost_in_its_commit_is_not_asked_again(on_memory: OnMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was committed, and nobody heard it: produced again it would be there twice. The next process reads the group's offsets."""
+    app, shipped = shop()
+    t = on_memory(app)
+    plain, left = MemoryTransactionalProducer.commit, [1]
+
+    def commit(producer: MemoryTransactionalProducer, timeout: float = 10.0) -> None:
+        plain(producer, timeout)
+        if left and producer._id.startswith("streamjobs.shop.") and ".retry." not in producer._id and ".timer." not in producer._id:
+            left.pop()
+            raise BrokerError("INVALID_TXN_STATE", "injected", fatal=True)
+
+    app.job_types["order"].publish(n=1)
+    monkeypatch.setattr(MemoryTransactionalProducer, "commit", commit)
+    with pytest.raises(Stopped):
+        runs(t)
+
+    t.restart()
+    runs(t)
+    assert shipped == [1]
 
 
 def test_a_producer_that_is_lost_before_its_commit_is_replaced_in_its_process(
