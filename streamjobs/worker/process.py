@@ -21,7 +21,8 @@ from streamjobs.core.control import started_key, started_value
 from streamjobs.core.delay import Ladder
 from streamjobs.core.dispatch import Partition
 from streamjobs.core.record import Record
-from streamjobs.core.topics import Names, retry_group
+from streamjobs.core.topics import retry_group
+from streamjobs.deployment import Deployment
 from streamjobs.errors import BrokerError
 from streamjobs.job import Job, JobType, Outbox
 from streamjobs.worker import Stopped
@@ -55,19 +56,9 @@ TOPICS_S = 15.0
 PRODUCERS, PRODUCERS_S = 3, 300.0
 
 
-class Application(Protocol):
-    """What a worker process needs to know of an app."""
+class Application(Deployment, Protocol):
+    """What a worker process needs to know of an app, besides where it is deployed."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def group(self) -> str: ...
-    @property
-    def settings(self) -> Settings: ...
-    @property
-    def names(self) -> Names: ...
-    @property
-    def broker(self) -> Broker: ...
     @property
     def job_types(self) -> Mapping[str, JobType[Any, Any]]: ...
     @property
