@@ -17,6 +17,7 @@ predecessor left open; any other killed worker's open transaction ends by its ti
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -296,13 +297,11 @@ class Transactor(Committer):
     def commit_now(self, homes: Collection[Partition], events: Events, timeout: float) -> None:
         """Before partitions leave. Called inside a rebalance callback, from which nothing can be raised: the next turn does."""
         deadline = self._now() + timeout
-        try:
+        with contextlib.suppress(Stopped):
             if self._unanswered is not None:
                 self._end(self._unanswered, timeout)
             if self._unanswered is None:
                 self._transact(homes, deadline)
-        except Stopped as stopped:
-            self._ended = stopped
 
     # One transaction --------------------------------------------------------------------------------------------------
 

@@ -67,9 +67,9 @@ def records(t: Testing, topic: str) -> list[Meta]:
     return [Meta.parse(message.headers()) for message in t.broker.records(topic)]
 
 
-def ends_told(t: Testing) -> list[str]:
+def ends_told(t: Testing, of: str = "order") -> list[str]:
     told = [event for message in t.broker.records(t.app.names.events) for event in events.decode(message.value() or b"")]
-    return [event.kind for event in told if events.KINDS[event.kind].ends and event.job_type == "order"]
+    return [event.kind for event in told if events.KINDS[event.kind].ends and event.job_type == of]
 
 
 def runs(t: Testing, times: int = 4, step: float = 0.6) -> None:
@@ -210,12 +210,26 @@ def test_a_job_that_keeps_its_place_publishes_with_the_commit_of_its_start(on_me
     t.run()
     runs(t)
     assert shipped == [1, 1]
-    where = TopicPartition(app.names.main("orders"), 0)
-    commit = t.broker.admin().committed(app.group, [where])[where]
+    assert committed(t, app.names.main("orders")) == 1
+
+
+def test_what_a_commit_finishes_is_not_parked_in_it(on_memory: OnMemory) -> None:
+    """What is committed is worked out on a copy: the tracker and the parked heads stay as they are until it is."""
+    app, _ = shop(key="n", order="key_strict")
+    t = on_memory(app)
+    t.run()
+    poller = t.process.loops[0].poller
+    home = poller.partitions[app.names.main("orders"), 0]
+    for offset in range(3):
+        home.tracker.receive(offset)
+        home.parked[offset] = offsets.Parked(offset, 1, 1.0)
+
+    _, commit, _ = poller.snapshot(home, also=[0, 2])
     mark = offsets.decode(*commit)
-    assert commit.offset == 1
+
     assert mark is not None
-    assert mark.parked == ()  # of what is settled by this very commit, nothing is parked
+    assert (commit.offset, list(mark.finished), [head.offset for head in mark.parked]) == (1, [2], [1])
+    assert (home.tracker.base, home.tracker.unfinished, len(home.parked)) == (0, 3, 3)
 
 
 def test_without_transactions_child_jobs_are_published_at_once(on_memory: OnMemory) -> None:
@@ -482,21 +496,24 @@ def test_what_an_abort_without_an_answer_puts_back_is_no_longer_of_a_lost_partit
 
     monkeypatch.setattr(MemoryTransactionalProducer, "abort", abort)
     on_commit(ABORTABLE)
+    app.job_types["ship"].publish(n=0)
     app.job_types["order"].publish(n=1, ends="reject")
-    for _ in range(50):
-        if asked:
-            break
-        t.advance(0.1)
-        loop.turn()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.committer, "due", lambda: False)
+        for _ in range(20):
+            loop.turn()
+    t.advance(0.6)
+    loop.turn()
+    assert (loop.finished, len(asked)) == (1, 1)
     loop.poller.lost([TopicPartition(*tp) for tp in loop.poller.partitions])
     for _ in range(5):
         t.advance(0.6)
         loop.turn()
 
     assert len(asked) == 2
-    assert ends_told(t) == []
+    assert ends_told(t) + ends_told(t, "ship") == []
     assert t.broker.records(app.names.dead("orders", app.group)) == []
-    assert records(t, app.names.main("shipping")) == []
+    assert len(records(t, app.names.main("shipping"))) == 1  # the one that was published by hand
 
 
 def test_a_producer_that_is_lost_in_its_commit_is_not_asked_again(on_memory: OnMemory, monkeypatch: pytest.MonkeyPatch) -> None:
