@@ -54,6 +54,9 @@ class KafkaProducer:
         except KafkaException as error:  # a transactional producer that was fenced
             self._noted(from_exception(error, "flush"))
             return len(self._client)
+        except SystemError:
+            # The client (2.16) fails so, naming no error, where an acknowledgement meets a producer that is being fenced.
+            return len(self._client)
 
     def fatal(self) -> BrokerError | None:
         return self._fatal

@@ -10,6 +10,7 @@ import pytest
 from streamjobs.core.record import Record
 from streamjobs.errors import BrokerError
 from streamjobs.kafka import EmbeddedBroker
+from streamjobs.kafka.producer import KafkaProducer
 
 NOBODY = "embedded:127.0.0.1:1"
 
@@ -54,3 +55,25 @@ def test_transactions_without_a_broker_time_out() -> None:
 
     assert refused.value.retriable
     producer.close(0.0)
+
+
+def test_a_flush_that_the_client_gets_wrong_is_survived() -> None:
+    """Seen with two replays at once: `flush` of a producer that is being fenced "returned NULL without setting an exception",
+    and the SystemError hid that another replay had taken over."""
+
+    class Client:
+        def flush(self, timeout: float) -> int:
+            raise SystemError("<method 'flush'> returned NULL without setting an exception")
+
+        def purge(self) -> None: ...
+
+        def poll(self, timeout: float) -> int:
+            return 0
+
+        def __len__(self) -> int:
+            return 3
+
+    producer = KafkaProducer.__new__(KafkaProducer)
+    producer._fatal, producer._client = None, Client()
+    assert producer.flush(1.0) == 3
+    producer.close(0.1)
