@@ -174,6 +174,11 @@ class Payload:
 
     # Arguments out ----------------------------------------------------------------------------------------------------
 
+    def read(self, value: bytes) -> tuple[Any, ...]:
+        """As `decode`, of a value whose writer's schema was met before. Raises anything for all others: then ask `decode`."""
+        read, at = self._readers[value[:SINGLE_OBJECT_HEAD]]
+        return read(value, at)
+
     def decode(self, value: bytes, store: SchemaStore, content_type: bytes = b"") -> tuple[Any, ...]:
         """The positional arguments for `caller`. Raises DecodeError, or UnknownSchemaError; never anything else."""
         try:

@@ -86,12 +86,12 @@ class Arrivals:
                 continue  # not ours any more (edge 6), or finished before
             touched[home] = touched.get(home, 0) + 1
             job = decode(message, home)
-            if not isinstance(job, Job):
-                self._refuse(job)
-            elif job.meta is None and not home.parked and not wary:
-                add(job)
-            else:
+            if job.meta is None and not (wary or home.parked):
+                add(job)  # what is no job has a meta
+            elif isinstance(job, Job):
                 self._admit(job)
+            else:
+                self._refuse(job)
         return touched
 
     def _admit(self, job: Job) -> None:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from streamjobs.broker import Message
 from streamjobs.core.dispatch import Partition
-from streamjobs.core.record import FIXED, MAX_HEADER, Meta
+from streamjobs.core.record import CONTENT_TYPE, FIXED, MAX_HEADER, Meta
 from streamjobs.errors import DecodeError, HeaderError, UnknownSchemaError
 from streamjobs.job import Job, JobType
 
 if TYPE_CHECKING:
     from streamjobs.avro.store import SchemaStore
+
+Headers = list[tuple[str, bytes]] | None
 
 #: The one lane of a partition whose jobs run in the order of the log.
 PARTITION_LANE = b"\x00partition"
@@ -38,38 +40,58 @@ class Decoder:
     """Makes jobs of records, for the job types of one app."""
 
     def __init__(self, job_types: Mapping[str, JobType[Any, Any]], store: SchemaStore) -> None:
-        self._types = {name.encode(): job_type for name, job_type in job_types.items()}
+        self._types = {name.encode(): (job_type, job_type.payload.read) for name, job_type in job_types.items()}
         self._store = store
 
     def decode(self, message: Message, home: Partition) -> Job | Undecodable:
-        """The job with its arguments, bound to its partition's epoch and lane."""
+        """The job with its arguments, bound to its partition's epoch and lane. Only a job that has nothing but the fixed headers
+        has no `meta`."""
         headers = message.headers()
-        meta: Meta | None = None
-        job_id = ""
+        return self._plain(message, home, headers) or self._any(message, home, headers)
+
+    def _plain(self, message: Message, home: Partition, headers: Headers) -> Job | None:
+        """A job as our publisher writes it: the short way, which nearly all go. None: the long way says what it is.
+
+        Others may write six headers, too. *Bites*: one of them is `sj_due`, and the job runs at once; or one has no value, or too
+        long a one, which nobody would find out before the job fails, in the middle of settling it.
+        """
+        if headers is None or len(headers) != len(FIXED):
+            return None
+        (a, type_), (b, id_), (c, _), (d, source), (e, published), (f, content_type) = headers
+        if (a, b, c, d, e, f) != FIXED or content_type != CONTENT_TYPE or not (id_ and source and published):
+            return None
+        known, value = self._types.get(type_), message.value()
+        if known is None or value is None or len(id_) + len(source) + len(published) > MAX_HEADER:
+            return None
+        job_type, read = known
         try:
-            if headers and len(headers) == 6 and _is_plain(headers):
-                job_type = self._types.get(headers[0][1])
-                content_type = headers[5][1]
-                job_id = headers[1][1].decode("utf-8", "replace")
-            else:
-                meta = Meta.parse(headers)
-                job_type = self._types.get(meta.job_type.encode())
-                content_type = meta.content_type
-                job_id = meta.job_id
+            args, job_id = read(value), id_.decode()
+        except Exception:  # noqa: BLE001 (the long way meets it again, and names it)
+            return None
+        job = Job(job_type, home, message, None)
+        job.args = args
+        job.id = job_id
+        job.lane = None if job_type.order == "none" else lane_of(job_type.order, message)
+        return job
+
+    def _any(self, message: Message, home: Partition, headers: Headers) -> Job | Undecodable:
+        try:
+            meta = Meta.parse(headers)
         except HeaderError as error:
             return Undecodable("undecodable", message, home, lenient(headers), error)
-        value = message.value()
-        if job_type is None or value is None:
-            return self._no_job(message, home, meta or Meta.parse(headers))
+        known, value = self._types.get(meta.job_type.encode()), message.value()
+        if known is None or value is None:
+            return self._no_job(message, home, meta)
+        job_type, _ = known
         try:
-            args = job_type.payload.decode(value, self._store, content_type)
+            args = job_type.payload.decode(value, self._store, meta.content_type)
         except UnknownSchemaError as error:
-            return Undecodable("schema_unknown", message, home, meta or Meta.parse(headers), error)
+            return Undecodable("schema_unknown", message, home, meta, error)
         except DecodeError as error:
-            return Undecodable("undecodable", message, home, meta or lenient(headers), error)
+            return Undecodable("undecodable", message, home, meta, error)
         job = Job(job_type, home, message, meta)
         job.args = args
-        job.id = job_id or job.origin
+        job.id = meta.job_id or job.origin
         job.lane = lane_of(job_type.order, message)
         return job
 
@@ -83,18 +105,6 @@ class Decoder:
         return Undecodable("type_unknown", message, home, meta, error)
 
 
-def _is_plain(headers: list[tuple[str, bytes]]) -> bool:
-    """A job as our publisher writes it, with nothing but the fixed headers: nothing more to read of it.
-
-    Others may write six headers, too. *Bites*: one of them is `sj_due`, and the job runs at once; or one has no value, or too long a
-    one, which nobody would find out before the job fails, in the middle of settling it.
-    """
-    (a, type_), (b, id_), (c, _), (d, source), (e, published), (f, content_type) = headers
-    if (a, b, c, d, e, f) != FIXED or not (type_ and id_ and source and published and content_type):
-        return False
-    return len(type_) + len(id_) + len(source) + len(published) <= MAX_HEADER
-
-
 def lane_of(order: str, message: Message) -> bytes | None:
     """The lane in which a job waits its turn; None: it has none."""
     if order == "none":
@@ -102,7 +112,7 @@ def lane_of(order: str, message: Message) -> bytes | None:
     return PARTITION_LANE if order == "partition" else message.key()
 
 
-def lenient(headers: list[tuple[str, bytes]] | None) -> Meta:
+def lenient(headers: Headers) -> Meta:
     """What can be read of headers of which some can't: enough for a dead letter."""
     readable = []
     for name, value in headers or ():

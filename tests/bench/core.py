@@ -12,6 +12,7 @@ program runs each stage once to warm up and once more between two calls of `getp
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import re
 import shutil
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--only", help="stages whose names contain this")
     parser.add_argument(COUNTED, action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    gc.set_threshold(50_000, 10, 10)  # as in a worker process
     if options.counted:
         _run_counted(options.only)
         return

@@ -28,7 +28,7 @@ app = App("bench", provision="auto")
 QUEUE = os.environ.get("BENCH_QUEUE", "")
 ASYNC = os.environ.get("BENCH_ASYNC") == "1"
 KEYS = int(os.environ.get("BENCH_KEYS", "10000"))
-WAIT_S = 0.02
+WAIT_S = float(os.environ.get("BENCH_WAIT", "0.02"))
 BURN_S = 0.001
 
 mark = PEN.mark
