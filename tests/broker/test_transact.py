@@ -66,7 +66,7 @@ class TransactionalWorld(World):
         self.workers.append(worker)
         return worker
 
-    def publish(self, numbers: Iterable[int], ms: int = 0) -> dict[str, int]:
+    def publish(self, numbers: Iterable[int], ms: int = 0, job_type: str = "parent") -> dict[str, int]:
         """Jobs with these numbers; their origins, and which number each has."""
         rows: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
         for n in numbers:
@@ -75,7 +75,7 @@ class TransactionalWorld(World):
             rows[expected.ladder].append(row)
         origins: dict[str, int] = {}
         for ladder, of in rows.items():
-            receipts = self.publish_many("patient" if ladder else "parent", of)
+            receipts = self.publish_many("patient" if ladder else job_type, of)
             for row, receipt in zip(of, receipts, strict=True):
                 origins[self.origin(receipt.topic, receipt.partition, receipt.offset)] = row["n"]
         return origins
@@ -333,3 +333,14 @@ def test_jobs_are_settled_while_the_events_topic_is_gone(transactional: Callable
     origins |= world.publish(range(20, 60))
     eventually(lambda: settled(world, origins), 60, "all is settled without events")
     assert "settles without events" in world.workers[0].tail(20_000)
+
+
+def test_what_a_child_process_publishes_joins_the_transaction(transactional: Callable[..., TransactionalWorld]) -> None:
+    """Handlers that run in child processes, where no Kafka producer is needed for it: their child jobs come with their settlement."""
+    world = transactional(partitions=2)
+    worker = world.worker("--slots", "4", STREAMJOBS_WORKER__CHILDREN="2")
+    origins = world.publish(range(100), job_type="isolated")
+    eventually(lambda: settled(world, origins), 90, "all is settled")
+
+    judge(world, origins)
+    assert worker.stop() == 0

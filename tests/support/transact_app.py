@@ -48,6 +48,11 @@ def patient(job: Job, n: int, fails: int = 0, children: int = 0, ends: str = "",
     _run(job, n, fails, children, ends, ms)
 
 
+@app.job(queue=QUEUE, retry=QUICKLY, executor="processes")
+def isolated(job: Job, n: int, fails: int = 0, children: int = 0, ends: str = "", ms: int = 0) -> None:
+    _run(job, n, fails, children, ends, ms)
+
+
 @app.job(queue=f"{QUEUE}-children")
 def child(parent: int, run: int, number: int) -> None:
     ledger.note(what="child", n=parent, run=run, number=number)

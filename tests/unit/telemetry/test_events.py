@@ -334,3 +334,65 @@ def value_of(record: dict[str, Any]) -> bytes:
     out = io.BytesIO()
     fastavro.schemaless_writer(out, SCHEMA, record)
     return b"\xc3\x01" + events.FINGERPRINT + out.getvalue()
+
+
+# --- in a transaction, which may be aborted -------------------------------------------------------------------------------
+
+
+def told(packets: list[Packet]) -> list[tuple[int, str, str, str]]:
+    """(number of the batch, origin, kind, reason) of each event."""
+    batches = [decode_batch(packet.value) for packet in packets]
+    return [(batch.sequence, event.origin, event.kind, event.reason) for batch in batches for event in batch.events]
+
+
+def test_what_an_aborted_transaction_carried_is_gathered_still(job: Make) -> None:
+    """The next one tells it under the same numbers; of the jobs that it was to settle it tells only if it settles them."""
+    batch = EventBatch("host-1-0", "billing")
+    batch.add([job(offset=1), job(offset=2, outcome="retried", reason="no", meta=Meta(job_type="send_invoice", origin="o", run=1))])
+    first = batch.cut([job(offset=3, outcome="dead", reason="exhausted")], 1001.0)
+    assert [event[1:] for event in told(first.packets)] == [
+        ("jobs.invoices@1f2e3d4c/3/1", "succeeded", ""),
+        ("o", "retried", "no"),
+        ("jobs.invoices@1f2e3d4c/3/3", "dead", "exhausted"),
+    ]
+    assert first.events == 3
+
+    batch.add([job(offset=4)])
+    batch.put_back(first, lambda _: False)
+    second = batch.cut([], 1002.0)
+
+    assert told(second.packets) == [
+        (1, "jobs.invoices@1f2e3d4c/3/1", "succeeded", ""),
+        (1, "o", "retried", "no"),
+        (1, "jobs.invoices@1f2e3d4c/3/4", "succeeded", ""),
+    ]
+    assert batch.take(1003.0) == []
+
+
+def test_numbers_that_were_sent_are_not_used_again(job: Make) -> None:
+    """A batch was sent while nobody knew what became of the one before it: that one's number stays a hole."""
+    batch = EventBatch("host-1-0", "billing")
+    batch.add([job(offset=1)])
+    unanswered = batch.cut([], 1001.0)
+    batch.add([job(offset=2)])
+    assert [number for number, *_ in told(batch.take(1002.0))] == [2]
+
+    batch.put_back(unanswered, lambda _: False)
+    assert [number for number, *_ in told(batch.take(1003.0))] == [3]
+
+
+def test_events_of_partitions_that_are_gone_are_forgotten(job: Make) -> None:
+    """Rows of several partitions, in any order, some with details: exactly those of the ones that are gone go."""
+    batch = EventBatch("host-1-0", "billing")
+    for offset in range(12):
+        queue = ("invoices", "mails", "reports")[offset % 3]
+        batch.add([job(queue=queue, offset=offset, outcome="succeeded" if offset % 2 else "dead", reason="" if offset % 2 else str(offset))])
+    batch.tell(Event("replayed", "x", "t", "q", "g", "origin", 1, 1, "topic", 0, 1, 0.0))
+
+    batch.forget(lambda home: home.queue == "mails")
+    kept = told(batch.take(1001.0))
+
+    assert len(kept) == 9
+    assert not any("mails" in origin for _, origin, _, _ in kept)
+    assert {reason for _, _, kind, reason in kept if kind == "dead"} == {"0", "2", "6", "8"}
+    assert kept[-1][1] == "origin"

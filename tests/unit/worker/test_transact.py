@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from streamjobs import App, Backoff, BrokerError, Cancel, Job, PublishError, Reject, Retry, RetryAfter, Snooze, UsageError
-from streamjobs.broker import TopicPartition
+from streamjobs.broker import Commit, TopicPartition
 from streamjobs.core import offsets
 from streamjobs.core.record import Meta, Record
 from streamjobs.telemetry import events
@@ -587,6 +588,42 @@ def test_partitions_that_were_lost_write_nothing(on_memory: OnMemory, monkeypatc
     t.restart()
     runs(t)
     assert shipped == [1]
+
+
+def test_a_hanging_transaction_holds_up_only_its_own_partitions(on_memory: OnMemory) -> None:
+    """
+    A worker was killed in a transaction: what the group's commits of its partitions will be, nobody knows before it has ended. Its
+    successor waits for these, and begins the other ones at once; nothing is read from a place that was guessed.
+    """
+    app = App("shop", transactional=True, partitions=2)
+    done: list[str] = []
+
+    @app.job(queue="orders")
+    def order(where: str) -> None:
+        done.append(where)
+
+    t = on_memory(app)
+    t.broker._state.limits = replace(t.broker._state.limits, transaction_timeout=60.0)
+    t.run()
+    dead = t.broker.transactional_producer("dead")
+    dead.init()
+    dead.begin()
+    hidden = TopicPartition(app.names.main("orders"), 0)
+    dead.send_offsets({hidden: Commit(0)}, t.process.loops[0].poller.consumer.group_metadata())
+    t.broker.kill(dead)
+    partition_of: dict[int, str] = {}
+    for number in range(20):
+        receipt = order.options(key=str(number)).publish(where=str(number))
+        partition_of[receipt.partition] = str(number)
+
+    t.restart()
+    runs(t)
+    assert partition_of[1] in done
+    assert partition_of[0] not in done
+    assert f"{hidden.topic}/0" in t.process.unready()
+
+    runs(t, 40, step=2.0)
+    assert sorted(done, key=int) == [str(number) for number in range(20)]
 
 
 # --- the timer ------------------------------------------------------------------------------------------------------------
