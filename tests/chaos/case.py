@@ -21,8 +21,6 @@ COMMIT_S = 4.0
 AWAY = frozenset({"cut-network", "restart-broker", "kill-broker", "freeze-broker", "lose-broker", "freeze-leader", "move-leaders"})
 #: Faults with which a worker is told to stop.
 TOLD = frozenset({"term-worker", "remove-worker"})
-#: A partition that moves in order has its next owner within this time.
-HANDED_OVER_S = 3.0
 
 
 class Setback(NamedTuple):
@@ -92,14 +90,18 @@ class Case:
             before = now
 
     def handed_over(self, before: Handling, ended: float, again: float) -> bool:
-        """Whether a run ended just after its partition's last commit by an owner that had to let go of it.
+        """Whether a run ended after the last commit of an owner that had let go of the partition: it started nothing there since.
 
         An owner that was told to stop waits longer than any job takes: it has no such excuse.
         """
-        commits = (c.at for c in self.history.commits if (c.topic, c.partition) == before.place[:2] and c.at <= again)
-        last = max(commits, default=0.0)
+        where = before.place[:2]
+        last = max((c.at for c in self.history.commits if (c.topic, c.partition) == where and c.at <= ended + CLOCK_S), default=0.0)
         told = any(f.name in TOLD for f in self.hits(before.pid, before.at, again))
-        return before.at <= last <= ended + CLOCK_S and again - ended < HANDED_OVER_S and not told
+        return before.at <= last and not told and not self._works_on(before.pid, where, last, again)
+
+    def _works_on(self, pid: int, where: tuple[str, int], since: float, until: float) -> bool:
+        mine = (line for line in self.history.handlings if line.pid == pid and line.what == "start" and line.place[:2] == where)
+        return any(since < line.at < until for line in mine)
 
     # Faults -----------------------------------------------------------------------------------------------------------
 

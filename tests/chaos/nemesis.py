@@ -126,14 +126,19 @@ class Nemesis:
         if network is None or self._cut:
             return None
         began, self._cut = time.time(), True
+        inside = self._inside()
         network.cut()
 
         def mend() -> None:
             network.mend()
             self._cut = False
-            self._note(act.name, began, [pid for m in self._crew.members if m.networked for pid in m.pids()] or [0])
+            self._note(act.name, began, sorted(inside | self._inside()) or [0])
 
         return mend
+
+    def _inside(self) -> set[int]:
+        """Who is in the network that is cut: asked at both ends, for one may be killed and another one join meanwhile."""
+        return {pid for member in self._crew.members if member.networked for pid in member.pids()}
 
     # Brokers ----------------------------------------------------------------------------------------------------------
 

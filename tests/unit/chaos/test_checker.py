@@ -490,6 +490,22 @@ def test_an_end_that_came_just_after_the_hand_over_may_be_repeated() -> None:
     assert names(tale) == []
 
 
+def test_an_owner_that_goes_on_has_not_handed_over() -> None:
+    """It starts the next job of the same partition after that commit, so it should have committed the end, too."""
+    tale = Tale()
+    first, record, third = (tale.published(f"step-{n}", n) for n in range(3))
+    tale.handled("start", record)
+    tale.ran(first)
+    tale.struck("add", (BOB,), abrupt=False)
+    tale.committed(1)
+    tale.handled("succeeded", record)
+    tale.ran(third)
+    tale.ran(record, pid=BOB)
+    tale.committed(3)
+
+    assert names(tale) == ["repeat-unexplained"]
+
+
 def test_a_run_whose_finish_was_committed_must_not_start_again() -> None:
     tale = Tale()
     record = tale.published("step-1", 0)
