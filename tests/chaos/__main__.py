@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,8 @@ from tests.support.workers import ROOT
 
 def main() -> int:
     options = _options()
+    # Whoever ends a run must not leave brokers, workers and a network behind: its way out is that of an error.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if options.judge:
         return _judge_again(options.judge)
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10_000)
