@@ -271,6 +271,7 @@ def test_a_process_may_die_at_any_step_of_a_transaction(transactional: Callable[
     assert world.aborted() > 0
 
 
+@pytest.mark.long
 def test_a_worker_that_comes_back_from_the_dead_settles_nothing(transactional: Callable[..., TransactionalWorld]) -> None:  # edge 78, 79
     """
     A worker is stopped in the middle of its work until another one has its partitions and has done its jobs. When it goes on, its
@@ -322,6 +323,7 @@ def test_a_process_that_was_fenced_is_replaced(
     assert worker.stop() == 0
 
 
+@pytest.mark.long
 def test_jobs_are_settled_while_the_events_topic_is_gone(transactional: Callable[..., TransactionalWorld]) -> None:
     """Every transaction with events would be aborted: they are left out, and nothing else is missing."""
     world = transactional(partitions=2)
