@@ -255,7 +255,14 @@ class _ReaderSource:
 
 
 _SIZED = ["n = data[at]; at += 1", "if n & 129: n, at = length_at(data, at - 1); n *= 2", "end = at + (n >> 1)"]
-_NUMBER = ["$ = data[at]; at += 1", "if $ > 127: $, at = {}(data, at - 1)", "else: $ = ($ >> 1) ^ -($ & 1)"]
+#: One to three bytes, which is up to a million, without a call.
+_NUMBER = [
+    "$ = data[at]; at += 1",
+    "if $ < 128: $ = ($ >> 1) ^ -($ & 1)",
+    "elif (n := data[at]) < 128: $ += (n << 7) - 128; at += 1; $ = ($ >> 1) ^ -($ & 1)",
+    "elif (m := data[at + 1]) < 128: $ += (n << 7) + (m << 14) - 16512; at += 2; $ = ($ >> 1) ^ -($ & 1)",
+    "else: $, at = {}(data, at - 1)",
+]
 
 #: Lines that read a primitive into `$`. A slice beyond the end is short and moves `at` there, which the end notices.
 _PRIMITIVE: dict[str, list[str]] = {
