@@ -197,32 +197,40 @@ class Parallelism:
     """How many chunks to have out, found by trying (PERFORMANCE.md §3.1).
 
     Loop and threads that all want the interpreter fight for it: no-op jobs run fastest one chunk at a time, 20 ms waits with every
-    slot filled. So it starts at 1, doubles whenever a wait for results missed with work waiting, and halves when the
-    threads burn more than 85 % of one core: then more of them only stand in each other's way.
+    slot filled. So it starts at 1. It doubles when a wait for results missed with work waiting, or when the threads burned less
+    than half a core in 50 ms although work waits (results that trickle in every millisecond make no wait miss). It halves when
+    they burn more than 85 %, or when nothing is out but jobs that wait for nothing: then more only stand in each other's way.
     """
 
-    BUSY = 0.85
-    MISS_S = 0.002
+    BUSY, IDLE = 0.85, 0.5
+    LOOK_S = 0.05
 
     def __init__(self, slots: int) -> None:
         self.limit = max(1, slots + slots // 2)
         self.value = 1
         self._since = 0.0
         self._cpu_s = 0.0
+        self._calm = True
 
     def missed(self) -> None:
         """Waited 2 ms for a result in vain, with work waiting."""
         self.value = min(self.limit, self.value * 2)
 
-    def returned(self, cpu_s: float, now: float) -> None:
-        """A chunk came back that took this much processor time; `now` is monotonic seconds."""
+    def returned(self, cpu_s: float, now: float, *, calm: bool = False, waiting: bool = False) -> None:
+        """A chunk came back that took this much processor time; `now` is monotonic seconds.
+
+        `calm`: it was one of jobs that wait for nothing, and so is all that is out. `waiting`: more could run.
+        """
         self._cpu_s += cpu_s
+        self._calm = self._calm and calm
         passed = now - self._since
-        if passed < 0.05:
+        if passed < self.LOOK_S:
             return
-        if self._cpu_s > self.BUSY * passed and self.value > 1:
-            self.value //= 2
-        self._since, self._cpu_s = now, 0.0
+        if self._calm or self._cpu_s > self.BUSY * passed:
+            self.value = max(1, self.value // 2)
+        elif waiting and self._cpu_s < self.IDLE * passed:
+            self.missed()
+        self._since, self._cpu_s, self._calm = now, 0.0, True
 
 
 CHUNK_S = 0.002

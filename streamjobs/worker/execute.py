@@ -15,6 +15,8 @@ RESULT_WAIT_S = 0.002
 STUCK_S = 0.02
 #: Jobs of a type that failed lately in one chunk.
 CAUTIOUS = 8
+#: A chunk of so many jobs is one of jobs that take 50 µs or less.
+BRIEF = 40
 
 
 class Execution:
@@ -53,10 +55,15 @@ class Execution:
         for kind, executor in self._executors.items():
             room = self._parallel[kind].value - self._out_by_kind[kind]
             while room > 0 and ready[kind]:
-                jobs = self._dispatcher.take(kind, self._size(ready[kind][0]), why_held)
+                size = self._size(ready[kind][0])
+                jobs = self._dispatcher.take(kind, size, why_held)
                 if jobs:
-                    executor.submit(self._new_chunk(kind, jobs))
+                    executor.submit(self._new_chunk(kind, jobs, brief=size >= BRIEF))
                     room -= 1
+
+    def saturated(self) -> bool:
+        """Whether as many chunks as are worth having out are out or ready."""
+        return len(self.out) + self._dispatcher.count() >= max(parallel.value for parallel in self._parallel.values())
 
     def _size(self, head: Job) -> int:
         """Jobs in a chunk; few where runs failed lately, so that an open breaker is not seen too late."""
@@ -65,8 +72,9 @@ class Execution:
         size = chunk_size(head.job_type.mean_s)
         return min(size, CAUTIOUS) if self._wavers(head.type) else size
 
-    def _new_chunk(self, kind: str, jobs: list[Job]) -> Chunk:
+    def _new_chunk(self, kind: str, jobs: list[Job], *, brief: bool) -> Chunk:
         chunk = Chunk(kind, jobs, self._results)
+        chunk.brief = brief
         self.out[chunk] = self._mono()
         self._out_by_kind[kind] += 1
         return chunk
@@ -89,7 +97,14 @@ class Execution:
         return taken
 
     def _missed(self) -> None:
-        """Nothing came back in 2 ms with work waiting: have more chunks out."""
+        """Nothing came back in 2 ms with work waiting: have more chunks out.
+
+        *Bites*: on a busy machine a thread is not given its turn for some milliseconds; with more of them out for that, all of
+        jobs that wait for nothing, they take the interpreter from each other and from the loop, and everything takes twice as long.
+        """
+        now = self._mono()
+        if all(chunk.brief and now - since < STUCK_S for chunk, since in self.out.items()):
+            return
         for kind, parallel in self._parallel.items():
             if self._dispatcher.count(kind):
                 parallel.missed()
@@ -97,7 +112,9 @@ class Execution:
     def _over(self, chunk: Chunk) -> None:
         del self.out[chunk]
         self._out_by_kind[chunk.kind] -= 1
-        self._parallel[chunk.kind].returned(chunk.cpu_s, self._mono())
+        calm = chunk.brief and all(other.brief for other in self.out)
+        waiting = bool(self._dispatcher.ready[chunk.kind])
+        self._parallel[chunk.kind].returned(chunk.cpu_s, self._mono(), calm=calm, waiting=waiting)
         self.harvest([chunk])
         if chunk.returned:
             self._returned(chunk.returned)
@@ -110,8 +127,7 @@ class Execution:
             done = chunk.done[chunk.harvested :]
             if done:
                 chunk.harvested += len(done)
-                last = done[-1]
-                last.job_type.observe_mean(last.duration_s)
+                _observe_mean(done)
                 self._finished(done)
             chunk.stopped += len(stops)
             for last in stops:
@@ -150,3 +166,13 @@ class Execution:
             self._executors[chunk.kind].cancel(job)
         elif job.started_at:
             self._overdue(chunk, job)
+
+
+def _observe_mean(done: Sequence[Job]) -> None:
+    """Of jobs that one thread ran one after the other, by their first start and their last end: a pause of the thread counts as little
+    as it should."""
+    first, last = done[0], done[-1]
+    if first.job_type is last.job_type:
+        last.job_type.observe_mean((last.started_at + last.duration_s - first.started_at) / len(done))
+    else:
+        last.job_type.observe_mean(last.duration_s)

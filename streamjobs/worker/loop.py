@@ -211,11 +211,13 @@ class Loop:
     def turn(self) -> bool:
         """One round; True: something happened."""
         self.turned_at = self._mono()
-        happened = self.execution.take_results()
+        enough = self._has_enough()
+        happened = taken = self.execution.take_results(wait=enough)
         happened += self.settler.serve()
         happened += self.arrivals.wake()
         self.poller.admit_again()
-        happened += self._fetch()
+        if not (taken and enough):
+            happened += self._fetch()
         if not self.draining:
             self.execution.hand_out(self._why_held())
         if self.execution.out or not self._dispatcher.count():
@@ -478,6 +480,17 @@ class Loop:
         return True
 
     # Fetching ---------------------------------------------------------------------------------------------------------
+
+    def _has_enough(self) -> bool:
+        """Whether no slot would gain by another batch now: then results are waited for, and nothing is read while they come.
+
+        *Bites*: of one hot key a single job is ready, however many wait behind it; read on for more that are ready, the partition
+        fills up, is paused and resumed, and what the client had fetched ahead is thrown away each time.
+        """
+        if not self.execution.saturated():
+            return False
+        unfinished = sum([home.tracker.unfinished - home.waiting for home in self.poller.partitions.values()])
+        return bool(unfinished > self._shared.credit)
 
     def _fetch(self) -> int:
         ready = self._dispatcher.count()

@@ -40,7 +40,7 @@ class Chunk:
     `next` first has the job.
     """
 
-    __slots__ = ("cpu_s", "current", "done", "harvested", "jobs", "kind", "results", "returned", "stopped", "stops", "zombie")
+    __slots__ = ("brief", "cpu_s", "current", "done", "harvested", "jobs", "kind", "results", "returned", "stopped", "stops", "zombie")
 
     def __init__(self, kind: str, jobs: list[Job], results: SimpleQueue[Chunk]) -> None:
         self.kind = kind
@@ -56,6 +56,7 @@ class Chunk:
         self.stopped = 0  # how many of `stops`
         self.cpu_s = 0.0
         self.zombie: Job | None = None  # a job that runs on past its timeout
+        self.brief = False  # its jobs take microseconds by the mean so far: they wait for nothing
 
     def give_up(self) -> None:
         """After a fault outside a handler: what has no end, the job at hand included, goes back, so that its lane goes on."""

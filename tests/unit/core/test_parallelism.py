@@ -1,0 +1,70 @@
+"""How many chunks are worth having out: found by trying, and given up when more only stand in each other's way."""
+
+from __future__ import annotations
+
+from streamjobs.core.dispatch import Parallelism
+
+SLOTS = 100
+
+
+def wide() -> Parallelism:
+    parallel = Parallelism(SLOTS)
+    for _ in range(8):
+        parallel.missed()
+    return parallel
+
+
+def test_it_begins_with_one_and_ends_at_half_more_than_the_slots() -> None:
+    assert Parallelism(SLOTS).value == 1
+    assert wide().value == 150
+    assert Parallelism(1).limit == 1
+
+
+def test_threads_that_burn_a_core_are_halved() -> None:
+    parallel = wide()
+    parallel.returned(0.0, 10.0)
+    before = parallel.value
+
+    parallel.returned(0.9, 11.0, waiting=True)
+
+    assert parallel.value == before // 2
+
+
+def test_results_that_trickle_in_do_not_keep_slots_empty() -> None:
+    """A result every millisecond makes no wait of two miss, and still most slots may stand idle while work waits."""
+    parallel = Parallelism(SLOTS)
+
+    for window in range(1, 10):
+        parallel.returned(0.01, float(window), waiting=True)
+
+    assert parallel.value == 150
+
+
+def test_without_work_that_waits_nothing_grows() -> None:
+    parallel = Parallelism(SLOTS)
+
+    for window in range(1, 10):
+        parallel.returned(0.01, float(window), waiting=False)
+
+    assert parallel.value == 1
+
+
+def test_jobs_that_wait_for_nothing_run_one_chunk_at_a_time_again() -> None:
+    parallel = wide()
+
+    for window in range(1, 10):
+        parallel.returned(0.1, float(window), calm=True, waiting=True)
+
+    assert parallel.value == 1
+
+
+def test_one_chunk_of_others_among_them_is_enough_to_keep_the_slots() -> None:
+    """Else the brief jobs would wait for a slot while a long one has the only one that is left."""
+    parallel = wide()
+    parallel.returned(0.0, 1.0)
+    before = parallel.value
+
+    parallel.returned(0.0, 1.01, calm=False)
+    parallel.returned(0.0, 2.0, calm=True)
+
+    assert parallel.value == before
