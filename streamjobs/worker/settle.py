@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 LONGEST_BACKOFF_S = 30.0
 #: A record is refused for its size, not because of its topic.
 TOO_LARGE = frozenset({"MSG_SIZE_TOO_LARGE", "RECORD_LIST_TOO_LARGE"})
+#: Between two records that must not share a batch: well above the client's linger.
+ALONE_S = 0.05
 #: Headers that survive on a letter that is too large with all of them (PROTOCOLS §2).
 _BARE = frozenset({"ce_type", "ce_id", "content-type", "sj_run", "sj_attempt", "sj_origin", "sj_reason", "sj_null", "sj_key"})
 
@@ -202,7 +204,7 @@ class Open:
     to send instead of one that has failed for so many seconds, or None to try again. `job`: whose outcome a transaction tells of.
     """
 
-    __slots__ = ("epoch", "failing_since", "home", "job", "offset", "record", "retreat", "then", "too_large", "tries")
+    __slots__ = ("alone", "epoch", "failing_since", "home", "job", "offset", "record", "retreat", "then", "too_large", "tries")
 
     def __init__(
         self,
@@ -221,6 +223,7 @@ class Open:
         self.too_large = too_large
         self.retreat: Callable[[float, BrokerError], Record | None] | None = None
         self.failing_since = 0.0
+        self.alone = False  # sent at a time of its own, after a batch that it was in was refused
         self.job: Job | None = None
 
     @property
@@ -242,6 +245,7 @@ class Settler:
     def __init__(self, producer: Callable[[], Producer], now: Callable[[], float]) -> None:
         self._producer = producer
         self._now = now
+        self._alone_at = 0.0
         self._acks: deque[tuple[Open, BrokerError | None]] = deque()
         self._later: list[tuple[float, int, Open]] = []
         self._number = itertools.count()
@@ -301,7 +305,9 @@ class Settler:
             if item not in self._unacked:
                 continue  # sent again since, by another producer: that acknowledgement counts
             self._unacked.remove(item)
-            if error is not None:
+            if error is not None and error.code in TOO_LARGE and not item.alone:
+                self._send_alone(item)
+            elif error is not None:
                 self._failed(item, error)
             elif item.epoch == item.home.epoch:
                 self.settled += 1
@@ -311,6 +317,13 @@ class Settler:
         while self._later and self._later[0][0] <= self._now():
             self._send(heapq.heappop(self._later)[2])
         return self.settled - before
+
+    def _send_alone(self, item: Open) -> None:
+        """Kafka refuses a whole batch for one record that is too large. *Bites*: retries beside it in the batch, of any size, became
+        letters `too_large`. So each is sent once more at a time of its own, and only what is refused then is too large."""
+        item.alone = True
+        self._alone_at = max(self._alone_at, self._now()) + ALONE_S
+        self._schedule(item, self._alone_at - self._now())
 
     def _failed(self, item: Open, error: BrokerError) -> None:
         if item.epoch != item.home.epoch:

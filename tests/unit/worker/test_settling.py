@@ -190,3 +190,15 @@ def test_publishing_says_why_it_failed(on_memory: OnMemory) -> None:
     with pytest.raises(Exception, match="NOT_ENOUGH_REPLICAS") as refused:
         app.job_types["fails"].publish(n=1)
     assert isinstance(refused.value.__cause__, BrokerError)
+
+
+def test_a_record_beside_one_that_is_too_large_is_not_too_large(on_memory: OnMemory) -> None:
+    """Kafka refuses the whole batch: the innocent one is sent once more on its own and stored; no letter comes of it."""
+    app, attempts = failing_app()
+    t = on_memory(app)
+    t.broker.fail("send", topic=app.names.retry("mails", app.group), error="MSG_SIZE_TOO_LARGE", times=1)
+    app.job_types["fails"].publish(n=1)
+    settle_and_tick(t, 10, step=1.0)
+    assert attempts == [1, 2]
+    (letter,) = t.dead_letters("mails")
+    assert letter.reason == "exhausted"
