@@ -69,6 +69,14 @@ class Histogram:
         else:
             self._spread(values, lowest, highest)
 
+    def observe_numbers(self, values: list[int]) -> None:
+        """As `observe`, of values that are mostly 1."""
+        ones = values.count(1)
+        self.total += ones
+        self.counts[bisect_left(self.bounds, 1)] += ones
+        if ones < len(values):
+            self.observe([float(value) for value in values if value != 1])
+
     def _spread(self, values: list[float], lowest: int, highest: int) -> None:
         values.sort()
         start = 0
@@ -124,13 +132,9 @@ class Metrics:
         """Runs that reached an outcome: one call for each list of results."""
         if not jobs:
             return
-        keys = [(job.home.queue, job.job_type.name, job.outcome) for job in jobs]
         with self._lock:
-            if keys.count(keys[0]) == len(keys):
-                self._observe(keys[0], jobs)
-            else:
-                for key, some in _grouped(keys, jobs):
-                    self._observe(key, some)
+            for key, some in _grouped(jobs):
+                self._observe(key, some)
 
     def _observe(self, key: _Key, jobs: Sequence[FinishedJob]) -> None:
         group = self._groups.get(key) or self._new_group(key)
@@ -146,7 +150,7 @@ class Metrics:
         waits = [job.wait_s for job in jobs]
         if group.end_to_end is not None and group.attempts_per_job is not None:
             group.end_to_end.observe(_end_to_end(jobs, waits, durations))
-            group.attempts_per_job.observe([job.attempt for job in jobs])
+            group.attempts_per_job.observe_numbers([job.attempt for job in jobs])
         group.runs.observe(durations)
         group.waits.observe(waits)
 
@@ -267,11 +271,16 @@ def _series(name: str, *labels: str) -> Series:
     return name, labels
 
 
-def _grouped(keys: Sequence[_Key], jobs: Sequence[FinishedJob]) -> Iterator[tuple[_Key, list[FinishedJob]]]:
+def _grouped(jobs: Sequence[FinishedJob]) -> Iterable[tuple[_Key, Sequence[FinishedJob]]]:
+    """By queue, type and outcome. One list mostly has one of each, which three sets say soonest."""
+    homes, types, outcomes = {job.home for job in jobs}, {job.job_type for job in jobs}, {job.outcome for job in jobs}
+    queues = {home.queue for home in homes}
+    if len(queues) == len(types) == len(outcomes) == 1:
+        return [((queues.pop(), types.pop().name, outcomes.pop()), jobs)]
     groups: defaultdict[_Key, list[FinishedJob]] = defaultdict(list)
-    for key, job in zip(keys, jobs):
-        groups[key].append(job)
-    return iter(groups.items())
+    for job in jobs:
+        groups[job.home.queue, job.job_type.name, job.outcome].append(job)
+    return groups.items()
 
 
 def _end_to_end(jobs: Sequence[FinishedJob], waits: list[float], durations: list[float]) -> list[float]:

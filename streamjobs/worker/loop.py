@@ -308,15 +308,16 @@ class Loop:
             jobs = self._settle_parents(jobs, self._outbox)
         succeeded = []
         for job in jobs:
-            if job.epoch != job.home.epoch or job.outcome:
+            home = job.home
+            if job.epoch != home.epoch or job.outcome:
                 continue  # its partition left while it ran, or it was settled as timed out: this end means nothing
             if job.error is not None:
                 self._failed(job)
                 continue
             job.outcome = "succeeded"
-            job.home.tracker.finish(job.offset)
-            if job.home.parked:
-                job.home.parked.pop(job.offset, None)
+            home.tracker.finish(job.offset)
+            if home.parked:
+                home.parked.pop(job.offset, None)
             succeeded.append(job)
         if succeeded:
             self._tell(succeeded)
