@@ -122,7 +122,7 @@ def test_two_operators_at_once_send_every_letter_back_once(app: App, kafka_with:
     assert len(back) + left == 600
     app.dead_letters(queue).replay()
     assert set(replayed(app).values()) == {1} and sum(replayed(app).values()) == 600
-    assert outcomes["fenced"] >= 1
+    assert outcomes["moved"] <= 600, "who fences whom is chance (the next test has it for certain); that nothing is doubled is not"
 
 
 def test_an_operator_who_was_fenced_writes_nothing_more(app: App, steps: Letters, letters: DeadLetters) -> None:  # edge 55
