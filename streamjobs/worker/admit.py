@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -77,14 +77,21 @@ class Arrivals:
 
     def receive(self, messages: Sequence[Message], partitions: Mapping[tuple[str, int], Partition]) -> dict[Partition, int]:
         """Takes a batch; returns how many records of each partition were new."""
-        decode, add = self._decoder.decode, self._dispatcher.add
         wary = bool(self.crowds) or self._desired().anything_suspected
         touched: dict[Partition, int] = {}
+        for where, run in _runs(messages):
+            home = partitions.get(where)
+            if home is not None:  # else it is not ours any more (edge 6)
+                touched[home] = touched.get(home, 0) + self._receive_run(run, home, wary)
+        return {home: count for home, count in touched.items() if count}
+
+    def _receive_run(self, messages: Sequence[Message], home: Partition, wary: bool) -> int:
+        decode, add, receive = self._decoder.decode, self._dispatcher.add, home.tracker.receive
+        count = 0
         for message in messages:
-            home = partitions.get((message.topic(), message.partition()))
-            if home is None or not home.tracker.receive(message.offset()):
-                continue  # not ours any more (edge 6), or finished before
-            touched[home] = touched.get(home, 0) + 1
+            if not receive(message.offset()):
+                continue  # finished before
+            count += 1
             job = decode(message, home)
             if job.meta is None and not (wary or home.parked):
                 add(job)  # what is no job has a meta
@@ -92,7 +99,7 @@ class Arrivals:
                 self._admit(job)
             else:
                 self._refuse(job)
-        return touched
+        return count
 
     def _admit(self, job: Job) -> None:
         """A job whose headers say more than type and id: a copy, expired, cancelled, not due yet, or ready."""
@@ -278,3 +285,14 @@ def _forget_oldest(copies: dict[tuple[str, int, int], int], tracker: Tracker) ->
     for identity in list(itertools.islice(copies, FORGET)):
         if not tracker.is_open(copies[identity]):
             del copies[identity]
+
+
+def _runs(messages: Sequence[Message]) -> Iterator[tuple[tuple[str, int], Sequence[Message]]]:
+    """What lies together of one partition: a batch comes partition by partition, so to look for the border costs least."""
+    topic, number, began = "", -1, 0
+    for place, message in enumerate(messages):
+        if message.partition() != number or message.topic() != topic:
+            if place:
+                yield (topic, number), messages[began:place]
+            topic, number, began = message.topic(), message.partition(), place
+    yield (topic, number), messages[began:]

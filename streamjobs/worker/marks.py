@@ -26,10 +26,10 @@ logger = logging.getLogger(__name__)
 
 HEAD = 64 * 1024
 ROW = 32
-_LENGTH = struct.Struct("<q")
-_ROW = struct.Struct("<qqq")
+_LENGTH = struct.Struct("=q")  # by the machine's byte order: writer and reader share it
+_ROW = struct.Struct("=qqq")
 _BITS = 32
-
+OFFSET = 1  # of a row's cells
 
 Memory = Any
 """What processes share; goes to a child as an argument of its `Process`, and in no other way."""
@@ -52,10 +52,12 @@ class Legacy(NamedTuple):
 
 
 class Row:
-    """One slot's row. `mark(place, offset, run)` costs a job about 0.15 µs."""
+    """One slot's row: `mark(place, offset, run)`; or, for a job of the same place and run, `cells[OFFSET] = offset`, in one write of
+    one number for a sixth of the time (0.02 µs)."""
 
     def __init__(self, buffer: Any, position: int, number: int) -> None:
         self.number = number
+        self.cells = memoryview(buffer)[position : position + _ROW.size].cast("B").cast("q")
         self.mark = functools.partial(_ROW.pack_into, buffer, position)
         self.clear = functools.partial(_ROW.pack_into, buffer, position, 0, 0, 0)
 

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
 
+from streamjobs.core.dispatch import Partition
 from streamjobs.job import CURRENT, Job
 from streamjobs.worker.executors import EPOCH_OFFSET, VISIT_JOBS, VISIT_S, Chunk, Gate
-from streamjobs.worker.marks import Marks, Row, nowhere
+from streamjobs.worker.marks import OFFSET, Marks, Row, nowhere
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def run_chunk(
     cpu = time.thread_time()
     row = row or nowhere()
     try:
-        _run_lanes(chunk, gate, clock, to_epoch, row.mark)
+        _run_lanes(chunk, gate, clock, to_epoch, row)
     except BaseException:
         logger.exception("a worker thread failed outside a handler; what it had not begun runs elsewhere")
         chunk.give_up()
@@ -124,13 +125,15 @@ def run_chunk(
         chunk.results.put(chunk)
 
 
-def _run_lanes(chunk: Chunk, gate: Gate, clock: Callable[[], float], to_epoch: float, mark: Callable[[int, int, int], None]) -> None:
+def _run_lanes(chunk: Chunk, gate: Gate, clock: Callable[[], float], to_epoch: float, row: Row) -> None:
     """Runs each head and those behind it, until its lane or the visit ends.
 
     The hottest lines of a worker, so what they do for each job stands here, and the clock is read once: a job starts when the
     last one ended.
     """
-    done, stops, set_current = chunk.done, chunk.stops, CURRENT.set
+    done, stops, set_current, cells = chunk.done, chunk.stops, CURRENT.set, row.cells
+    marked: Partition | None = None
+    run = 0
     now = clock()
     for head in chunk.jobs:
         job, left, until = head, VISIT_JOBS, now + VISIT_S
@@ -140,9 +143,15 @@ def _run_lanes(chunk: Chunk, gate: Gate, clock: Callable[[], float], to_epoch: f
             if job.epoch != home.serving or gate.closed or job.asked_to_stop or (gate.held and gate.bars(job)):
                 chunk.returned.append(job)
                 break
-            mark(home.place, job.offset, job.run)
+            if home is marked and job.run == run:
+                cells[OFFSET] = job.offset
+            else:
+                marked, run = home, job.run
+                row.mark(home.place, job.offset, run)
             job.started_at = at = now + to_epoch
-            since = max(job.appended_at, job.due)
+            since = job.appended_at
+            if job.due:
+                since = max(since, job.due)
             job.wait_s = at - since if at > since else 0.0
             set_current(job)
             job_type = job.job_type

@@ -357,6 +357,13 @@ def test_a_fault_between_jobs_loses_none() -> None:
             if thrown is not None:
                 raise thrown
 
+        @property
+        def cells(self) -> Row:
+            return self
+
+        def __setitem__(self, *_: int) -> None:
+            self.mark()
+
         def clear(self) -> None: ...
 
     chunk = hand.chunk(jobs)
