@@ -30,7 +30,7 @@ class Aio:
         self._backlog: deque[Chunk] = deque()
         self._idle: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._running: dict[Job, asyncio.Task[None]] = {}
+        self._running: dict[Chunk, asyncio.Task[None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -68,67 +68,56 @@ class Aio:
 
     async def _run_chunk(self, chunk: Chunk, row: Row | None = None) -> None:
         row = row or nowhere()
+        task = asyncio.current_task()
+        assert task is not None
+        self._running[chunk] = task
         try:
-            for job in chunk.jobs:
-                await self._visit(job, chunk, row)
+            await self._run_lanes(chunk, row, task)
         except BaseException:
             logger.exception("a task failed outside a handler; what it had not begun runs elsewhere")
             chunk.give_up()
         finally:
+            del self._running[chunk]
             row.clear()
             chunk.current = None
             chunk.results.put(chunk)
 
-    async def _visit(self, job: Job, chunk: Chunk, row: Row) -> None:
-        """Runs a job, then those behind it in its lane, until the lane or the visit ends."""
-        clock = time.perf_counter
-        gate = self._gate
-        until = clock() + VISIT_S
-        left = VISIT_JOBS
-        while True:
-            chunk.current = job
-            if gate.bars(job):
-                chunk.returned.append(job)
-                return
-            began = clock()
-            row.mark(job.home.place, job.offset, job.run)
-            job.start(began + EPOCH_OFFSET)
-            CURRENT.set(job)
-            await self._run(job)
-            ended = clock()
-            job.duration_s = ended - began
-            waits = job.error is not None and job.job_type.strict  # asked first: once the loop sees the job, it is the loop's
-            chunk.done.append(job)
-            if waits:
-                return
-            left -= 1
-            behind = job.next
-            if behind is None or left == 0 or ended > until or behind.kind != job.kind:
-                chunk.stops.append(job)
-                return
-            job = behind  # type: ignore[assignment]
-
-    async def _run(self, job: Job) -> None:
-        """Awaits the handler; a timeout or a cancellation of ours ends it, one of its own is its failure."""
-        timeout_s = job.job_type.timeout_s
-        task = asyncio.current_task()
-        assert task is not None
-        self._running[job] = task
-        try:
-            if timeout_s is None:
-                await job.job_type.run(job)
-            else:
-                async with asyncio.timeout(timeout_s) as scope:
-                    await job.job_type.run(job)
-        except asyncio.CancelledError as error:
-            job.error = JobCancelled("cancelled while it ran") if job.cancelled or self._stopping else error
-        except BaseException as error:  # noqa: BLE001 (whatever a handler raises is its result)
-            ours = isinstance(error, TimeoutError) and timeout_s is not None and scope.expired()
-            job.error = Timeout(f"it ran longer than {timeout_s:g} s") if ours else error
-        finally:
-            del self._running[job]
-            while task.uncancel():
-                pass  # what this job was told is not the next one's
+    async def _run_lanes(self, chunk: Chunk, row: Row, task: asyncio.Task[None]) -> None:
+        """Runs each head and those behind it, until its lane or the visit ends; as the threads do, with one look at the clock a job."""
+        gate, clock, done = self._gate, time.perf_counter, chunk.done
+        now = clock()
+        for head in chunk.jobs:
+            job, left, until = head, VISIT_JOBS, now + VISIT_S
+            while True:
+                chunk.current = job
+                if gate.bars(job):
+                    chunk.returned.append(job)
+                    break
+                row.mark(job.home.place, job.offset, job.run)
+                job.start(now + EPOCH_OFFSET)
+                CURRENT.set(job)
+                job_type = job.job_type
+                try:
+                    await (job_type.run(job) if job_type.timeout_s is None else _timed(job, job_type.timeout_s))
+                except asyncio.CancelledError as error:
+                    job.error = JobCancelled("cancelled while it ran") if job.cancelled or self._stopping else error
+                except BaseException as error:  # noqa: BLE001 (whatever a handler raises is its result)
+                    job.error = error
+                if task.cancelling():
+                    _forget_cancellation(task)  # what this job was told is not the next one's
+                ended = clock()
+                job.duration_s = ended - now
+                now = ended
+                waits = job_type.strict and job.error is not None  # asked first: once the loop sees the job, it is the loop's
+                done.append(job)
+                if waits:
+                    break
+                left -= 1
+                behind = job.next
+                if behind is None or left == 0 or now > until or behind.kind != job.kind:
+                    chunk.stops.append(job)
+                    break
+                job = behind  # type: ignore[assignment]
 
     def cancel(self, job: Job) -> None:
         """Interrupts the job's handler at its next await; asked again, it leaves the handler to clean up."""
@@ -136,9 +125,9 @@ class Aio:
             self._loop.call_soon_threadsafe(self._cancel, job)
 
     def _cancel(self, job: Job) -> None:
-        task = self._running.get(job)
-        if task is not None and not task.cancelling():
-            task.cancel()
+        for chunk, task in self._running.items():
+            if chunk.current is job and not task.cancelling():
+                task.cancel()
 
     def stop(self, timeout: float) -> None:
         """Ends the event loop; what still runs on it is cancelled."""
@@ -158,3 +147,19 @@ class Aio:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _timed(job: Job, timeout_s: float) -> None:
+    """Awaits the handler; a time-out of ours is a `Timeout`, one of its own its failure."""
+    try:
+        async with asyncio.timeout(timeout_s) as scope:
+            await job.job_type.run(job)
+    except TimeoutError as error:
+        if not scope.expired():
+            raise
+        raise Timeout(f"it ran longer than {timeout_s:g} s") from error
+
+
+def _forget_cancellation(task: asyncio.Task[None]) -> None:
+    while task.uncancel():
+        pass
