@@ -147,8 +147,7 @@ class Publisher:
         timeout = self._settings.publish_timeout
         began = time.monotonic()
         batch = Batch(len(records))
-        for place, record in enumerate(records):
-            self._send(record, partial(batch.acked, place), began + timeout)
+        self._send_many(records, batch, began + timeout)
         self._wait([batch], time.monotonic() + timeout)
         self._observed(job_type, len(records), len(batch.errors), time.monotonic() - began)
         return batch.receipts(ids)
@@ -346,6 +345,15 @@ class Publisher:
                 if error.code != "_QUEUE_FULL" or time.monotonic() > deadline:
                     raise PublishError(f"a job was not sent to {record.topic}: {error}") from error
             producer.poll(_SLICE_S)
+
+    def _send_many(self, records: Sequence[Record], batch: Batch, deadline: float) -> None:
+        send, acked = self.producer().send, batch.acked
+        for place, record in enumerate(records):
+            ack = partial(acked, place)
+            try:
+                send(record, ack)
+            except BrokerError:  # mostly a full queue
+                self._send(record, ack, deadline)
 
     def _wait(self, sendings: Sequence[Sending | Batch], deadline: float) -> None:
         """Serves acknowledgements until all have theirs: one thread polls for all, the others look again after a moment."""

@@ -78,12 +78,10 @@ class Payload:
 
     def bind_row(self, row: Any) -> dict[str, Any]:
         """One row of many: a mapping, a tuple of positional arguments, or the payload's model. Raises PayloadError."""
-        if isinstance(row, dict) and self.model is None:
-            return self.bind((), row)
-        if isinstance(row, Mapping):
-            return self.bind((), row)
         if isinstance(row, (tuple, list)):
             return self.bind(tuple(row), {})
+        if isinstance(row, (dict, Mapping)):
+            return self.bind((), row)
         if isinstance(row, BaseModel):
             return self.bind((row,), {})
         raise PayloadError(f"{self.name}: a row is a mapping of arguments, a tuple of them or a model, not {type(row).__name__}")
@@ -117,6 +115,8 @@ class Payload:
         if len(args) > len(self._positional):
             raise PayloadError(f"{self.name} takes {len(self._positional)} positional arguments, not {len(args)}: {self._takes()}")
         named = dict(zip(self._positional, args, strict=False))
+        if not kwargs:
+            return named
         twice = next((name for name in named if name in kwargs), None)
         if twice:
             raise PayloadError(f"{self.name}: {twice} is given twice, by position and by name", twice)

@@ -31,15 +31,10 @@ class KafkaProducer:
             self._client = Client({**config, "error_cb": self._on_error, "logger": QuietLog()})
 
     def send(self, record: Record, ack: Ack | None = None) -> None:
+        topic, value, key, headers, partition = record
+        wanted: Any = headers if type(headers) is list else list(headers)
         try:
-            self._client.produce(
-                record.topic,
-                record.value,
-                record.key,
-                record.partition,
-                None if ack is None else _delivery(ack),
-                headers=record.headers if isinstance(record.headers, list) else list(record.headers),
-            )
+            self._client.produce(topic, value, key, partition, None if ack is None else _delivery(ack), headers=wanted)
         except BufferError:
             raise BrokerError("_QUEUE_FULL", "send a record: the producer's buffer is full", retriable=True) from None
         except KafkaException as error:
