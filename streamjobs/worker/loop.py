@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -220,6 +221,8 @@ class Loop:
             happened += self._fetch()
         if not self.draining:
             self.execution.hand_out(self._why_held())
+            if self.execution.out and not self._dispatcher.count():
+                time.sleep(0)  # a thread that was woken gets the interpreter now, not when this one next waits
         if self.execution.out or not self._dispatcher.count():
             self._progressed = self.turned_at
         happened += self._tick()
