@@ -219,11 +219,16 @@ def start(at: Round) -> None:
     """What an import costs, and how long it is from the command to the first job."""
     for who, code in (("bare", "import confluent_kafka"), ("python", "pass"), ("ours", "import streamjobs"), ("app", "import tests.bench.jobs")):
         at.book.note("start", "import", who, "ms", min(_import_ms(code) for _ in range(5)))
-    prefix = at.filled("key2", at.count(1_000))
+    prefix = at.filled("key2", 100)
     with at.world.bare("drain", f"{prefix}.jobs.key2") as running:
         at.book.note("start", "to the first job", "bare", "s", running.wait(1) - running.began)
     for who, tree in at.ours().items():
-        with at.world.worker("key2", prefix, tree=tree) as running:
+        group = {"worker__group": f"start-{who}-{prefix}"}
+        with at.world.worker("key2", prefix, tree=tree, **group) as running:  # makes the group's topics
+            running.wait(1)
+            running.stop()
+        at.world.publish("fill", "key2", prefix, 100, 100)
+        with at.world.worker("key2", prefix, tree=tree, **group) as running:
             at.book.note("start", "to the first job", who, "s", running.wait(1) - running.began)
 
 
@@ -258,12 +263,14 @@ def _scaled(at: Round, queue: str, case: str, jobs: int, **settings: Any) -> Non
 
 
 def processes(at: Round) -> None:
-    """Two worker processes against one: 1 ms of computing a job, and no-ops."""
-    for queue, jobs in (("burn", at.count(10_000)), ("key2", at.count(600_000))):
+    """Two worker processes against one: 1 ms of computing a job, and no-ops. The second half counts: by then both have partitions."""
+    for queue, jobs in (("burn", at.count(30_000)), ("key2", at.count(1_500_000))):
         prefix = at.filled(queue, jobs)
         for count in (1, 2):
             with at.world.worker(queue, prefix, "--processes", str(count)) as running:
-                _note_drained(at, "processes", queue, f"{count}", running, jobs)
+                found = drained(running, jobs, skipped=jobs // 2)
+            at.book.note("processes", queue, f"{count}", "jobs/s", found.rate)
+            at.book.note("processes cpu", queue, f"{count}", "µs/job", found.cpu_us)
 
 
 def offset_map(at: Round) -> None:

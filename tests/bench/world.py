@@ -79,6 +79,11 @@ class Running:
         """MiB that the largest of its processes had at most."""
         return max(_status(pid, "VmHWM") for pid in self.pids())
 
+    def stop(self) -> None:
+        """As a user does: what runs may end, partitions are handed over."""
+        self._process.terminate()
+        self._process.wait(40)
+
     def end(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -177,9 +182,9 @@ class World:
                 future.result()
 
 
-def drained(running: Running, count: int) -> Drained:
-    """Measured from outside: the ledger is looked at every 2 ms. Until a fifth has run, fetching is still getting under way."""
-    running.wait(count // 5)
+def drained(running: Running, count: int, skipped: int = 0) -> Drained:
+    """Measured from outside: the ledger is looked at every 2 ms. What is skipped (a fifth) runs while fetching gets under way."""
+    running.wait(skipped or count // 5)
     first, began, before = running.ledger.count(), time.perf_counter(), running.usage()
     ended = running.wait(count)
     after = running.usage()
