@@ -286,7 +286,9 @@ class Job(Entry):
     def start(self, at: float) -> None:
         """Notes that the handler begins now (epoch seconds)."""
         self.started_at = at
-        since = max(self.appended_at, self.due)
+        since = self.appended_at
+        if self.due:
+            since = max(since, self.due)
         self.wait_s = at - since if at > since else 0.0
 
     def cancel(self) -> None:

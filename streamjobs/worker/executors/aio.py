@@ -8,9 +8,10 @@ import threading
 import time
 from collections import deque
 
+from streamjobs.core.dispatch import Partition
 from streamjobs.job import CURRENT, Job, JobCancelled, Timeout
 from streamjobs.worker.executors import EPOCH_OFFSET, VISIT_JOBS, VISIT_S, Chunk, Gate
-from streamjobs.worker.marks import Marks, Row, nowhere
+from streamjobs.worker.marks import OFFSET, Marks, Row, nowhere
 
 logger = logging.getLogger(__name__)
 
@@ -84,18 +85,25 @@ class Aio:
 
     async def _run_lanes(self, chunk: Chunk, row: Row, task: asyncio.Task[None]) -> None:
         """Runs each head and those behind it, until its lane or the visit ends; as the threads do, with one look at the clock a job."""
-        gate, clock, done = self._gate, time.perf_counter, chunk.done
+        gate, clock, done, set_current = self._gate, time.perf_counter, chunk.done, CURRENT.set
+        marked: Partition | None = None
+        run = 0
         now = clock()
         for head in chunk.jobs:
             job, left, until = head, VISIT_JOBS, now + VISIT_S
             while True:
                 chunk.current = job
-                if gate.bars(job):
+                home = job.home
+                if job.epoch != home.serving or gate.closed or job.asked_to_stop or (gate.held and gate.bars(job)):
                     chunk.returned.append(job)
                     break
-                row.mark(job.home.place, job.offset, job.run)
+                if home is marked and job.run == run:
+                    row.cells[OFFSET] = job.offset
+                else:
+                    marked, run = home, job.run
+                    row.mark(home.place, job.offset, run)
                 job.start(now + EPOCH_OFFSET)
-                CURRENT.set(job)
+                set_current(job)
                 job_type = job.job_type
                 try:
                     await (job_type.run(job) if job_type.timeout_s is None else _timed(job, job_type.timeout_s))
