@@ -22,6 +22,8 @@ TIERS = ("5s", "15s", "1m", "4m", "15m", "1h", "4h", "12h", "1d", "7d")
 #: How long a loop keeps a record in memory, and how many of a partition.
 HOLD_S = 5.0
 MAX_WAITING = 1_000
+#: Waits of a job that may not run now, in minutes; together an hour (PROTOCOLS §8, §14).
+HOLD_MINUTES = (1, 2, 4, 8, 10, 10, 10, 10, 10)
 #: A record that can't reach its destination for so long makes room, and comes again after as long.
 UNDELIVERABLE_S = 60.0
 #: A timer keeps a record at least so long (or its tier, or until it is due, if that is sooner).

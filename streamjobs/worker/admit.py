@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Protocol
 
 from streamjobs.broker import Message
 from streamjobs.core.control import Desired
-from streamjobs.core.delay import Climb, Run, on_receive
+from streamjobs.core.delay import HOLD_MINUTES, Climb, Run, on_receive
 from streamjobs.core.dispatch import QUARANTINE, Dispatcher, Partition
 from streamjobs.core.lifecycle import Failure, Reason
 from streamjobs.core.offsets import Tracker
@@ -20,11 +19,10 @@ from streamjobs.core.record import Meta
 from streamjobs.job import Job
 from streamjobs.worker.decode import Decoder, Undecodable
 from streamjobs.worker.settle import Cause, Open, Routes, Settler, held_record, letter_record
+from streamjobs.worker.sleepers import Sleepers
 
 logger = logging.getLogger(__name__)
 
-#: Waits of a job that may not run now, in minutes; together an hour (PROTOCOLS §8, §14).
-HOLD_MINUTES = (1, 2, 4, 8, 10, 10, 10, 10, 10)
 #: So many identities are remembered per partition, and those of unfinished jobs; the oldest are forgotten so many at a time.
 COPIES, FORGET = 20_000, 10_000
 _DECODE_LABELS = {"undecodable": "payload", "type_unknown": "header", "schema_unknown": "schema", "tombstone": "payload"}
@@ -49,6 +47,7 @@ class Arrivals:
         decoder: Decoder,
         dispatcher: Dispatcher[Job],
         settler: Settler,
+        sleepers: Sleepers,
         desired: Callable[[], Desired],
         now: Callable[[], float],
         metrics: Counting,
@@ -62,14 +61,13 @@ class Arrivals:
         self._decoder = decoder
         self._dispatcher = dispatcher
         self._settler = settler
+        self._sleepers = sleepers
         self._desired = desired
         self._now = now
         self._metrics = metrics
         self._settle = settle
         self._learn_schemas = learn_schemas
         self._hold_s = hold_s
-        self._due: list[tuple[float, int, Job]] = []
-        self._number = itertools.count()
         self._unknown: list[Undecodable] = []
         self._learned: SimpleQueue[bool] = SimpleQueue()
         self.crowds: set[Partition] = set()
@@ -125,7 +123,7 @@ class Arrivals:
             self.hold(job.message, home, meta, job.due, meta.reason or "delayed")
         else:
             home.waiting += 1
-            self.wake_at(step.until, job)
+            self._sleepers.wake_at(step.until, job)
 
     def _is_copy(self, job: Job) -> bool:
         """The same run of the same job, received twice in one epoch of a partition (PROTOCOLS §1)."""
@@ -179,25 +177,12 @@ class Arrivals:
 
     # Waiting in memory ------------------------------------------------------------------------------------------------
 
-    def wake_at(self, at: float, job: Job) -> None:
-        """The job is ready then, unless its partition has left."""
-        heapq.heappush(self._due, (at, next(self._number), job))
-
-    def next_due(self) -> float | None:
-        """When the next job that waits in memory is due, epoch seconds."""
-        return self._due[0][0] if self._due else None
-
     def wake(self) -> int:
         """Jobs whose wait in memory is over are ready; returns how many."""
-        if not self._due or self._due[0][0] > self._now():
-            return 0
-        now, woken = self._now(), 0
-        while self._due and self._due[0][0] <= now:
-            _, _, job = heapq.heappop(self._due)
-            if job.epoch == job.home.epoch:
-                woken += 1
-                self._wake(job, now)
-        return woken
+        woken = self._sleepers.wake()
+        for job in woken:
+            self._wake(job, self._now())
+        return len(woken)
 
     def _wake(self, job: Job, now: float) -> None:
         if job.offset in job.home.parked:
@@ -209,8 +194,6 @@ class Arrivals:
 
     def forget_stale(self) -> None:
         """Drops what waits of partitions that have left."""
-        self._due = [entry for entry in self._due if entry[2].epoch == entry[2].home.epoch]
-        heapq.heapify(self._due)
         self._unknown = [bad for bad in self._unknown if bad.home.epoch >= 0]
         self.crowds = {home for home in self.crowds if home.epoch >= 0}
 

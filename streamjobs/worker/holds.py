@@ -1,21 +1,34 @@
-"""Holds: which jobs may not run now, and why: pauses that operators ordered, and breakers (PROTOCOLS §8)."""
+"""Holds: which jobs may not run now, and why: pauses that operators ordered, and breakers (PROTOCOLS §8);
+and what becomes of those that wait for it."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+from streamjobs.broker import Message
 from streamjobs.core.breaker import Breaker
+from streamjobs.core.clock import Clock
 from streamjobs.core.control import Desired
+from streamjobs.core.delay import HOLD_MINUTES
+from streamjobs.core.dispatch import Dispatcher, Partition
+from streamjobs.core.record import Meta
 from streamjobs.job import Cancel, Job, JobCancelled, Reject, Snooze
+from streamjobs.telemetry.events import EventBatch
 from streamjobs.worker.executors import Gate
+from streamjobs.worker.poll import Poller
 
 logger = logging.getLogger(__name__)
 
 #: Ends that say nothing about whether the handler works.
 _NEUTRAL = (Reject, Snooze, Cancel, JobCancelled)
+#: A held job lets a runnable one of its key wait for so long, then it moves to the ladder.
+HELD_S = 30.0
+#: How often, and how many at a time, held jobs that are in the way are moved: a loop with 10,000 of them still turns.
+TEND_S = 0.5
+TEND_JOBS = 500
 
 
 class Breakers:
@@ -87,6 +100,10 @@ class Holds:
     def anything(self) -> bool:
         return bool(self._breakers.open) or self._desired().anything_paused
 
+    def judge(self) -> Callable[[Job], str | None] | None:
+        """`why`, while anything may not run now: to be asked for each job that is handed out."""
+        return self.why if self.anything() else None
+
     def why(self, job: Job) -> str | None:
         """The reason for which a job may not run now; None: it may."""
         if job.type in self._breakers.open and not job.probe:
@@ -126,6 +143,82 @@ class Holds:
 
     def _held_type(self, name: str, desired: Desired, now: float) -> bool:
         return self._breakers.shuts(name, now) or (desired.anything_paused and desired.type_paused(self._app, name, now) is not None)
+
+
+
+class HeldJobs:
+    """The jobs of one loop that were set aside because they may not run now. One owner: the loop's thread.
+
+    `types_of`: the names of the job types of each queue that it reads; `hold`: moves a record to the ladder.
+    """
+
+    def __init__(
+        self,
+        holds: Holds,
+        dispatcher: Dispatcher[Job],
+        poller: Poller,
+        events: EventBatch,
+        clock: Clock,
+        *,
+        types_of: Mapping[str, Collection[str]],
+        hold: Callable[[Message, Partition, Meta, float, str], None],
+    ) -> None:
+        self._holds = holds
+        self._dispatcher = dispatcher
+        self._poller = poller
+        self._events = events
+        self._now = clock.now
+        self._mono = clock.monotonic
+        self._types_of = types_of
+        self._hold = hold
+        self._tended = 0.0
+
+    def tend(self) -> None:
+        """Releases what may run again, lets one job try a broken type, and moves held jobs that are in the way."""
+        held = self._dispatcher.held
+        probed = self._holds.probe(held)
+        if probed is not None:
+            held[probed][0].probe = True
+            self._dispatcher.release(probed, limit=1)
+        for reason in [reason for reason, jobs in held.items() if jobs and self._holds.why(jobs[0]) != reason]:
+            self._dispatcher.release(reason)
+        if held and self._mono() - self._tended >= TEND_S:
+            self._tended = self._mono()
+            self._move_to_ladder(self._in_the_way()[:TEND_JOBS])
+        self._poller.bar({queue for queue, names in self._types_of.items() if self._holds.queue_held(queue, names)})
+
+    def _in_the_way(self) -> list[Job]:
+        """Held jobs that use half of a limit of their partition, or let a runnable job of their key wait for 30 s."""
+        now = self._mono()
+        found = []
+        pressed = {home for home in self._poller.partitions.values() if self._poller.used(home) >= 0.5}
+        for job in [job for jobs in self._dispatcher.held.values() for job in jobs]:
+            job.held_since = job.held_since or now
+            if job.job_type.strict:
+                continue  # it never leaves its place
+            if job.home in pressed or (now - job.held_since > HELD_S and self._blocks(job)):
+                found.append(job)
+        return found
+
+    def _blocks(self, job: Job) -> bool:
+        """Whether the job behind a held one could run: one of the same type and key is held for the same reason."""
+        behind = job.next
+        return isinstance(behind, Job) and behind.job_type is not job.job_type and self._holds.why(behind) is None
+
+    def _move_to_ladder(self, jobs: Collection[Job]) -> None:
+        """The same run, no attempt charged; they come back after 1, 2, 4, 8, 10, 10 … minutes, never past the hold's end."""
+        self._dispatcher.let_go(jobs)
+        for job in jobs:
+            self._move(job)
+
+    def _move(self, job: Job) -> None:
+        meta, until = job.full_meta, self._holds.until(job)
+        due = self._now() + 60 * HOLD_MINUTES[min(meta.holds, len(HOLD_MINUTES) - 1)]
+        job.due_again = due if until is None else min(due, until)
+        job.outcome = "held"
+        self._hold(job.message, job.home, meta, job.due_again, "held")
+        self._events.add([job])
+        self._dispatcher.stopped(job)
 
 
 _SAYS = {

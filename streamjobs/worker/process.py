@@ -34,11 +34,12 @@ from streamjobs.worker.executors.child import Load
 from streamjobs.worker.executors.processes import Processes
 from streamjobs.worker.executors.threads import Threads
 from streamjobs.worker.holds import Breakers
-from streamjobs.worker.loop import IDLE_POLL_S, Gatherer, Loop, Shared
+from streamjobs.worker.loop import Loop
 from streamjobs.worker.marks import Legacy, Marks
 from streamjobs.worker.quarantine import Orders, Quarantine
 from streamjobs.worker.recycle import LOOK_S, resident, why_recycle
 from streamjobs.worker.settle import Routes
+from streamjobs.worker.shared import IDLE_POLL_S, Gatherer, Shared
 from streamjobs.worker.timer import Timer
 from streamjobs.worker.transact import Transactions
 

@@ -23,9 +23,9 @@ from streamjobs.errors import BrokerError, HeaderError
 from streamjobs.worker import Stopped
 from streamjobs.worker.commit import Committer, Ticking
 from streamjobs.worker.decode import lenient
-from streamjobs.worker.loop import Shared
 from streamjobs.worker.poll import Poller
 from streamjobs.worker.settle import Open, Settler, identity
+from streamjobs.worker.shared import Shared
 from streamjobs.worker.transact import Gathered, Transactor
 
 logger = logging.getLogger(__name__)

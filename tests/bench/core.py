@@ -222,7 +222,7 @@ def _settle() -> Stage:
 
     def run() -> None:
         for jobs in lists:
-            world.loop._ended(jobs)
+            world.loop.outcomes.ended(jobs)
 
     return run
 

@@ -11,7 +11,7 @@ from streamjobs import App, Job, orders
 from streamjobs.broker import Commit, TopicPartition
 from streamjobs.core import control
 from streamjobs.testing.app import Testing
-from streamjobs.worker.loop import Stopped
+from streamjobs.worker import Stopped
 
 OnMemory = Callable[[App], Testing]
 MAIN = TopicPartition("jobs.mails", 0)
@@ -386,13 +386,13 @@ def test_finished_jobs_behind_a_slow_head_do_not_run_again(on_memory: OnMemory) 
     t = on_memory(app)
     publish(app, *range(9_001))
     loop = main_loop(t)
-    settle = loop._settle
-    loop._settle = lambda job, failure: None  # the head's end is never seen
+    settle = loop.outcomes.settle
+    loop.outcomes.settle = lambda job, failure: None  # the head's end is never seen
     for _ in range(200):
         loop.turn()
         t.advance(0.05)
     assert len(ran) == 9_001
-    loop._settle = settle
+    loop.outcomes.settle = settle
     t.restart()
     tick(t, 3)
     assert ran[9_001:] == [0]

@@ -168,7 +168,7 @@ def test_who_publishes_after_the_run_is_told(on_memory: OnMemory) -> None:
 
     @app.job(queue="orders")
     def hasty(job: Job) -> None:
-        t.process.loops[0]._outbox.close([job])  # type: ignore[union-attr]
+        t.process.loops[0].outcomes._outbox.close([job])  # type: ignore[union-attr]
         try:
             app.job_types["ship"].publish(n=1)
         except PublishError as error:

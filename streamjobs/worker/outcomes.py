@@ -1,0 +1,228 @@
+"""What a run's end asks for: finished, a record to write, or (`key_strict`) its place kept (PROTOCOLS §5, §7)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from streamjobs.core.dispatch import QUARANTINE, Dispatcher
+from streamjobs.core.lifecycle import Failure, Outcome, Reason, Settlement, decide
+from streamjobs.core.offsets import Parked
+from streamjobs.core.poison import convicted
+from streamjobs.core.record import Record
+from streamjobs.job import Job, Outbox, Timeout
+from streamjobs.telemetry.events import EventBatch
+from streamjobs.worker.executors import Chunk
+from streamjobs.worker.settle import Cause, Open, Settler, classify, letter_record, retry_record
+from streamjobs.worker.shared import Gatherer, Shared
+from streamjobs.worker.sleepers import Sleepers
+from streamjobs.worker.transact import DECIDED, Family
+
+logger = logging.getLogger(__name__)
+
+#: `key_strict`: the longest backoff in place, and how long a failing head may block its key.
+STRICT_BACKOFF_S = 60.0
+STRICT_BLOCK_S = 600.0
+
+
+class Outcomes:
+    """Gives every run of one loop its one outcome. One owner: the loop's thread."""
+
+    def __init__(
+        self,
+        shared: Shared,
+        settler: Settler,
+        dispatcher: Dispatcher[Job],
+        sleepers: Sleepers,
+        events: EventBatch,
+        metrics: Gatherer,
+    ) -> None:
+        self.finished = 0
+        self._shared = shared
+        self._settler = settler
+        self._dispatcher = dispatcher
+        self._sleepers = sleepers
+        self._events = events
+        self._metrics = metrics
+        self._now = shared.clock.now
+        self._outbox = shared.outbox
+        self._children: dict[Job, Sequence[Record]] = {}  # of runs that ended with a signal and are about to be settled
+
+    def ended(self, jobs: Sequence[Job]) -> None:
+        """Jobs that ran to an end, in the order of their ends."""
+        self._shared.breakers.ended(jobs, self._now())
+        if self._outbox is not None:
+            jobs = self._settle_parents(jobs, self._outbox)
+        succeeded = []
+        for job in jobs:
+            home = job.home
+            if job.epoch != home.epoch or job.outcome:
+                continue  # its partition left while it ran, or it was settled as timed out: this end means nothing
+            if job.error is not None:
+                self._failed(job)
+                continue
+            job.outcome = "succeeded"
+            home.tracker.finish(job.offset)
+            if home.parked:
+                home.parked.pop(job.offset, None)
+            succeeded.append(job)
+        if succeeded:
+            self._tell(succeeded)
+
+    def _settle_parents(self, jobs: Sequence[Job], outbox: Outbox) -> Sequence[Job]:
+        """Runs that published child jobs: what they published goes where their offset does, or nowhere. The other jobs."""
+        children = outbox.close(jobs)
+        for job, records in children.items():
+            if job.epoch != job.home.epoch or job.outcome:
+                continue
+            if job.error is None:
+                job.outcome = "succeeded"
+                self._children[job] = records
+                self._begin(job, None, lambda job=job: self._succeeded_with_children(job))  # type: ignore[misc]
+            elif isinstance(job.error, DECIDED):
+                self._children[job] = records
+        return [job for job in jobs if job not in children or job.error is not None] if children else jobs
+
+    def _succeeded_with_children(self, job: Job) -> None:
+        job.home.tracker.finish(job.offset)
+        job.home.parked.pop(job.offset, None)
+        self._tell([job], told=True)
+
+    def returned(self, jobs: Sequence[Job]) -> None:
+        """Jobs that were handed out and not started; the cancelled ones among them are settled."""
+        for job in jobs:
+            if job.cancelled and job.epoch == job.home.epoch:
+                self.settle(job, Failure("cancelled", "cancelled before it started"))
+                if not job.job_type.strict:
+                    self._dispatcher.stopped(job)
+        self._dispatcher.give_back([job for job in jobs if not job.cancelled])
+
+    def _tell(self, jobs: Sequence[Job], *, told: bool = False) -> None:
+        """Events and metrics of jobs that reached their outcome; `told`: their events went with the transaction that settled them."""
+        self.finished += len(jobs)
+        if not told:
+            self._events.add(jobs)
+        self._metrics.observe(jobs)
+
+    def overdue(self, chunk: Chunk, job: Job) -> None:
+        """A thread can't be ended: a job past its timeout is told of once, and settled if its type says so."""
+        timeout_s = job.job_type.timeout_s
+        late = timeout_s is not None and chunk.kind == "threads" and self._now() >= job.started_at + timeout_s
+        if not late or chunk.zombie is job:
+            return
+        chunk.zombie = job
+        logger.warning("%r runs longer than its timeout of %g s; a thread can't be ended", job, timeout_s)
+        if job.job_type.on_timeout == "retry":
+            self.time_out(job)
+
+    def time_out(self, job: Job) -> None:
+        """Settles a job while its thread still runs it."""
+        job.error = Timeout(f"it ran longer than {job.job_type.timeout_s:g} s")
+        job.duration_s = self._now() - job.started_at
+        if self._outbox is not None:
+            self._outbox.close([job])
+        self._failed(job)
+
+    # Settling ---------------------------------------------------------------------------------------------------------
+
+    def _failed(self, job: Job) -> None:
+        if self._shared.errors is not None and job.error is not None and isinstance(job.error, Exception):
+            self._shared.errors.append(job.error)
+        if convicted(job.strikes):
+            self.settle(job, Failure("poison", f"its process died {job.strikes} times while nothing else ran in it"))
+        else:
+            self.settle(job, classify(job))
+
+    def settle(self, job: Job, failure: Failure) -> None:
+        now = self._now()
+        job.failure = failure
+        settlement = decide(
+            failure, job.job_type.retry, run=job.run, attempt=job.attempt, origin=job.origin, now=now
+        )
+        if settlement.due is not None and job.job_type.strict and self._park(job, settlement, now):
+            self._send_from_place(job)
+            return
+        job.outcome = settlement.outcome.value
+        job.due_again = settlement.due or 0.0
+        if settlement.letter is not None:
+            self._bury(job, settlement.letter)
+        elif settlement.due is not None:
+            record = retry_record(self._shared.routes, job, settlement, failure, now)
+            self._begin(job, record, lambda: self._settled(job, acked=True), lambda: self._too_large(job))
+        elif job in self._children:
+            self._begin(job, None, lambda: self._settled(job, acked=True))
+        else:
+            self._settled(job)
+
+    def _begin(
+        self, job: Job, record: Record | None, then: Callable[[], object], too_large: Callable[[], Record] | None = None
+    ) -> None:
+        """Begins a settlement with this record and the run's child jobs."""
+        children = self._children.pop(job, ())
+        if children:
+            item: Open = Family(job.home, job.offset, record, children, then, too_large)
+        else:
+            assert record is not None
+            item = Open(job.home, job.offset, record, then, too_large)
+        item.job = job
+        self._settler.settle(item)
+
+    def _send_from_place(self, job: Job) -> None:
+        """`key_strict`: the job was snoozed and keeps its place; its child jobs go out with the commit that counts this start."""
+        children = self._children.pop(job, ())
+        if children:
+            self._settler.settle(Family(job.home, -1, None, children, lambda: None))
+
+    def _settled(self, job: Job, *, acked: bool = False) -> None:
+        """What the settlement asked for (if anything) is acknowledged: the offset is finished."""
+        home = job.home
+        home.tracker.finish(job.offset)
+        self._tell([job], told=acked and self._shared.transactions is not None)
+        if job.kind == QUARANTINE:
+            self._shared.suspects.acquit(job)
+        if job.job_type.strict:
+            home.parked.pop(job.offset, None)
+            self._dispatcher.stopped(job)
+
+    def _bury(self, job: Job, reason: Reason) -> None:
+        text = job.failure.reason if job.failure else ""
+        job.letter = reason.value
+        cause = Cause(reason, job.error, text, job.run, job.attempt, {"sj_strikes": job.strikes} if job.strikes else {})
+        record = letter_record(self._shared.routes, job.message, job.home, job.full_meta, cause)
+        self._begin(job, record, lambda: self._buried(job, reason))
+
+    def _buried(self, job: Job, reason: Reason) -> None:
+        self._settled(job, acked=True)
+        for hook in self._shared.dead_hooks:
+            try:
+                hook(job, reason.value)
+            except Exception:
+                logger.exception("an on_dead hook failed for %r; the letter is kept all the same", job)
+
+    def _too_large(self, job: Job) -> Record:
+        """A retry that the topic refuses for its size becomes a letter (PROTOCOLS §2)."""
+        job.outcome, job.letter = Outcome.DEAD.value, Reason.TOO_LARGE.value
+        cause = Cause(Reason.TOO_LARGE, job.error, run=job.run, attempt=job.attempt)
+        return letter_record(self._shared.routes, job.message, job.home, job.full_meta, cause)
+
+    def _park(self, job: Job, settlement: Settlement, now: float) -> bool:
+        """`key_strict`: the job keeps its place and runs again in place; False: it has blocked its key for too long."""
+        home = job.home
+        parked = home.parked.get(job.offset) or Parked(job.offset, 0, 0.0)
+        due = min(settlement.due or now, now + STRICT_BACKOFF_S)
+        blocked_s = parked.blocked_s + (due - now) + job.duration_s
+        if blocked_s > STRICT_BLOCK_S:
+            job.outcome = Outcome.DEAD.value
+            self._bury(job, Reason.EXHAUSTED)
+            return True
+        home.parked[job.offset] = Parked(job.offset, parked.starts + 1, blocked_s)
+        home.tracker.touch()  # else a crash forgets how often it started, unless another job has finished since
+        job.run, job.attempt = settlement.run, settlement.attempt
+        job.error = None
+        job.children = ()
+        job.kind = job.job_type.kind
+        if job.strikes and QUARANTINE in self._shared.executors:
+            job.kind = QUARANTINE
+            self._shared.suspects.note(job)
+        self._sleepers.wake_at(due, job)
+        return True

@@ -1,0 +1,82 @@
+"""What the loops of one worker process share, and what they count in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from streamjobs.broker import Admin, Broker, Producer
+from streamjobs.core.assignment import Admission
+from streamjobs.core.clock import Clock
+from streamjobs.core.control import Desired
+from streamjobs.core.dispatch import Partition
+from streamjobs.job import Job, JobType, Outbox
+from streamjobs.worker.decode import Decoder
+from streamjobs.worker.executors import Executor
+from streamjobs.worker.holds import Breakers
+from streamjobs.worker.marks import Marks
+from streamjobs.worker.quarantine import Orders
+from streamjobs.worker.settle import Routes
+from streamjobs.worker.transact import Transactions
+
+IDLE_POLL_S = 0.05
+
+
+class Gatherer(Protocol):
+    """What a loop counts; see `telemetry/catalogue.py` for names and labels."""
+
+    def observe(self, jobs: Sequence[Job]) -> None: ...
+    def count(self, name: str, *labels: str, by: float = 1) -> None: ...
+    def set(self, name: str, value: float, *labels: str) -> None: ...
+    def replace(self, name: str, values: Mapping[tuple[str, ...], float]) -> None: ...
+    def snapshot(self) -> Any: ...
+
+
+@dataclass
+class Shared:
+    """What the loops of one process share. Built once, by the process."""
+
+    app: str
+    group: str
+    worker_id: str
+    broker: Broker
+    admin: Admin
+    routes: Routes
+    clock: Clock
+    breakers: Breakers
+    executors: Mapping[str, Executor]
+    job_types: Mapping[str, JobType[Any, Any]]
+    decoder: Decoder
+    producer: Callable[[], Producer]
+    view: Callable[[], Callable[[], Desired]]
+    """Makes a loop's own view of the desired state."""
+    new_metrics: Callable[[str, str], Gatherer]
+    admission: Admission
+    learn_schemas: Callable[[Callable[[], None]], None]
+    """Reads the schema topic up to its end in the background, then calls back."""
+    take_away: Callable[[Iterable[str]], None]
+    """Takes orders off the control topic that are carried out."""
+    mark_started: Callable[[str, Partition], None]
+    """Writes that a group has committed in a partition (PROTOCOLS §3)."""
+    marks: Marks
+    """Where executors note what they start."""
+    suspects: Orders
+    recycling: Callable[[], bool] = lambda: False
+    """Whether the process ends because threads hang in it, or it has grown too large (PROTOCOLS §15)."""
+    events_mode: Any = "all"
+    hold_s: float = 5.0
+    credit: int = 1000
+    tick_s: float = 0.5
+    drain_s: float = 25.0
+    max_poll_interval_s: float = 300.0
+    session_timeout_s: float = 10.0
+    instance: str | None = None
+    dead_hooks: Sequence[Callable[[Job, str], Any]] = ()
+    errors: list[BaseException] | None = None
+    """Where handlers' exceptions are kept for a test; None: nowhere."""
+    idle_poll_s: float = IDLE_POLL_S
+    transactions: Transactions | None = None
+    """Of a transactional app; None: settlements and commits are acknowledged one after the other."""
+    outbox: Outbox | None = None
+    """Of a transactional app: where its handlers' child jobs are until their runs are settled."""
