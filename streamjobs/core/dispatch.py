@@ -161,6 +161,10 @@ class Dispatcher(Generic[E]):
         elif entry.home.lanes.get(entry.lane) is entry:
             del entry.home.lanes[entry.lane]
 
+    def again(self, entry: E) -> None:
+        """A head that kept its place is ready again."""
+        self.ready[entry.kind].append(entry)
+
     def give_back(self, entries: Iterable[E]) -> None:
         """Entries that were handed out and not started: first in turn again, in their order."""
         for entry in reversed(list(entries)):

@@ -100,7 +100,11 @@ class Arrivals:
         return count
 
     def _admit(self, job: Job) -> None:
-        """A job whose headers say more than type and id: a copy, expired, cancelled, not due yet, or ready."""
+        """A job whose headers say more than type and id: a copy, expired, cancelled, not due yet, or ready.
+
+        A parked one keeps its place, whatever its due time. *Bites*: it has started at an owner whose clock is ahead; here it is due
+        in three seconds, and the next job of its key starts first.
+        """
         meta, home, now = job.full_meta, job.home, self._now()
         if meta.origin and self._is_copy(job):
             home.tracker.finish(job.offset)
@@ -113,6 +117,9 @@ class Arrivals:
             job.attempt += parked.starts
         if self._is_poison(job, now):
             return
+        if parked is not None:
+            self._dispatcher.add(job)
+            return
         came_down = bool(meta.next)
         step = on_receive(
             now, job.due, job.appended_at, came_down=came_down, waiting=home.waiting, moves=meta.holds, hold_s=self._hold_s
@@ -123,7 +130,7 @@ class Arrivals:
             self.hold(job.message, home, meta, job.due, meta.reason or "delayed")
         else:
             home.waiting += 1
-            self._sleepers.wake_at(step.until, job)
+            self._sleepers.wake_at(step.until, job, self._is_due)
 
     def _is_copy(self, job: Job) -> bool:
         """The same run of the same job, received twice in one epoch of a partition (PROTOCOLS §1)."""
@@ -175,21 +182,9 @@ class Arrivals:
         self.crowds.discard(home)
         return False
 
-    # Waiting in memory ------------------------------------------------------------------------------------------------
-
-    def wake(self) -> int:
-        """Jobs whose wait in memory is over are ready; returns how many."""
-        woken = self._sleepers.wake()
-        for job in woken:
-            self._wake(job, self._now())
-        return len(woken)
-
-    def _wake(self, job: Job, now: float) -> None:
-        if job.offset in job.home.parked:
-            self._dispatcher.ready[job.kind].append(job)  # it is its lane's head already
-            return
+    def _is_due(self, job: Job) -> None:
         job.home.waiting -= 1
-        if not self._is_over(job, now):
+        if not self._is_over(job, self._now()):
             self._dispatcher.add(job)
 
     def forget_stale(self) -> None:

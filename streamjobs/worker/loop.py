@@ -156,7 +156,7 @@ class Loop:
         enough = self._has_enough()
         happened = taken = self.execution.take_results(wait=enough)
         happened += self.settler.serve()
-        happened += self.arrivals.wake()
+        happened += self._sleepers.wake()
         self.poller.admit_again()
         if not (taken and enough):
             happened += self._fetch()
@@ -378,7 +378,7 @@ class Loop:
             self.execution.take_results(wait=True)
             self.execution.harvest_all()
             self.settler.serve()
-            self.arrivals.wake()
+            self._sleepers.wake()
             self.execution.hand_out(self.holds.judge())
         self.execution.harvest_all()
         self.committer.commit_now(partitions, self._event_records(), timeout=min(2.0, budget / 2))

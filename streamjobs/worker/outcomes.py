@@ -224,5 +224,5 @@ class Outcomes:
         if job.strikes and QUARANTINE in self._shared.executors:
             job.kind = QUARANTINE
             self._shared.suspects.note(job)
-        self._sleepers.wake_at(due, job)
+        self._sleepers.wake_at(due, job, self._dispatcher.again)
         return True

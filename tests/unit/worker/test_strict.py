@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from streamjobs import App, Backoff, Job, Retry
+from streamjobs.core.offsets import Parked
 from streamjobs.testing.app import Testing
 
 
@@ -51,3 +52,23 @@ def test_a_key_goes_on_behind_a_head_that_became_a_letter(streamjobs_testing: Ca
 
     assert ran == [(1, 1), (1, 2), (2, 1)]
     assert [letter.reason for letter in t.dead_letters()] == ["exhausted"]
+
+
+def test_a_head_that_has_started_keeps_its_place_though_it_is_not_due(streamjobs_testing: Callable[[App], Testing]) -> None:
+    """The last owner's clock was ahead: it parked a head that, by this one's, is due in three seconds."""
+    app = App("shop", partitions=1)
+    ran: list[tuple[int, int]] = []
+
+    @app.job(name="book", queue="books", key="account", order="key_strict")
+    def book(job: Job, n: int, account: str) -> None:
+        ran.append((n, job.attempt))
+
+    t = streamjobs_testing(app)
+    t.run()
+    home = t.process.loops[0].poller.partitions["jobs.books", 0]
+    home.parked[0] = Parked(0, 1, 2.0)
+    book.options(delay="3s").publish(n=1, account="a")
+    book.publish(n=2, account="a")
+    t.run()
+    assert ran == [(1, 2), (2, 1)]
+    assert (home.waiting, home.lanes, home.parked) == (0, {}, {})
