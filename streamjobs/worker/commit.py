@@ -42,12 +42,13 @@ Events = Sequence[tuple[Record, int]]
 
 class Ticking(NamedTuple):
     """When a loop commits (every `tick_s` by the monotonic clock `now`), and whom it tells: of each partition that was committed, and
-    how many events were dropped."""
+    how many events were dropped. `session_s`: a member that is silent for so long has lost its partitions."""
 
     tick_s: float
     now: Callable[[], float]
     committed: Callable[[Partition], None]
     dropped: Callable[[int], None]
+    session_s: float = 10.0
 
 
 class Snapshot:
@@ -88,10 +89,12 @@ class Committer:
         self._now = how.now
         self._committed = how.committed
         self._dropped = how.dropped
-        self._last = self._now()
+        self._session_s = how.session_s
+        self._last = self._looked = self._now()
         self._waiting: Snapshot | None = None
         self._in_flight: Snapshot | None = None
         self._failing_since: float | None = None  # when the first commit was asked for since the last good one
+        self._doubted_at: float | None = None  # since when it is open whether this is still a member
         self.errors: dict[TopicPartition, BrokerError] = {}
 
     def begin(self) -> None:
@@ -105,6 +108,26 @@ class Committer:
     def overdue(self) -> bool:
         """Nothing could be committed for too long: what runs now may all run again, so nothing more is read (edge 22)."""
         return self._failing_since is not None and self._now() - self._failing_since > UNCOMMITTED_S
+
+    @property
+    def doubted(self) -> bool:
+        """Whether others may own its partitions already; until a commit proves that they don't, nothing is to be started."""
+        return self._doubted_at is not None
+
+    def doubts(self) -> bool:
+        """To be asked at every turn, before anything is started: `doubted`, by how long nothing was heard of the group.
+
+        *Bites*: a worker is frozen, or cut off, for longer than its session; others own its partitions and run their jobs. It goes
+        on, and starts all that it has at hand, until its next heartbeat is refused.
+        """
+        now = self._now()
+        stood_still = now - self._looked > self._session_s
+        unheard = self._failing_since is not None and now - self._failing_since > self._session_s
+        self._looked = now
+        if self._poller.partitions and (stood_still or (unheard and not self.doubted)):
+            logger.warning("group %s: nothing is started until a commit shows that the partitions are still ours", self._poller.group)
+            self._doubted_at = now
+        return self.doubted
 
     def tick(self, events: Events) -> None:
         """Begins a tick: the events gathered since the last one, and the partitions as they are now."""
@@ -121,6 +144,8 @@ class Committer:
     def _wants_commit(self, home: Partition, now: float) -> bool:
         if not home.fetching or home.epoch < 0:
             return False
+        if self.doubted:
+            return True
         tracker = home.tracker
         if tracker.unfinished == 0:
             self._poller.past_gaps(home)
@@ -195,6 +220,8 @@ class Committer:
             self._in_flight = None
         if any(error is None for error in results.values()):
             self._failing_since = None  # of partitions that have left since, too: they may be the last to be committed for long
+            if self._doubted_at is not None and snapshot.began >= self._doubted_at:
+                self._doubted_at = None  # not by an older one: its answer may have waited as long as we did
         for tp, error in results.items():
             if tp not in snapshot.homes or not self._current(snapshot, tp):
                 continue

@@ -131,7 +131,7 @@ class Loop:
 
     def _new_committer(self, gathered: Gathered | None) -> Committer:
         shared = self._shared
-        how = Ticking(shared.tick_s, self._mono, self._committed, self._events_dropped)
+        how = Ticking(shared.tick_s, self._mono, self._committed, self._events_dropped, shared.session_timeout_s)
         if gathered is None or shared.transactions is None:
             return Committer(self.poller, shared.producer, how)
         return Transactor(self.poller, gathered, shared.transactions, how, Telling(self.events, self._event_record, self._now))
@@ -161,10 +161,10 @@ class Loop:
         if not (taken and enough):
             happened += self._fetch()
         if not self.draining:
-            self.execution.hand_out(self.holds.judge())
+            self._hand_out()
             if self.execution.out and not self._dispatcher.count():
                 time.sleep(0)  # a thread that was woken gets the interpreter now, not when this one next waits
-        if self.execution.out or not self._dispatcher.count():
+        if self.execution.out or not self._dispatcher.count() or self.committer.doubted:
             self._progressed = self.turned_at
         happened += self._tick()
         if self.turned_at - self._watched >= WATCH_S:
@@ -173,6 +173,13 @@ class Loop:
             self._held.tend()
         self._idle_s = 0.001 if happened else min(self._shared.idle_poll_s, self._idle_s * 2)
         return bool(happened)
+
+    def _hand_out(self) -> None:
+        """Gives out what may run; takes back what was not begun while partitions may be another's."""
+        if self.committer.doubts():
+            self.execution.recall()
+        else:
+            self.execution.hand_out(self.holds.judge())
 
     def drain(self, deadline: float) -> bool:
         """Admits nothing more, keeps polling, ends what runs, commits and leaves the group. False: something was abandoned."""
@@ -282,7 +289,7 @@ class Loop:
 
     def _fetch_wait(self, ready: int) -> float:
         """How long to wait for records: not at all with work at hand, shortly while jobs wait behind their keys."""
-        if ready:
+        if ready and not self.committer.doubted:
             return 0.0
         wait = 0.001 if self.settler.unacknowledged else self._idle_s
         due = self._sleepers.next_due()
@@ -379,7 +386,7 @@ class Loop:
             self.execution.harvest_all()
             self.settler.serve()
             self._sleepers.wake()
-            self.execution.hand_out(self.holds.judge())
+            self._hand_out()
         self.execution.harvest_all()
         self.committer.commit_now(partitions, self._event_records(), timeout=min(2.0, budget / 2))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
 import os
 import socket
 import threading
@@ -128,7 +129,7 @@ class Process:
         self.app = app
         self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{slot}"
         self.clock = clock or SystemClock()
-        self.gate = Gate()
+        self.gate = Gate(settings.worker.session_timeout if executors is None else math.inf)  # a test's clock that jumps is no freeze
         self.failure: BaseException | None = None
         self.abandoned = False
         self._learn = learn
@@ -155,6 +156,7 @@ class Process:
             instance=f"{settings.worker.instance}-{slot}" if settings.worker.instance else None,
             errors=errors,
             idle_poll_s=IDLE_POLL_S if executors is None else 0.0,
+            session_timeout_s=self.gate.session_s,
             outbox=outbox,
         )
         main = [app.names.main(queue) for queue in queues]
@@ -191,7 +193,6 @@ class Process:
             tick_s=worker.tick,
             drain_s=worker.drain,
             max_poll_interval_s=worker.max_poll_interval,
-            session_timeout_s=worker.session_timeout,
             dead_hooks=app.dead_hooks,
             transactions=self._transactions,
             **parts,
@@ -400,6 +401,8 @@ class Process:
                 found[loop.name] = "has not joined its group yet"
             for tp, error in list(loop.committer.errors.items()):
                 found[f"{tp.topic}/{tp.partition}"] = f"can't be committed: {error}"
+            if loop.committer.doubted:
+                found[f"membership of {loop.name}"] = "others may own its partitions by now: nothing is started until a commit succeeds"
             if loop.committer.overdue:
                 found[f"commits of {loop.name}"] = "none succeeded for a minute: nothing more is read"
             for topic, error in list(loop.settler.blocked.items()):

@@ -82,7 +82,7 @@ class Timer:
             owner=self,
             now=self._now,
         )
-        how = Ticking(shared.tick_s, self._mono, self._committed, lambda _: None)
+        how = Ticking(shared.tick_s, self._mono, self._committed, lambda _: None, shared.session_timeout_s)
         if gathered is None or shared.transactions is None:
             self.committer = Committer(self.poller, shared.producer, how)
         else:
@@ -115,7 +115,8 @@ class Timer:
         """One round; True: something happened."""
         self.turned_at = self._mono()
         self.poller.admit_again()
-        happened = self.settler.serve() + self._release() + self._fetch()
+        happened = self.settler.serve() + self._fetch()
+        happened += 0 if self.committer.doubts() else self._release()
         settled = self.settler.settled
         if self.committer.due():
             self.committer.tick([])
@@ -152,7 +153,7 @@ class Timer:
 
     def _fetch(self) -> int:
         wait = 0.001 if self.settler.unacknowledged else self._idle_s
-        if self._heap:
+        if self._heap and not self.committer.doubted:
             wait = min(wait, max(0.0, self._heap[0][0] - self._now()))
         messages = self.poller.fetch(BATCH, wait)
         for tp, error in self.poller.faults:

@@ -135,3 +135,30 @@ def test_a_draining_worker_polls_and_gives_up_what_it_does_not_need(story: Calla
     assert len(members) == 2 and all(members)
     assert Counter(world.starts()) == Counter(range(101))
     assert second.stop() == 0
+
+
+@CONSUMER_CLASSIC_LATER
+def test_a_thawed_worker_starts_nothing_that_is_anothers(story: Callable[..., Any], protocol: str) -> None:  # edge 2
+    """
+    A worker is frozen with hundreds of jobs at hand, until another one has run them all. Thawed, it starts none of these: what runs
+    twice is what it had started, or not committed, when it froze. Then it takes its part again.
+    """
+    world = story(partitions=4, STREAMJOBS_WORKER__PROTOCOL=protocol)
+    frozen = world.worker(world.queue, "--slots", str(SLOTS))
+    world.spread("step", [{"n": n, "ms": 100} for n in range(600)])
+    eventually(lambda: world.count("end") > 60, 60, "the worker runs jobs")
+    frozen.signal_all(signal.SIGSTOP)
+    world.worker(world.queue, "--slots", str(SLOTS))
+    eventually(lambda: set(world.ends()) == set(range(600)), 90, "the other one has run the rest")
+
+    before = len(world.ledger.entries())
+    frozen.signal_all(signal.SIGCONT)
+    eventually(lambda: world.owners() == 2, 60, "it is a member again")
+    world.spread("step", [{"n": n, "ms": 100} for n in range(600, 700)])
+    eventually(lambda: set(world.ends()) == set(range(700)), 60, "the next jobs run")
+
+    mine = [e for e in world.ledger.entries()[before:] if e["session"] == frozen.pid and e["what"] == "start"]
+    repeats = [e["n"] for e in mine if e["n"] < 600]
+    print(f"\n{protocol}: thawed, it started {len(repeats)} of the other's jobs and {len(mine) - len(repeats)} of its own")
+    assert repeats == []
+    assert mine, "it goes on"

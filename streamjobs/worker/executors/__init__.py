@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from queue import SimpleQueue
@@ -17,20 +18,28 @@ VISIT_S = 0.05
 class Gate:
     """What a thread looks at before each job of a chunk: drain, and job types that may not run now.
 
-    One for all loops of a process. Only loop threads write it.
+    One for all loops of a process. Only loop threads write it. `session_s`: a member that is silent for so long has lost its
+    partitions.
     """
 
-    __slots__ = ("closed", "held")
+    __slots__ = ("closed", "held", "session_s")
 
-    def __init__(self) -> None:
+    def __init__(self, session_s: float = math.inf) -> None:
         self.closed = False
         self.held: frozenset[str] = frozenset()
+        self.session_s = session_s
 
     def bars(self, job: Job) -> bool:
         """Whether this job may not start: its partition has left, the worker drains, or its type is held."""
         if job.epoch != job.home.serving or self.closed or job.asked_to_stop:
             return True
         return bool(self.held) and job.job_type.name in self.held and not job.probe
+
+    def turns_back(self, chunk: Chunk) -> None:
+        """Looked at once a chunk: one that was handed out a session ago goes back as it is. *Bites*: a process was frozen; its threads
+        are awake before its loop, and start what waited for them, which is another worker's by now (see `Committer.doubts`)."""
+        if time.monotonic() - chunk.born > self.session_s:
+            chunk.returned.extend(chunk.take_back())
 
 
 class Chunk:
@@ -40,10 +49,11 @@ class Chunk:
     `next` first has the job.
     """
 
-    __slots__ = ("brief", "cpu_s", "current", "done", "harvested", "jobs", "kind", "results", "returned", "stopped", "stops", "zombie")
+    __slots__ = ("born", "brief", "cpu_s", "current", "done", "harvested", "jobs", "kind", "results", "returned", "stopped", "stops", "zombie")
 
     def __init__(self, kind: str, jobs: list[Job], results: SimpleQueue[Chunk]) -> None:
         self.kind = kind
+        self.born = time.monotonic()
         self.jobs: Iterator[Job] = iter(jobs)
         self.results = results
         self.done: list[Job] = []  # ran to an end, in order

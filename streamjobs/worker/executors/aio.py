@@ -73,6 +73,7 @@ class Aio:
         assert task is not None
         self._running[chunk] = task
         try:
+            self._gate.turns_back(chunk)
             await self._run_lanes(chunk, row, task)
         except BaseException:
             logger.exception("a task failed outside a handler; what it had not begun runs elsewhere")

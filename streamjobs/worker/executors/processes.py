@@ -200,6 +200,7 @@ class Keeper:
     def run_chunk(self, chunk: Chunk) -> None:
         """Runs a chunk's jobs and those behind them in their lanes, and reports it to its loop, whatever happens."""
         try:
+            self._gate.turns_back(chunk)
             self._run_all(chunk)
         except BaseException as error:
             logger.exception("an executor failed outside a handler; what it had not begun runs elsewhere")

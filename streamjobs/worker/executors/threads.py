@@ -113,6 +113,7 @@ def run_chunk(
     cpu = time.thread_time()
     row = row or nowhere()
     try:
+        gate.turns_back(chunk)
         _run_lanes(chunk, gate, clock, to_epoch, row)
     except BaseException:
         logger.exception("a worker thread failed outside a handler; what it had not begun runs elsewhere")

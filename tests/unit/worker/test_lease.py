@@ -1,0 +1,155 @@
+"""Who was frozen or cut off for longer than its session starts nothing until it knows that its partitions are still its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+
+from streamjobs import App
+from streamjobs.broker import TopicPartition
+from streamjobs.testing.app import Testing
+from streamjobs.worker.executors import Chunk, Gate
+from streamjobs.worker.executors.threads import run_chunk
+
+OnMemory = Callable[[App], Testing]
+MAIN = TopicPartition("jobs.mails", 0)
+SESSION_S = 10.0
+
+
+class Frozen:
+    """A worker that stands still right after its fetch has brought jobs, for longer than its session."""
+
+    def __init__(self, on_memory: OnMemory) -> None:
+        self.app = App("shop", partitions=1, **{"worker.tick": "500ms"})
+        self.ran: list[int] = []
+
+        @self.app.job(name="count", queue="mails")
+        def count(n: int) -> None:
+            self.ran.append(n)
+
+        self.t = on_memory(self.app)
+        self.loop: Any = self.t.process.loops[0]
+        self.loop.committer._session_s = SESSION_S
+        self.publish(0)
+        self.turn(4)
+        assert self.ran == [0]
+
+    def publish(self, *numbers: int) -> None:
+        self.app.job_types["count"].publish_many([(n,) for n in numbers])
+
+    def turn(self, times: int) -> None:
+        for _ in range(times):
+            self.loop.turn()
+            self.t.clock.advance(0.6)
+
+    def freeze(self) -> None:
+        """The next turn ends with jobs at hand, and a long time after its fetch."""
+        consumer = self.loop.poller.consumer
+        fetch = consumer.fetch
+
+        def fetch_and_freeze(limit: int, timeout: float) -> list[Any]:
+            messages: list[Any] = fetch(limit, timeout)
+            assert messages
+            consumer.fetch = fetch
+            self.t.clock.advance(SESSION_S + 1)
+            return messages
+
+        consumer.fetch = fetch_and_freeze
+        self.loop.turn()
+
+
+@pytest.fixture
+def worker(on_memory: OnMemory) -> Frozen:
+    return Frozen(on_memory)
+
+
+def test_a_thawed_member_goes_on_once_it_knows_that_it_is_one(worker: Frozen) -> None:
+    worker.publish(1, 2)
+    worker.freeze()
+    assert worker.ran == [0], "nobody knows yet whose jobs these are"
+    assert "membership of main" in worker.t.process.unready()
+    worker.turn(3)
+    assert worker.ran == [0, 1, 2]
+    assert "membership of main" not in worker.t.process.unready()
+
+
+def test_a_thawed_worker_starts_nothing_of_what_it_has_lost(worker: Frozen) -> None:  # edge 2
+    """What bit: it ran all that it had at hand, which its partition's new owner ran too, until its heartbeat was refused."""
+    worker.t.broker.fail("commit", topic=MAIN.topic, error="UNKNOWN_MEMBER_ID", times=None)
+    worker.publish(1, 2)
+    worker.freeze()
+    worker.turn(3)
+    worker.loop.poller.lost([MAIN])
+    worker.turn(3)
+    assert worker.ran == [0]
+
+
+def test_an_answer_from_before_proves_nothing(worker: Frozen) -> None:
+    """A commit was asked for before the worker froze; its answer has waited as long as the worker did."""
+    answers: list[Any] = []
+    consumer = worker.loop.poller.consumer
+    soon = consumer.commit_soon
+    consumer.commit_soon = lambda offsets, done: answers.append(lambda: done(dict.fromkeys(offsets)))
+    worker.publish(1)
+    worker.turn(2)
+    assert len(answers) == 1
+    worker.publish(2)
+    worker.freeze()
+    answers[0]()
+    worker.turn(3)
+    assert worker.ran == [0, 1]
+    assert len(answers) == 2, "it asks again, though nothing has changed"
+    consumer.commit_soon = soon
+    answers[1]()
+    worker.turn(2)
+    assert worker.ran == [0, 1, 2]
+
+
+def test_who_can_commit_nothing_starts_nothing_after_a_session(worker: Frozen) -> None:  # edge 22
+    """It turns, but is cut off from the group's coordinator: others may own its partitions."""
+    fault = worker.t.broker.fail("commit", topic=MAIN.topic, error="_TRANSPORT", times=None)
+    worker.publish(1)
+    worker.turn(2)
+    assert worker.ran == [0, 1], "an outage that is shorter than a session stops nothing"
+    worker.turn(18)
+    worker.publish(2)
+    worker.turn(3)
+    assert worker.ran == [0, 1]
+    fault.lift()
+    worker.turn(3)
+    assert worker.ran == [0, 1, 2]
+    assert worker.loop.stalled_for() < 1
+
+
+def test_a_thawed_timer_moves_nothing_until_it_knows(on_memory: OnMemory) -> None:
+    """What it moves, the new owner of its partitions moves, too."""
+    worker = Frozen(on_memory)
+    timer = worker.t.process.timer
+    assert timer is not None
+    worker.app.job_types["count"].options(delay="7s").publish(1)
+    timer.turn()
+    timer.committer._session_s = SESSION_S
+    fault = worker.t.broker.fail("commit", error="UNKNOWN_MEMBER_ID", times=None)
+    worker.t.clock.advance(SESSION_S + 1)
+    for _ in range(3):
+        timer.turn()
+        worker.t.clock.advance(0.6)
+    assert timer.moved == 0
+    fault.lift()
+    for _ in range(4):
+        timer.turn()
+        worker.t.clock.advance(0.6)
+    assert timer.moved == 1
+
+
+def test_a_thread_that_is_awake_before_its_loop_starts_nothing_old() -> None:
+    """What bit: of a thawed process every chunk that waited for a slot began before the loop had its first turn."""
+    results: SimpleQueue[Chunk] = SimpleQueue()
+    chunk = Chunk("threads", [object()], results)  # type: ignore[list-item]  # nothing looks at it
+    chunk.born -= SESSION_S + 1
+    run_chunk(chunk, Gate(SESSION_S))
+    assert results.get_nowait() is chunk
+    assert (len(chunk.returned), chunk.done) == (1, [])
