@@ -272,15 +272,20 @@ class Poller:
         changed = [TopicPartition(*tp) for tp, home in self.partitions.items() if ids.get(tp[0], home.topic_id) != home.topic_id]
         if changed:
             logger.warning("topics of group %s were made anew: %s", self.group, sorted({tp.topic for tp in changed}))
-            self.begin_again(changed)
+            self._end_here(changed)
 
     def begin_again(self, tps: Iterable[TopicPartition]) -> None:
-        """Partitions whose start is another now (a seek order came, a commit was repaired): a new epoch begins there."""
+        """Partitions of the same topics whose start is another now (a seek order came, a commit was repaired): a new epoch begins
+        there, after what was finished is committed, as before any other end of an epoch. *Bites*: else it runs again."""
+        ours = [tp for tp in tps if tp in self.partitions]
+        if ours:
+            self._owner.leaving([self.partitions[tp] for tp in ours])
+            self._end_here(ours)
+
+    def _end_here(self, tps: Iterable[TopicPartition]) -> None:
+        """The epoch of partitions that stay assigned is over; where the next one begins is looked up."""
         for tp in tps:
-            home = self.partitions.get(tp)
-            if home is None:
-                continue
-            self._end([home], lost=True)
+            self._end([self.partitions[tp]], lost=True)
             self.consumer.pause([tp])
             self._lookups[tp] = 0.0
 

@@ -11,6 +11,7 @@ from streamjobs import App, Job, orders
 from streamjobs.broker import Commit, TopicPartition
 from streamjobs.core import control
 from streamjobs.testing.app import Testing
+from streamjobs.testing.faults import broker_error
 from streamjobs.worker import Stopped
 
 OnMemory = Callable[[App], Testing]
@@ -257,6 +258,40 @@ def test_records_deleted_under_a_running_worker(on_memory: OnMemory) -> None:  #
     loop.poller.consumer.resume([MAIN])
     tick(t, 4)
     assert ran == [0, *range(6, 11)]
+
+
+def test_a_partition_that_begins_anew_keeps_what_was_finished(on_memory: OnMemory) -> None:  # edge 27
+    """Its log is the same one: what ended since the last tick is committed before the start is looked up. What bit: it ran again."""
+    app, ran = counting_app()
+    t = on_memory(app)
+    publish(app, 0)
+    tick(t)
+    publish(app, 1, 2, 3)
+    t.run(through_delays=False)
+    assert (committed(t, app) or Commit(0)).offset == 1
+    main_loop(t).poller.faults.append((MAIN, broker_error("_AUTO_OFFSET_RESET")))
+    tick(t, 3)
+    assert ran == [0, 1, 2, 3]
+    assert (committed(t, app) or Commit(0)).offset == 4
+
+
+def test_a_topic_that_is_made_anew_under_a_worker_gets_no_commit_of_the_old_one(on_memory: OnMemory) -> None:  # edge 31
+    app, ran = counting_app()
+    t = on_memory(app)
+    publish(app, 0)
+    tick(t)
+    publish(app, 1, 2, 3)
+    t.run(through_delays=False)
+    loop = main_loop(t)
+    asked = commits_asked(t)
+    before = t.broker.admin().topics([MAIN.topic], config=True)[MAIN.topic]
+    t.broker.admin().delete_topics([MAIN.topic])
+    t.broker.admin().create_topics([before])
+    loop.poller.topics_seen({MAIN.topic: t.broker.admin().topics([MAIN.topic])[MAIN.topic].id})
+    assert asked == []
+    publish(app, 4)
+    tick(t, 4)
+    assert ran == [0, 1, 2, 3, 4]
 
 
 def test_lost_commits_hold_the_partition_and_say_so(on_memory: OnMemory) -> None:  # edge 28
