@@ -17,7 +17,7 @@ import click
 from streamjobs.cli import completion
 from streamjobs.cli.command import Command, did_you_mean, pass_session
 from streamjobs.cli.session import Session, load_app
-from streamjobs.errors import StreamjobsError, UsageError
+from streamjobs.errors import BrokerError, StreamjobsError, UsageError
 
 if TYPE_CHECKING:
     from streamjobs.app import App
@@ -103,11 +103,14 @@ def run_process(
 ) -> None:
     """What a worker process runs, from its start to its exit code; called in the process itself."""
     from streamjobs.telemetry.metrics import merge
-    from streamjobs.worker.supervise import Report, Reporting
+    from streamjobs.worker.supervise import RESTART_ME, Report, Reporting, await_broker, spared_interrupts
 
+    spared_interrupts()
     try:
         app = load_app(app_ref).configure(given)
         _log(app)
+        if not await_broker(lambda: app.broker.admin().cluster(), connection, merge([])):
+            sys.exit(0)
         process = app.process(queues, slot=slot, member=member, prepare_child=_log, legacy=legacy)
         report = lambda: Report(merge(process.snapshots()), process.sick(), process.unready(), process.suspects_told)  # noqa: E731
         reporting = Reporting(connection, report, process.stop)
@@ -116,6 +119,8 @@ def run_process(
         if verbose:
             traceback.print_exc()
         click.echo(f"error: {error}", err=True)
+        if isinstance(error, BrokerError) and error.retriable:
+            sys.exit(RESTART_ME)  # it went away again
         sys.exit(2 if isinstance(error, UsageError) else 1)
     _collect_rarely()
     reporting.run(lambda: process.alive)

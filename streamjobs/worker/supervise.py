@@ -8,14 +8,17 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from queue import SimpleQueue
 from types import FrameType
 from typing import Any, Protocol
 
+from streamjobs.errors import BrokerError
 from streamjobs.worker.marks import Legacy, Mark, Marks, memory
 
 logger = logging.getLogger(__name__)
@@ -29,6 +32,8 @@ SICK_S = 15.0
 #: A process may take so long to its first report: start hooks open pools.
 STARTING_S = 300.0
 REPORT_S = 0.5
+#: A process that can't begin because no broker answers says so once in a while, and asks again after a moment.
+TELL_S, ASK_AGAIN_S = 30.0, 1.0
 #: A process that asks to be replaced is, at once, unless it has lived for less than this.
 LIVED_S = 5.0
 
@@ -52,6 +57,8 @@ class Report:
     unready: Mapping[str, str]
     suspects_told: bool
     """What its predecessor ran when it died is known to be suspect, wherever it runs next."""
+    started: bool = True
+    """False: it waits for its broker. Whether it can start is not known before that."""
 
 
 @dataclass
@@ -102,7 +109,7 @@ class Supervisor:
         reasons: dict[str, str] = {}
         for slot in self._slots:
             report = slot.report
-            if report is None:
+            if report is None or not report.started:
                 continue
             silent_s = time.monotonic() - slot.heard
             if silent_s > SILENT_S:
@@ -165,7 +172,8 @@ class Supervisor:
             name=f"streamjobs-worker-{slot.number}",
             daemon=False,
         )
-        slot.process.start()
+        with _interrupts_blocked():
+            slot.process.start()
         theirs.close()
         slot.connection = ours
         slot.inbox = SimpleQueue()
@@ -190,7 +198,7 @@ class Supervisor:
 
     def _take(self, slot: Slot, report: Report) -> None:
         slot.report = report
-        self._worked = True
+        self._worked = self._worked or report.started
         slot.heard = time.monotonic()
         if report.suspects_told:
             slot.suspects.clear()
@@ -226,7 +234,7 @@ class Supervisor:
         """A process that went silent, or does not end its drain, is killed: its jobs run elsewhere."""
         assert slot.process is not None
         late = self._stopping_since is not None and now - self._stopping_since > self._drain_s + 15.0
-        silent = now - slot.heard > (SILENT_S if slot.report is not None else STARTING_S)
+        silent = now - slot.heard > (SILENT_S if slot.report is not None and slot.report.started else STARTING_S)
         sick_for_s = now - slot.well if slot.report is not None else 0.0
         if silent or sick_for_s > SICK_S + SILENT_S or late:
             sick = dict(slot.report.sick) if slot.report else {}
@@ -276,6 +284,66 @@ def how(code: int) -> str:
     return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
 
 
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """What is started inside does not hear of Ctrl-C before it says how (`spared_interrupts`): a terminal sends it to all its
+    processes. *Bites*: a worker process that is still importing dies of it with exit code 1, and so does the worker."""
+    resource_tracker.ensure_running()  # else the first start does that, and unblocks what is blocked here
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def spared_interrupts() -> None:
+    """For a process that is told by its supervisor when to stop, as the first thing that it does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def await_broker(ask: Callable[[], object], connection: Connection, nothing: Any) -> bool:
+    """Waits until `ask` is answered; False: told to stop meanwhile. `nothing`: the metrics of one that has none yet.
+
+    Raises BrokerError that no waiting mends. *Bites*: a worker that is first started while its broker is away ends with exit code
+    1, as one whose user made a mistake, and nobody starts it again.
+    """
+    answers: SimpleQueue[BrokerError | None] = SimpleQueue()
+    threading.Thread(target=_ask_again, args=(ask, answers), name="streamjobs-broker", daemon=True).start()
+    why, told_at = "is asked", -TELL_S
+    while True:
+        while not answers.empty():
+            error = answers.get()
+            if error is None:
+                return True
+            if not error.retriable:
+                raise error
+            why = str(error)
+            if time.monotonic() - told_at >= TELL_S:
+                told_at = time.monotonic()
+                logger.warning("waiting for the broker: %s", why)
+        try:
+            connection.send(Report(nothing, {}, {"broker": why}, suspects_told=False, started=False))
+            if connection.poll(REPORT_S / 5):
+                return False
+        except (EOFError, OSError):
+            return False
+
+
+def _ask_again(ask: Callable[[], object], answers: SimpleQueue[BrokerError | None]) -> None:
+    while True:
+        try:
+            ask()
+        except BrokerError as error:
+            answers.put(error)
+            if not error.retriable:
+                return
+            time.sleep(ASK_AGAIN_S)
+        else:
+            answers.put(None)
+            return
+
+
 class Reporting:
     """The child's side of the connection: reports, and hears when to stop; the supervisor's death is a stop, too."""
 
@@ -283,7 +351,6 @@ class Reporting:
         self._connection = connection
         self._report = report
         self._stop = stop
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: stop())
 
     def run(self, alive: Callable[[], bool]) -> None:

@@ -67,6 +67,22 @@ def publishing(world: Story, job_type: str = "step") -> Iterator[list[int]]:
         thread.join(60)
 
 
+def test_a_worker_that_is_started_while_its_broker_is_away(own_story: Callable[..., Story], own_kafka: Any) -> None:  # edge 34
+    """It waits, tells why, and works once the broker is there; nobody has to start it again."""
+    world = own_story()
+    world.publish_many("step", [{"n": 1}])
+    own_kafka.kill(1, signal.SIGTERM)
+    port = free_port()
+    worker = world.worker("--listen", f"127.0.0.1:{port}")
+    eventually(lambda: "waiting for the broker" in worker.tail(), 60, "it says what it waits for")
+    assert probe(port, "/healthz")[0] == 200
+    assert "process 0: broker" in probe(port, "/readyz")[1]
+
+    own_kafka.restart(1)
+    eventually(lambda: 1 in world.ends(), 60, "it works")
+    assert worker.stop() == 0
+
+
 @pytest.mark.parametrize("how", [pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.long), pytest.param(signal.SIGKILL, id="SIGKILL")])
 def test_a_broker_restarts_while_jobs_flow(own_story: Callable[..., Story], own_kafka: Any, how: signal.Signals) -> None:  # edge 34
     """Whatever was acknowledged runs, and only what ran or was not committed when the broker went runs twice."""

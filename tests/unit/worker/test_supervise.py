@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from streamjobs.errors import BrokerError
 from streamjobs.worker.marks import Legacy
-from streamjobs.worker.supervise import Report, Supervisor
-from tests.support.workers import eventually
+from streamjobs.worker.supervise import Report, Supervisor, await_broker
+from tests.support.story import processes_of
+from tests.support.workers import Worker, eventually
 
 
 class NoTotals:
@@ -84,3 +88,68 @@ def test_a_process_that_freezes_in_a_report_is_killed(monkeypatch: pytest.Monkey
     supervisor.stop()
     thread.join(30)
     assert not thread.is_alive()
+
+
+def no_broker() -> None:
+    raise BrokerError("_TRANSPORT", "nobody there", retriable=True)
+
+
+def test_a_worker_that_finds_no_broker_waits_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What bit: one that was first started during an outage ended with exit code 1, and nobody started it again."""
+    monkeypatch.setattr("streamjobs.worker.supervise.ASK_AGAIN_S", 0.01)
+    ours, theirs = Pipe()
+    away = threading.Event()
+    away.set()
+    met: list[bool] = []
+    thread = threading.Thread(target=lambda: met.append(await_broker(lambda: no_broker() if away.is_set() else None, theirs, None)))
+    thread.start()
+    reasons: dict[str, str] = {}
+
+    def says_so() -> bool:
+        report = ours.recv()
+        reasons.update(report.unready)
+        return not report.started and "nobody there" in reasons["broker"]
+
+    eventually(says_so, 10, "its report says what it waits for")
+    away.clear()
+    thread.join(10)
+    assert met == [True]
+
+
+def test_who_waits_for_a_broker_hears_of_the_end() -> None:
+    ours, theirs = Pipe()
+    ours.send("stop")
+    assert not await_broker(no_broker, theirs, None)
+
+
+def test_no_waiting_for_what_waiting_does_not_mend() -> None:
+    def refused() -> None:
+        raise BrokerError("CLUSTER_AUTHORIZATION_FAILED", "not you")
+
+    ours, theirs = Pipe()
+    with pytest.raises(BrokerError, match="not you"):
+        await_broker(refused, theirs, None)
+    ours.close()
+
+
+def waiting_then_mistaken(slot: int, connection: Connection, legacy: Legacy) -> None:
+    """Its broker comes, and then a topic is missing."""
+    connection.send(Report(None, {}, {}, suspects_told=False, started=False))
+    os._exit(1)
+
+
+def test_a_mistake_that_shows_after_an_outage_is_one_all_the_same() -> None:
+    assert Supervisor(waiting_then_mistaken, 1, 1.0, NoTotals(), 4, lambda: None).run() == 1
+
+
+def test_ctrl_c_while_a_worker_starts_is_a_clean_stop(tmp_path: Path) -> None:
+    """A terminal sends it to all processes of the worker. What bit: the one that was importing died of it: exit code 1."""
+    nowhere = {"STREAMJOBS_BOOTSTRAP": "127.0.0.1:1", "LEDGER": str(tmp_path / "ledger")}
+    worker = Worker(nowhere, tmp_path / "log")
+    try:
+        eventually(lambda: len(processes_of(worker)) > 2, 30, "the worker has a process")
+        worker.signal_all(signal.SIGINT)
+        assert worker.wait(20) == 0, worker.tail()
+        assert "Traceback" not in worker.tail()
+    finally:
+        worker.end()
