@@ -524,6 +524,11 @@ class Desired:
         )
         return next(found, None)
 
+    def cancelled_since(self, offset: int, app: str) -> frozenset[str]:
+        """Ids of the app's jobs about which cancel orders came behind this offset of the control topic."""
+        orders = self._kinds[Kind.CANCEL].values()
+        return frozenset(order.subject[2] for order in orders if order.offset > offset and order.subject[1] == app)
+
     def skip_up_to(self, group: str, origin: str, now: float = -math.inf) -> int | None:
         """Waiting runs of this job up to this one are not to start: a later one was published for them."""
         found = self._newest(now, Kind.SKIP, group, origin) if self.anything_skipped else None

@@ -171,6 +171,20 @@ class Dispatcher(Generic[E]):
             if entry.epoch == entry.home.serving:
                 self.ready[entry.kind].appendleft(entry)
 
+    def withdraw(self, which: Callable[[E], bool]) -> list[E]:
+        """Takes these away from what is ready or held; each is still the head of its lane."""
+        found = [entry for entry in self.heads() if which(entry)]
+        self.let_go(found)
+        for ready in self.ready.values() if found else ():
+            kept = [entry for entry in ready if not which(entry)]
+            ready.clear()
+            ready.extend(kept)
+        return found
+
+    def heads(self) -> list[E]:
+        """All that is ready or held."""
+        return [entry for waiting in (*self.ready.values(), *self.held.values()) for entry in waiting]
+
     def let_go(self, entries: Iterable[E]) -> None:
         """Entries that are held no longer, and are not ready either."""
         going = set(entries)

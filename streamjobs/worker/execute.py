@@ -147,6 +147,10 @@ class Execution:
         """The jobs that executors run for this loop at this moment. Any thread may ask."""
         return [job for chunk in list(self.out) if (job := chunk.current) is not None]
 
+    def heads(self) -> list[Job]:
+        """What chunks that are out began with."""
+        return [head for chunk in self.out for head in chunk.heads]
+
     def watch(self) -> None:
         """Looks after chunks that are out for long: takes what they finished, and back what they have not begun."""
         now = self._mono()

@@ -15,13 +15,14 @@ from queue import SimpleQueue
 from streamjobs.broker import TopicPartition
 from streamjobs.core.assignment import AlarmKind, Beginning, Why
 from streamjobs.core.control import Desired
-from streamjobs.core.dispatch import QUARANTINE, Dispatcher, Partition
+from streamjobs.core.dispatch import QUARANTINE, Dispatcher, Entry, Partition
 from streamjobs.core.record import Record
 from streamjobs.errors import BrokerError
 from streamjobs.job import Job
 from streamjobs.telemetry.events import EventBatch, Packet
 from streamjobs.worker import Stopped
 from streamjobs.worker.admit import Arrivals
+from streamjobs.worker.cancels import Cancels
 from streamjobs.worker.commit import Committer, Ticking
 from streamjobs.worker.execute import Execution
 from streamjobs.worker.executors import Chunk
@@ -72,6 +73,7 @@ class Loop:
         self.arrivals = self._new_arrivals()
         self.holds = Holds(shared.app, shared.breakers, self._desired, self._now)
         self._held = self._new_held()
+        self._cancels = self._new_cancels()
         self.committer = self._new_committer(gathered)
 
     def _new_poller(self) -> Poller:
@@ -129,6 +131,21 @@ class Loop:
             hold=self.arrivals.hold,
         )
 
+    def _new_cancels(self) -> Cancels:
+        return Cancels(
+            self._shared.app,
+            self._desired,
+            self._now,
+            dispatcher=self._dispatcher,
+            sleepers=self._sleepers,
+            execution=self.execution,
+            heads=self._heads,
+            returned=self.outcomes.returned,
+        )
+
+    def _heads(self) -> Iterable[Entry | None]:
+        return (*self._dispatcher.heads(), *self._sleepers, *self.execution.heads(), *self.settler.jobs())
+
     def _new_committer(self, gathered: Gathered | None) -> Committer:
         shared = self._shared
         how = Ticking(shared.tick_s, self._mono, self._committed, self._events_dropped, shared.session_timeout_s)
@@ -157,6 +174,7 @@ class Loop:
         happened = taken = self.execution.take_results(wait=enough)
         happened += self.settler.serve()
         happened += self._sleepers.wake()
+        self._cancels.obey()
         self.poller.admit_again()
         if not (taken and enough):
             happened += self._fetch()

@@ -354,6 +354,10 @@ class Settler:
         item.tries += 1
         heapq.heappush(self._later, (self._now() + delay_s, next(self._number), item))
 
+    def jobs(self) -> list[Job | None]:
+        """Whose outcomes are being settled."""
+        return [item.job for item in (*self._unacked, *(entry[2] for entry in self._later))]
+
     def forget(self, partitions: set[TopicPartition]) -> None:
         """Partitions that left: what is still open of them is the next owner's to do again."""
         self._later = [entry for entry in self._later if entry[2].tp not in partitions]

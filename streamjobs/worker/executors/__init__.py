@@ -49,11 +49,15 @@ class Chunk:
     `next` first has the job.
     """
 
-    __slots__ = ("born", "brief", "cpu_s", "current", "done", "harvested", "jobs", "kind", "results", "returned", "stopped", "stops", "zombie")
+    __slots__ = (
+        "born", "brief", "cpu_s", "current", "done", "harvested", "heads", "jobs", "kind", "results", "returned", "stopped", "stops",
+        "zombie",
+    )  # fmt: skip
 
     def __init__(self, kind: str, jobs: list[Job], results: SimpleQueue[Chunk]) -> None:
         self.kind = kind
         self.born = time.monotonic()
+        self.heads = jobs
         self.jobs: Iterator[Job] = iter(jobs)
         self.results = results
         self.done: list[Job] = []  # ran to an end, in order
