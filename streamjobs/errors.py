@@ -20,6 +20,12 @@ Each message says what happened, why, and what to do. Signals (`Reject`, `Snooze
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
 
 class StreamjobsError(Exception):
     """Base of all errors of streamjobs."""
@@ -46,7 +52,16 @@ class SettingsError(UsageError):
 
 
 class PublishError(StreamjobsError):
-    """A job was not acknowledged by the broker: it may or may not have been stored."""
+    """A job was not acknowledged by the broker: it may or may not have been stored.
+
+    Of `publish_many`: `receipts` has an item a row, in their order: the receipt of a job that is stored, None for one that is not
+    known to be. The last `unsent` rows were not even sent.
+    """
+
+    def __init__(self, message: str, *, receipts: Sequence[Any] = (), unsent: int = 0) -> None:
+        super().__init__(message)
+        self.receipts = receipts
+        self.unsent = unsent
 
 
 class DecodeError(StreamjobsError):

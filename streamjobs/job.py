@@ -524,8 +524,8 @@ class JobType(Generic[P, R]):
     def publish_many(self, rows: Iterable[Any]) -> list[Receipt]:
         """Publishes one job a row, with one flush: mappings of arguments, tuples of them, or payload models.
 
-        All rows are validated before the first is sent. Raises PayloadError naming the row, or PublishError, whose message
-        says how many were acknowledged.
+        All rows are validated before the first is sent. Raises PayloadError naming the row, or PublishError, whose `receipts`
+        say which rows are stored.
         """
         return self.publisher.publish_many(self, map(self.payload.bind_row, rows), NO_OPTIONS)
 

@@ -72,31 +72,48 @@ class Sending:
 class Batch:
     """Many records on their way: `acked` is called once a record, by whichever thread polls the producer."""
 
-    __slots__ = ("errors", "left", "messages")
+    __slots__ = ("errors", "left", "messages", "unsent")
 
     def __init__(self, size: int) -> None:
         self.left = size
         self.messages: list[Message | None] = [None] * size
-        self.errors: list[BrokerError] = []
+        """Of what is known to be stored."""
+        self.errors: list[Exception] = []
+        self.unsent = 0
 
     def acked(self, place: int, error: BrokerError | None, message: Message) -> None:
-        self.messages[place] = message
-        if error is not None:
+        if error is None:
+            self.messages[place] = message
+        else:
             self.errors.append(error)
         self.left -= 1
 
+    def stopped(self, place: int, error: PublishError) -> None:
+        """The record at this place could not be sent; so neither it nor those behind it are."""
+        self.unsent = len(self.messages) - place
+        self.left -= self.unsent
+        self.errors.insert(0, error)
+
     @property
     def done(self) -> bool:
-        return self.left == 0
+        return self.left <= 0
 
     def receipts(self, ids: list[str]) -> list[Receipt]:
-        """In the order of the rows. Raises PublishError if the broker refused any."""
+        """In the order of the rows. Raises PublishError if the broker refused any, or some were not sent."""
         if self.errors:
-            refused, stored = len(self.errors), len(ids) - len(self.errors)
-            raise PublishError(
-                f"{refused} of {len(ids)} jobs were not stored (the other {stored} were), the first because: {self.errors[0]}"
-            ) from self.errors[0]
+            raise self.failure(ids, self.errors[0]) from self.errors[0]
         return [Receipt(m.topic(), m.partition(), m.offset(), id) for m, id in zip(self.messages, ids, strict=True) if m]
+
+    def failure(self, ids: list[str], why: Exception) -> PublishError:
+        """What is known of each row, so that its publisher can go on."""
+        receipts = [m and Receipt(m.topic(), m.partition(), m.offset(), id) for m, id in zip(self.messages, ids, strict=True)]
+        missing = receipts.count(None)
+        return PublishError(
+            f"{missing} of {len(ids)} jobs were not stored, as far as is known: {len(ids) - missing} were, {missing - self.unsent} were "
+            f"refused or not acknowledged, {self.unsent} were not sent; the error's `receipts` say which. The first because: {why}",
+            receipts=receipts,
+            unsent=self.unsent,
+        )
 
 
 class Publisher:
@@ -148,8 +165,11 @@ class Publisher:
         began = time.monotonic()
         batch = Batch(len(records))
         self._send_many(records, batch, began + timeout)
-        self._wait([batch], time.monotonic() + timeout)
-        self._observed(job_type, len(records), len(batch.errors), time.monotonic() - began)
+        try:
+            self._wait([batch], time.monotonic() + timeout)
+        except PublishError as late:
+            batch.errors.append(late)
+        self._observed(job_type, len(records), batch.messages.count(None), time.monotonic() - began)
         return batch.receipts(ids)
 
     async def publish_async(
@@ -353,7 +373,10 @@ class Publisher:
             try:
                 send(record, ack)
             except BrokerError:  # mostly a full queue
-                self._send(record, ack, deadline)
+                try:
+                    self._send(record, ack, deadline)
+                except PublishError as error:
+                    return batch.stopped(place, error)
 
     def _wait(self, sendings: Sequence[Sending | Batch], deadline: float) -> None:
         """Serves acknowledgements until all have theirs: one thread polls for all, the others look again after a moment."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import count
@@ -30,6 +30,8 @@ _COLUMNS = (
 )
 #: Lines that arrive together are published together, so that a slow pipe is not held back and a fast one is fast.
 _CHUNK = 64 * 1024
+#: So many lines that may be missing are named.
+SHOWN = 20
 
 
 @click.command(
@@ -117,6 +119,7 @@ class _Tally:
     published: int = 0
     refused: int = 0
     unpublished: list[Line] = field(default_factory=list)
+    last: int = 0
 
 
 def _publish_lines(session: Session, job_type: JobType[Any, Any], options: dict[str, Any]) -> int:
@@ -147,12 +150,23 @@ def _publish_batch(
             session.say(f"line {line.number}: {error}")
     if not good:
         return
-    tally.unpublished = [line for line, _ in good]
-    receipts = job_type.options(**options).publish_many([arguments for _, arguments in good])
-    tally.unpublished = []
-    tally.published += len(receipts)
+    lines = [line for line, _ in good]
+    tally.unpublished, tally.last = lines, batch[-1].number
+    try:
+        receipts = job_type.options(**options).publish_many([arguments for _, arguments in good])
+    except PublishError as error:
+        _take(session, tally, lines, error.receipts or [None] * len(lines))
+        raise
+    _take(session, tally, lines, receipts)
+
+
+def _take(session: Session, tally: _Tally, lines: list[Line], receipts: Sequence[Receipt | None]) -> None:
+    """Counts the lines that are stored and those that are not, as far as is known; shows the receipts of the stored ones."""
+    stored = [receipt for receipt in receipts if receipt is not None]
+    tally.published += len(stored)
+    tally.unpublished = [line for line, receipt in zip(lines, receipts, strict=True) if receipt is None]
     if session.output == "json":
-        for receipt in receipts:
+        for receipt in stored:
             click.echo(render.as_json(_row(receipt), indent=None))
 
 
@@ -161,9 +175,16 @@ def _summary(tally: _Tally) -> str:
     if tally.refused:
         parts.append(f"{counted(tally.refused, 'line')} refused")
     if tally.unpublished:
-        first, last = tally.unpublished[0].number, tally.unpublished[-1].number
-        parts.append(f"of lines {first}–{last} some may be missing: publish again from line {first}")
+        parts.append(_missing([line.number for line in tally.unpublished], tally.last))
     return "; ".join(parts)
+
+
+def _missing(numbers: list[int], last: int) -> str:
+    """What to publish again; what is behind the `last` line was not read."""
+    if numbers == [*range(numbers[0], last + 1)]:
+        return f"the others may be missing: publish again from line {numbers[0]}"
+    shown = ", ".join(map(str, numbers[:SHOWN])) + (f" and {len(numbers) - SHOWN:,} more" if len(numbers) > SHOWN else "")
+    return f"line {shown} and all behind line {last} may be missing: publish these again"
 
 
 def _batches(stream: IO[bytes]) -> Iterator[list[Line]]:

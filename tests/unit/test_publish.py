@@ -12,6 +12,7 @@ import pytest
 from streamjobs import App, PayloadError, PublishError, UsageError
 from streamjobs.kafka import config
 from streamjobs.publish import new_ids
+from streamjobs.testing.faults import broker_error
 
 
 def test_ids_are_uuids_of_version_7_in_the_order_of_time() -> None:
@@ -119,6 +120,50 @@ def test_a_bad_row_sends_none(streamjobs_testing) -> None:
     with pytest.raises(PayloadError, match="row 2"):
         job_of.publish_many([(1,), (2,), ("three",)])
     assert t.run() == 0
+
+
+def test_many_that_fail_on_the_way_say_which_are_stored(streamjobs_testing) -> None:
+    """One is refused, then the producer can't take any more: whoever published goes on from there. What bit: nobody could tell."""
+    app = App("shop", partitions=1, publish_timeout="200ms")
+
+    @app.job
+    def job_of(n: int) -> None: ...
+
+    t = streamjobs_testing(app)
+    job_of.publish(0)
+    producer, sent = app.publisher.producer(), []
+    send = producer.send
+
+    def full_after_five(record, ack=None) -> None:
+        if len(sent) == 5:
+            raise broker_error("_QUEUE_FULL")
+        sent.append(record)
+        send(record, ack)
+
+    producer.send = full_after_five
+    t.broker.fail("send", topic=app.names.main("default"), error="_MSG_TIMED_OUT")
+
+    with pytest.raises(PublishError, match="4 of 8 jobs were not stored, .* 4 were, 1 were refused or not acknowledged, 3 were not sent") as raised:
+        job_of.publish_many([(n,) for n in range(1, 9)])
+
+    receipts = raised.value.receipts
+    assert [receipt is not None for receipt in receipts] == [False, True, True, True, True, False, False, False]
+    assert raised.value.unsent == 3
+    assert [receipt.offset for receipt in receipts if receipt] == [1, 2, 3, 4]
+
+
+def test_many_that_are_not_acknowledged_in_time_say_so(streamjobs_testing) -> None:
+    app = App("shop", partitions=1, publish_timeout="100ms")
+
+    @app.job
+    def job_of(n: int) -> None: ...
+
+    streamjobs_testing(app)
+    job_of.publish(0)
+    app.publisher.producer().poll = lambda timeout=0.0: 0
+    with pytest.raises(PublishError, match="2 of 2 jobs .* 2 were refused or not acknowledged, 0 were not sent.*publish_timeout") as raised:
+        job_of.publish_many([(1,), (2,)])
+    assert raised.value.receipts == [None, None]
 
 
 def test_a_queue_that_nobody_registered_has_no_delays(streamjobs_testing) -> None:

@@ -155,8 +155,18 @@ def test_a_broker_that_refuses_ends_it_and_says_where(publish: Run, broker: Memo
 
     assert result.exit_code == 1
     first, last = result.stderr.splitlines()
-    assert first.startswith("error: 1 of 2 jobs were not stored")
-    assert last == "0 jobs published; of lines 1–2 some may be missing: publish again from line 1"
+    assert first.startswith("error: 1 of 2 jobs were not stored, as far as is known: 1 were, 1 were refused")
+    assert last == "1 job published; line 1 and all behind line 2 may be missing: publish these again"
+
+
+def test_a_broker_that_takes_no_more_is_told_from_where(publish: Run, broker: MemoryBroker) -> None:
+    """What bit: a line in hundreds was missing, and all were to be published again."""
+    broker.fail("send", topic=INVOICES, error="_MSG_TIMED_OUT", times=None)
+
+    result = publish("send_invoice", "-", "-o", "json", stdin="\n".join([*lines(1, 2, 3), ""]))
+
+    assert result.stdout == ""
+    assert result.stderr.splitlines()[-1] == "0 jobs published; the others may be missing: publish again from line 1"
 
 
 class Slow(io.RawIOBase):
