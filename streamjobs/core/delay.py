@@ -24,6 +24,9 @@ HOLD_S = 5.0
 MAX_WAITING = 1_000
 #: Waits of a job that may not run now, in minutes; together an hour (PROTOCOLS §8, §14).
 HOLD_MINUTES = (1, 2, 4, 8, 10, 10, 10, 10, 10)
+#: `key_strict`: the longest backoff in place, and how long a failing head may block its key (PROTOCOLS §7).
+STRICT_BACKOFF_S = 60.0
+STRICT_BLOCK_S = 600.0
 #: A record that can't reach its destination for so long makes room, and comes again after as long.
 UNDELIVERABLE_S = 60.0
 #: A timer keeps a record at least so long (or its tier, or until it is due, if that is sooner).

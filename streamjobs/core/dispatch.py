@@ -19,6 +19,9 @@ from typing import Any, Generic, TypeVar
 #: The executor in which suspects run, one by one (PROTOCOLS §9); what waits for it costs no credit.
 QUARANTINE = "quarantine"
 
+#: The kind of entries that can't be read yet: no executor runs them. They take their places in their lanes, and cost no credit.
+UNREAD = "unread"
+
 
 class Partition:
     """An assigned partition, as its loop sees it. One owner: the loop's thread; other threads only read `serving`.
@@ -97,7 +100,7 @@ class Entry:
     lane: bytes | None
     next: Entry | None
     kind: str
-    """The executor that runs it: `threads`, `aio`, `processes`, or `quarantine`."""
+    """The executor that runs it: `threads`, `aio`, `processes`, or `quarantine`; `unread`: none can yet."""
 
 
 E = TypeVar("E", bound=Entry)
@@ -107,8 +110,8 @@ class Dispatcher(Generic[E]):
     """The jobs of one loop that could run now, fair between keys: first ready, first out; a lane shows only its head."""
 
     def __init__(self, kinds: Iterable[str]) -> None:
-        self.ready: dict[str, deque[E]] = {kind: deque() for kind in kinds}
-        self._counted = [ready for kind, ready in self.ready.items() if kind != QUARANTINE]
+        self.ready: dict[str, deque[E]] = {kind: deque() for kind in (*kinds, UNREAD)}
+        self._counted = [ready for kind, ready in self.ready.items() if kind not in (QUARANTINE, UNREAD)]
         self.held: dict[str, deque[E]] = {}
         """Entries that may not run now, by reason; each is still the head of its lane."""
 
@@ -164,6 +167,12 @@ class Dispatcher(Generic[E]):
     def again(self, entry: E) -> None:
         """A head that kept its place is ready again."""
         self.ready[entry.kind].append(entry)
+
+    def replace(self, head: Entry, by: E) -> None:
+        """Another entry takes the place of a lane's head that is neither ready nor out."""
+        by.lane, by.next = head.lane, head.next
+        if head.lane is not None and by.home.lanes.get(head.lane) is head:
+            by.home.lanes[head.lane] = by
 
     def give_back(self, entries: Iterable[E]) -> None:
         """Entries that were handed out and not started: first in turn again, in their order."""

@@ -1,35 +1,28 @@
-"""Admitting: what a loop does with each record that arrives: run it, wait for its time, put it aside, bury it."""
+"""Admitting: what a loop does with each record that arrives: run it, wait for its time, put it aside, drop it."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from queue import SimpleQueue
-from typing import Protocol
 
 from streamjobs.broker import Message
 from streamjobs.core.control import Desired
-from streamjobs.core.delay import HOLD_MINUTES, Climb, Run, on_receive
+from streamjobs.core.delay import Climb, Run, on_receive
 from streamjobs.core.dispatch import QUARANTINE, Dispatcher, Partition
-from streamjobs.core.lifecycle import Failure, Reason
+from streamjobs.core.lifecycle import Failure
 from streamjobs.core.offsets import Tracker
 from streamjobs.core.poison import convicted, in_crowd, open_strikes
-from streamjobs.core.record import Meta
 from streamjobs.job import Job
-from streamjobs.worker.decode import Decoder, Undecodable
-from streamjobs.worker.settle import Cause, Open, Routes, Settler, held_record, letter_record
+from streamjobs.worker.decode import Decoder
+from streamjobs.worker.refusals import Counting, Refusals
+from streamjobs.worker.settle import Routes, Settler
 from streamjobs.worker.sleepers import Sleepers
 
 logger = logging.getLogger(__name__)
 
 #: So many identities are remembered per partition, and those of unfinished jobs; the oldest are forgotten so many at a time.
 COPIES, FORGET = 20_000, 10_000
-_DECODE_LABELS = {"undecodable": "payload", "type_unknown": "header", "schema_unknown": "schema", "tombstone": "payload"}
-
-
-class Counting(Protocol):
-    def count(self, name: str, *labels: str, by: float = 1) -> None: ...
 
 
 class Arrivals:
@@ -57,19 +50,28 @@ class Arrivals:
     ) -> None:
         self._app = app
         self._group = group
-        self._routes = routes
         self._decoder = decoder
         self._dispatcher = dispatcher
-        self._settler = settler
         self._sleepers = sleepers
         self._desired = desired
         self._now = now
-        self._metrics = metrics
         self._settle = settle
-        self._learn_schemas = learn_schemas
         self._hold_s = hold_s
-        self._unknown: list[Undecodable] = []
-        self._learned: SimpleQueue[bool] = SimpleQueue()
+        self.refusals = Refusals(
+            app=app,
+            routes=routes,
+            decoder=decoder,
+            dispatcher=dispatcher,
+            settler=settler,
+            sleepers=sleepers,
+            desired=desired,
+            now=now,
+            metrics=metrics,
+            learn_schemas=learn_schemas,
+            hold_s=hold_s,
+            admit=self._admit,
+            enter=self._enter,
+        )
         self.crowds: set[Partition] = set()
         """Partitions whose jobs are suspects because owner after owner died there."""
 
@@ -96,7 +98,7 @@ class Arrivals:
             elif isinstance(job, Job):
                 self._admit(job)
             else:
-                self._refuse(job)
+                self.refusals.refuse(job)
         return count
 
     def _admit(self, job: Job) -> None:
@@ -106,18 +108,9 @@ class Arrivals:
         in three seconds, and the next job of its key starts first.
         """
         meta, home, now = job.full_meta, job.home, self._now()
-        if meta.origin and self._is_copy(job):
-            home.tracker.finish(job.offset)
+        if self._is_done_with(job, now):
             return
-        if self._is_over(job, now):
-            return
-        parked = home.parked.get(job.offset)
-        if parked is not None:
-            job.run += parked.starts
-            job.attempt += parked.starts
-        if self._is_poison(job, now):
-            return
-        if parked is not None:
+        if job.offset in home.parked:
             self._dispatcher.add(job)
             return
         came_down = bool(meta.next)
@@ -127,10 +120,34 @@ class Arrivals:
         if isinstance(step, Run):
             self._dispatcher.add(job)
         elif isinstance(step, Climb):
-            self.hold(job.message, home, meta, job.due, meta.reason or "delayed")
+            self.refusals.hold(job.message, home, meta, job.due, meta.reason or "delayed")
         else:
             home.waiting += 1
             self._sleepers.wake_at(step.until, job, self._is_due)
+
+    def _enter(self, job: Job) -> None:
+        """A job that could not be read before, and has its place, at the head of its lane."""
+        if not self._is_done_with(job, self._now()):
+            self._dispatcher.again(job)
+
+    def _is_done_with(self, job: Job, now: float) -> bool:
+        """Whether it is not to run: a copy, over, or poison. Else what it counts is up to date."""
+        home = job.home
+        if job.full_meta.origin and self._is_copy(job):
+            self._skip(job)
+            return True
+        if self._is_over(job, now):
+            return True
+        parked = home.parked.get(job.offset)
+        if parked is not None:
+            job.run += parked.starts
+            job.attempt += parked.starts
+        return self._is_poison(job, now)
+
+    def _skip(self, job: Job) -> None:
+        job.home.tracker.finish(job.offset)
+        job.home.parked.pop(job.offset, None)
+        self._dispatcher.stopped(job)
 
     def _is_copy(self, job: Job) -> bool:
         """The same run of the same job, received twice in one epoch of a partition (PROTOCOLS §1)."""
@@ -152,7 +169,7 @@ class Arrivals:
         elif desired.cancelled(self._app, job.id, job.first_appended_at, now):
             self._settle(job, Failure("cancelled", "cancelled by an order"))
         elif (desired.skip_up_to(self._group, job.origin, now) or 0) >= job.run:
-            job.home.tracker.finish(job.offset)
+            self._skip(job)
         else:
             return False
         return True
@@ -189,72 +206,8 @@ class Arrivals:
 
     def forget_stale(self) -> None:
         """Drops what waits of partitions that have left."""
-        self._unknown = [bad for bad in self._unknown if bad.home.epoch >= 0]
+        self.refusals.forget_stale()
         self.crowds = {home for home in self.crowds if home.epoch >= 0}
-
-    # What is no job ---------------------------------------------------------------------------------------------------
-
-    def _refuse(self, bad: Undecodable) -> None:
-        if bad.kind == "tombstone":
-            logger.warning("%s/%d@%d has no value: skipped", bad.home.topic, bad.home.number, bad.message.offset())
-            self._metrics.count("decode_errors_total", bad.home.queue, _DECODE_LABELS[bad.kind])
-            bad.home.tracker.finish(bad.message.offset())
-        elif bad.kind == "schema_unknown":
-            self._learn(bad)
-        else:
-            self._put_aside(bad)
-
-    def _learn(self, bad: Undecodable) -> None:
-        """Its schema may have come after the last look at the schema topic: look again, then decide (PROTOCOLS §14)."""
-        self._unknown.append(bad)
-        if len(self._unknown) == 1:
-            self._learn_schemas(lambda: self._learned.put(True))
-
-    @property
-    def learning(self) -> bool:
-        """Records wait for a look at the schema topic."""
-        return bool(self._unknown)
-
-    def take_learned(self) -> None:
-        """Decides over the records that waited for a look at the schema topic, once it has been taken."""
-        if self._learned.empty():
-            return
-        self._learned.get_nowait()
-        waiting, self._unknown = self._unknown, []
-        for bad in waiting:
-            job = self._decoder.decode(bad.message, bad.home)
-            if isinstance(job, Job):
-                self._admit(job)
-            else:
-                self._put_aside(job)
-
-    def _put_aside(self, bad: Undecodable) -> None:
-        """What another version of the code may know waits in the ladder for an hour; the rest is a letter at once."""
-        self._metrics.count("decode_errors_total", bad.home.queue, _DECODE_LABELS[bad.kind])
-        holds = bad.meta.holds if bad.meta.reason == bad.kind else 0
-        if bad.kind == "undecodable" or holds >= len(HOLD_MINUTES):
-            self._bury(bad)
-            return
-        minutes = HOLD_MINUTES[holds]
-        where = f"{bad.home.topic}/{bad.home.number}@{bad.message.offset()}"
-        logger.warning("%s: %s; it waits %d min for a worker that knows it", where, bad.error, minutes)
-        self.hold(bad.message, bad.home, bad.meta, self._now() + 60 * minutes, bad.kind)
-
-    def _bury(self, bad: Undecodable) -> None:
-        cause = Cause(Reason(bad.kind), bad.error, run=bad.meta.run, attempt=bad.meta.attempt)
-        record = letter_record(self._routes, bad.message, bad.home, bad.meta, cause)
-        logger.error("%s/%d@%d is a dead letter: %s", bad.home.topic, bad.home.number, bad.message.offset(), bad.error)
-        self._settler.settle(Open(bad.home, bad.message.offset(), record, lambda: self._buried(bad)))
-
-    def _buried(self, bad: Undecodable) -> None:
-        bad.home.tracker.finish(bad.message.offset())
-        self._metrics.count("dead_letters_total", bad.home.queue, "_unknown", bad.kind)
-
-    def hold(self, message: Message, home: Partition, meta: Meta, due: float, reason: str) -> None:
-        """Moves a record to the ladder without a new run."""
-        record = held_record(self._routes, message, home, meta, due, reason, self._now())
-        offset = message.offset()
-        self._settler.settle(Open(home, offset, record, lambda: home.tracker.finish(offset)))
 
 
 def _forget_oldest(copies: dict[tuple[str, int, int], int], tracker: Tracker) -> None:

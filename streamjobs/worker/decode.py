@@ -43,6 +43,14 @@ class Decoder:
         self._types = {name.encode(): (job_type, job_type.payload.read) for name, job_type in job_types.items()}
         self._store = store
 
+    def is_strict(self, bad: Undecodable) -> bool:
+        """Whether a record that can't be read yet must keep its place. Nobody knows the order of an unknown type; it is taken for
+        strict where any known type of its queue is."""
+        known = self._types.get(bad.meta.job_type.encode())
+        if known is not None:
+            return known[0].strict
+        return any(job_type.strict and job_type.queue == bad.home.queue for job_type, _ in self._types.values())
+
     def decode(self, message: Message, home: Partition) -> Job | Undecodable:
         """The job with its arguments, bound to its partition's epoch and lane. Only a job that has nothing but the fixed headers
         has no `meta`."""

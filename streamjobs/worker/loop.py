@@ -128,7 +128,7 @@ class Loop:
             self.events,
             self._shared.clock,
             types_of={queue: [name for name, job_type in job_types if job_type.queue == queue] for queue in queues},
-            hold=self.arrivals.hold,
+            hold=self.arrivals.refusals.hold,
         )
 
     def _new_cancels(self) -> Cancels:
@@ -144,7 +144,7 @@ class Loop:
         )
 
     def _heads(self) -> Iterable[Entry | None]:
-        return (*self._dispatcher.heads(), *self._sleepers, *self.execution.heads(), *self.settler.jobs())
+        return (*self._dispatcher.heads(), *self._sleepers, *self.execution.heads(), *self.settler.jobs(), *self.arrivals.refusals.heads)
 
     def _new_committer(self, gathered: Gathered | None) -> Committer:
         shared = self._shared
@@ -263,7 +263,7 @@ class Loop:
     @property
     def idle(self) -> bool:
         """Nothing runs, waits to run, or is being settled."""
-        waiting = self._dispatcher.count() or self.settler.unacknowledged or self.arrivals.learning
+        waiting = self._dispatcher.count() or self.settler.unacknowledged or self.arrivals.refusals.learning
         return not (self.execution.out or waiting)
 
     def next_due(self) -> float | None:
@@ -296,7 +296,7 @@ class Loop:
         if self._fresh:
             fresh, self._fresh = self._fresh, []
             self.committer.commit_first(fresh)
-        self.arrivals.take_learned()
+        self.arrivals.refusals.look_again()
         if messages:
             touched = self.arrivals.receive(messages, self.poller.partitions)
             self.poller.weigh(messages, touched)

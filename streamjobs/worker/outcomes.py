@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+from streamjobs.core.delay import STRICT_BACKOFF_S, STRICT_BLOCK_S
 from streamjobs.core.dispatch import QUARANTINE, Dispatcher
 from streamjobs.core.lifecycle import Failure, Outcome, Reason, Settlement, decide
 from streamjobs.core.offsets import Parked
@@ -19,10 +20,6 @@ from streamjobs.worker.sleepers import Sleepers
 from streamjobs.worker.transact import DECIDED, Family
 
 logger = logging.getLogger(__name__)
-
-#: `key_strict`: the longest backoff in place, and how long a failing head may block its key.
-STRICT_BACKOFF_S = 60.0
-STRICT_BLOCK_S = 600.0
 
 
 class Outcomes:

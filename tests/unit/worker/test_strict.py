@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from streamjobs import App, Backoff, Job, Retry
+from streamjobs import App, Backoff, Job, Retry, orders
+from streamjobs.core import control
 from streamjobs.core.offsets import Parked
+from streamjobs.core.record import Record
+from streamjobs.job import JobType
 from streamjobs.testing.app import Testing
 
 
@@ -72,3 +76,136 @@ def test_a_head_that_has_started_keeps_its_place_though_it_is_not_due(streamjobs
     t.run()
     assert ran == [(1, 2), (2, 1)]
     assert (home.waiting, home.lanes, home.parked) == (0, {}, {})
+
+
+def step_app() -> tuple[App, list[tuple[str, int]]]:
+    app = App("shop", partitions=1)
+    ran: list[tuple[str, int]] = []
+
+    @app.job(name="step", queue="steps", key="k", order="key_strict")
+    def step(k: str, n: int) -> None:
+        ran.append((k, n))
+
+    return app, ran
+
+
+def newer_schema() -> JobType[..., Any]:
+    """What a publisher of the next version writes."""
+    other = App("other", partitions=1)
+
+    @other.job(name="step", queue="steps", key="k", order="key_strict")
+    def step(k: str, n: int, note: str = "") -> None: ...
+
+    return step
+
+
+def produce(t: Testing, value: bytes, key: bytes, name: bytes = b"step") -> None:
+    t.produce(Record("jobs.steps", value, key, headers=[("ce_type", name)]))
+
+
+def test_a_key_waits_for_a_job_whose_schema_is_not_known_yet(streamjobs_testing: Callable[[App], Testing]) -> None:  # edge 62
+    app, ran = step_app()
+    newer = newer_schema().payload
+    step = app.job_types["step"]
+    t = streamjobs_testing(app)
+    step.publish("a", 0)
+    produce(t, newer.encode({"k": "a", "n": 1, "note": "x"}), b"a")
+    produce(t, newer.encode({"k": "a", "n": 2, "note": "x"}), b"a")
+    step.publish("a", 3)
+    step.publish("b", 0)
+    for _ in range(3):
+        t.run(through_delays=False)
+        t.advance(3)
+    assert ran == [("a", 0), ("b", 0)]
+
+    t.produce(Record("streamjobs.schemas", newer.canonical.encode(), newer.fingerprint.hex().encode()))
+    t.run()
+    assert ran == [("a", 0), ("b", 0), ("a", 1), ("a", 2), ("a", 3)]
+    assert t.broker.records("jobs.steps.shop.retry") == [], "none ever left its place"
+    home = t.process.loops[0].poller.partitions["jobs.steps", 0]
+    assert (home.parked, home.lanes, home.tracker.unfinished) == ({}, {}, 0)
+
+
+def test_a_key_goes_on_when_nobody_knows_the_schema_in_ten_minutes(streamjobs_testing: Callable[[App], Testing]) -> None:  # edge 62
+    """Also over owners: what a head has blocked its key is in the commit, not in memory."""
+    app, ran = step_app()
+    t = streamjobs_testing(app)
+    produce(t, b"\xc3\x01" + b"\x11" * 8 + b"\x02", b"a")
+    app.job_types["step"].publish("a", 1)
+    began = t.clock.now()
+    for _ in range(270):
+        t.advance(1)
+        t.run(through_delays=False)
+    t.restart()
+    t.run()
+    assert ran == [("a", 1)]
+    assert 500 <= t.clock.now() - began <= 650
+    (letter,) = t.dead_letters()
+    assert (letter.reason, letter.run, letter.attempt) == ("schema_unknown", 1, 1)
+
+
+def test_a_paused_type_costs_no_budget(streamjobs_testing: Callable[[App], Testing]) -> None:
+    app, _ = step_app()
+    t = streamjobs_testing(app)
+    produce(t, b"\xc3\x01" + b"\x11" * 8 + b"\x02", b"a")
+    t.run(through_delays=False)
+    pause = control.pause_type_key(app.name, "step", "1")
+    orders.write(t.broker, app.names, {pause: control.pause_value(actor="t", reason="r", at=t.clock.now())})
+    for _ in range(30):
+        t.advance(60)
+        t.run(through_delays=False)
+    assert t.dead_letters() == []
+    orders.write(t.broker, app.names, {pause: None})
+    t.run()
+    assert len(t.dead_letters()) == 1
+
+
+def test_an_unknown_type_keeps_its_place_where_some_type_is_strict(streamjobs_testing: Callable[[App], Testing]) -> None:  # edge 64
+    """A rolling deploy brings a new type: the key waits for a worker that knows it."""
+    app, ran = step_app()
+    t = streamjobs_testing(app)
+    step = app.job_types["step"]
+    produce(t, step.payload.encode({"k": "a", "n": 1}), b"a", name=b"newer")
+    step.publish("a", 2)
+    step.publish("b", 0)
+    t.run(through_delays=False)
+    t.advance(1)
+    t.run(through_delays=False)
+    assert ran == [("b", 0)]
+
+    @app.job(name="newer", queue="steps", key="k", order="key_strict")
+    def newer(job: Job, k: str, n: int) -> None:
+        ran.append(("newer", job.attempt))
+
+    t.restart()
+    t.run()
+    assert ran == [("b", 0), ("newer", 1), ("a", 2)]
+
+
+def test_a_copy_of_a_job_that_could_not_be_read_runs_once(streamjobs_testing: Callable[[App], Testing]) -> None:
+    app, ran = step_app()
+    newer = newer_schema().payload
+    t = streamjobs_testing(app)
+    headers = [("ce_type", b"step"), ("sj_origin", b"jobs.steps@00000000/0/5"), ("sj_run", b"2"), ("sj_attempt", b"2")]
+    for _ in range(2):
+        value = newer.encode({"k": "a", "n": 1, "note": "x"})
+        t.produce(Record("jobs.steps.shop.retry", value, b"a", headers=headers))
+    t.produce(Record("jobs.steps.shop.retry", newer.encode({"k": "a", "n": 2, "note": "x"}), b"a", headers=headers[:1]))
+    t.run(through_delays=False)
+    t.produce(Record("streamjobs.schemas", newer.canonical.encode(), newer.fingerprint.hex().encode()))
+    t.run()
+    assert ran == [("a", 1), ("a", 2)]
+
+
+def test_a_cancelled_job_behind_one_that_can_not_be_read(streamjobs_testing: Callable[[App], Testing]) -> None:
+    app, ran = step_app()
+    t = streamjobs_testing(app)
+    produce(t, b"\xc3\x01" + b"\x11" * 8 + b"\x02", b"a")
+    app.job_types["step"].options(id="x").publish("a", 1)
+    app.job_types["step"].publish("a", 2)
+    t.run(through_delays=False)
+    t.advance(1)
+    value = control.cancel_value(actor="t", reason="r", at=t.clock.now(), until=t.clock.now() + 86_400)
+    orders.write(t.broker, app.names, {control.cancel_key(app.name, "x", "1"): value})
+    t.run()
+    assert ran == [("a", 2)]
