@@ -428,10 +428,9 @@ class Publisher:
             producer.close(self._settings.publish_timeout)
 
     def forget_producer(self) -> None:
-        """In a forked child: the parent's producer is not ours (never closed here: its threads are not in this process)."""
+        """In a forked child: the parent's producer is not ours, nor ours to close (see `kafka/forks.py`)."""
         self._lock = threading.RLock()
         self._polling = threading.Lock()
-        _inherited.append(self._producer)
         self._producer = None
         self.outbox = None  # nobody here settles the run that put something into it
         self._poller = None
@@ -487,7 +486,6 @@ def _resolve(future: Any, sending: Sending) -> None:
 
 
 _living: weakref.WeakSet[Publisher] = weakref.WeakSet()
-_inherited: list[Any] = []
 
 
 def _after_fork() -> None:

@@ -28,6 +28,7 @@ from confluent_kafka.cimpl import TopicPartition as ClientPartition
 from streamjobs.broker import At, Cluster, Commit, Group, Isolation, Member, Topic, TopicPartition
 from streamjobs.errors import BrokerError
 from streamjobs.kafka.errors import as_broker_error, persistently, translated
+from streamjobs.kafka.forks import never_free, tell_of_forks
 from streamjobs.kafka.log import QuietLog
 
 REQUEST_TIMEOUT = 15.0
@@ -47,12 +48,21 @@ Answer = TypeVar("Answer")
 
 
 class KafkaAdmin:
-    """Implements `streamjobs.broker.Admin`. May be called by any thread."""
+    """Implements `streamjobs.broker.Admin`. May be called by any thread; in a forked child it begins anew."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = dict(config)
+        self._begin()
+        tell_of_forks(self)
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._built: AdminClient | None = None
+
+    def forked(self) -> None:
+        """*Bites*: a child that asks the parent's client, such as for the partitions of a topic, waits for ever."""
+        never_free(self._built)
+        self._begin()
 
     @property
     def _client(self) -> AdminClient:
@@ -303,3 +313,4 @@ def _described(name: str, future: Future[ConsumerGroupDescription]) -> Group:
 def _member(found: Any) -> Member:
     assignment = tuple(sorted(TopicPartition(p.topic, p.partition) for p in found.assignment.topic_partitions))
     return Member(found.member_id, found.client_id, found.host, found.group_instance_id or None, assignment)
+

@@ -21,6 +21,7 @@ from confluent_kafka.cimpl import TopicPartition as ClientPartition
 from streamjobs.broker import Commit, Committed, Listener, Message, Start, TopicPartition
 from streamjobs.errors import BrokerError
 from streamjobs.kafka.errors import as_broker_error, from_exception, persistently, translated
+from streamjobs.kafka.forks import never_free, tell_of_forks
 from streamjobs.kafka.log import QuietLog
 
 #: Leaving the group is tried for so long; then its members wait for the session timeout instead.
@@ -58,6 +59,10 @@ class KafkaConsumer:
         callbacks = {"error_cb": self._on_error, "on_commit": self._on_commit, "logger": QuietLog()}
         with as_broker_error("start a consumer"):
             self._client = Client({**config, **callbacks})
+        tell_of_forks(self)
+
+    def forked(self) -> None:
+        never_free(self)
 
     # -- reading ----------------------------------------------------------------------------------------------------
 

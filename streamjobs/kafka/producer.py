@@ -15,6 +15,7 @@ from streamjobs.broker import Ack, Commit, TopicPartition
 from streamjobs.core.record import Record
 from streamjobs.errors import BrokerError
 from streamjobs.kafka.errors import as_broker_error, from_exception, translated
+from streamjobs.kafka.forks import never_free, tell_of_forks
 from streamjobs.kafka.log import QuietLog
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,10 @@ class KafkaProducer:
         self._fatal: BrokerError | None = None
         with as_broker_error("start a producer"):
             self._client = Client({**config, "error_cb": self._on_error, "logger": QuietLog()})
+        tell_of_forks(self)
+
+    def forked(self) -> None:
+        never_free(self)
 
     def send(self, record: Record, ack: Ack | None = None) -> None:
         topic, value, key, headers, partition = record
