@@ -246,7 +246,7 @@ class Settler:
         self._producer = producer
         self._now = now
         self._alone_at = 0.0
-        self._acks: deque[tuple[Open, BrokerError | None]] = deque()
+        self._acks: deque[tuple[Open, int, BrokerError | None]] = deque()
         self._later: list[tuple[float, int, Open]] = []
         self._number = itertools.count()
         self._sent_with: Producer | None = None
@@ -276,10 +276,10 @@ class Settler:
     def _send(self, item: Open) -> None:
         if item.epoch != item.home.epoch:
             return
-        producer = self._producer()
+        producer, tries = self._producer(), item.tries
         self._follow(producer)
         try:
-            producer.send(item.record, lambda error, _: self._acks.append((item, error)))
+            producer.send(item.record, lambda error, _: self._acks.append((item, tries, error)))
         except BrokerError as error:
             self._failed(item, error)
         else:
@@ -301,8 +301,8 @@ class Settler:
             producer.poll(0)
         before = self.settled
         while self._acks:
-            item, error = self._acks.popleft()
-            if item not in self._unacked:
+            item, tries, error = self._acks.popleft()
+            if item not in self._unacked or tries != item.tries:
                 continue  # sent again since, by another producer: that acknowledgement counts
             self._unacked.remove(item)
             if error is not None and error.code in TOO_LARGE and not item.alone:

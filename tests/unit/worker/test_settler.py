@@ -1,0 +1,52 @@
+"""Acknowledgements: only that of a settlement's last sending counts (PROTOCOLS §5)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from streamjobs.broker import Ack
+from streamjobs.core.dispatch import Partition
+from streamjobs.core.offsets import Tracker
+from streamjobs.core.record import Record
+from streamjobs.testing.faults import broker_error
+from streamjobs.worker.settle import Open, Settler
+
+
+class Acks:
+    """A producer whose acknowledgements come when the test says so."""
+
+    def __init__(self) -> None:
+        self.open: list[Ack] = []
+
+    def send(self, record: Record, ack: Ack | None = None) -> None:
+        assert ack is not None
+        self.open.append(ack)
+
+    def poll(self, timeout: float = 0.0) -> int:
+        return 0
+
+
+def test_an_answer_of_a_replaced_producer_is_not_that_of_the_new_one() -> None:
+    """
+    A producer is lost and a settlement is sent again by the next one. Another loop still polls the old one, which reports the record as
+    failed. What bit: that was taken for the answer of the new one, and the record was sent a third time, though it is stored.
+    """
+    old, new = Acks(), Acks()
+    producers: list[Any] = [old]
+    now = 0.0
+    settler = Settler(lambda: producers[0], lambda: now)
+    home = Partition("jobs.q", 0, "q", retry=False, topic_id=b"id", epoch=1, tracker=Tracker(0))
+    settled: list[int] = []
+    settler.settle(Open(home, 0, Record("jobs.q.g.retry", b""), lambda: settled.append(1)))
+    producers[0] = new
+    settler.serve()
+    assert len(new.open) == 1
+
+    old.open[0](broker_error("_PURGE_QUEUE"), None)  # type: ignore[arg-type]
+    settler.serve()
+    new.open[0](None, None)  # type: ignore[arg-type]
+    now = 60.0
+    settler.serve()
+
+    assert settled == [1]
+    assert len(new.open) == 1
