@@ -253,6 +253,10 @@ class Admin(Protocol):
     def set_group_config(self, group: str, config: Mapping[str, str]) -> None: ...
 
 
+#: How members of a group agree on who has what: KIP-848, or the one before it.
+GroupProtocol = Literal["consumer", "classic"]
+
+
 class Broker(Protocol):
     """Makes clients of one cluster. `lacks` names what it can't do, from the closed list of DESIGN.md §8."""
 
@@ -264,4 +268,8 @@ class Broker(Protocol):
     def producer(self) -> Producer: ...
     def transactional_producer(self, transactional_id: str) -> TransactionalProducer: ...
     def admin(self) -> Admin: ...
+    def protocol(self) -> GroupProtocol:
+        """The group protocol of its consumers. Raises BrokerError when the cluster has to be asked and is silent."""
+        ...
+
     def close(self) -> None: ...

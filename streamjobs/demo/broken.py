@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamjobs import App
-from streamjobs.broker import Ack, Admin, Broker, Consumer, Isolation, Producer, TransactionalProducer
+from streamjobs.broker import Ack, Admin, Broker, Consumer, GroupProtocol, Isolation, Producer, TransactionalProducer
 from streamjobs.core.record import Record
 from streamjobs.core.topics import Names
 from streamjobs.demo import app as sample
@@ -77,6 +77,9 @@ class LosingBroker:
 
     def admin(self) -> Admin:
         return self._broker.admin()
+
+    def protocol(self) -> GroupProtocol:
+        return self._broker.protocol()
 
     def close(self) -> None:
         self._broker.close()

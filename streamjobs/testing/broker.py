@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamjobs.broker import Isolation, Topic, TopicPartition
+from streamjobs.broker import GroupProtocol, Isolation, Topic, TopicPartition
 from streamjobs.core.clock import Clock
 from streamjobs.errors import BrokerError
 from streamjobs.testing.admin import MemoryAdmin
@@ -74,6 +74,9 @@ class MemoryBroker:
 
     def admin(self) -> MemoryAdmin:
         return MemoryAdmin(self._state)
+
+    def protocol(self) -> GroupProtocol:
+        return "consumer"
 
     def close(self) -> None:
         """Frees nothing: what is in memory can still be looked at."""

@@ -5,6 +5,7 @@ A turn takes results, settles, wakes what is due, fetches, hands out and commits
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -39,6 +40,10 @@ logger = logging.getLogger(__name__)
 BATCH = 250
 #: How often a loop looks after its running jobs: time-outs, stuck chunks, cancellations.
 WATCH_S = 0.05
+#: One wait for acknowledgements while partitions leave and nothing runs.
+LEAVING_WAIT_S = 0.05
+#: How often the last commit is tried at least, and how long it is between two tries.
+LAST_TRIES, LAST_AGAIN_S = 3, 0.2
 #: How long the settlements of jobs that hang in threads may take at the end of a drain.
 ZOMBIES_S = 5.0
 
@@ -210,11 +215,27 @@ class Loop:
         abandoned = [job for job in self.execution.running() if not job.outcome]
         for job in abandoned:
             logger.warning("%r is abandoned: it still ran when the drain time was over; another worker will run it again", job)
-        self.committer.commit_now(list(self.poller.partitions.values()), self._event_records(), timeout=2.0)
+        uncommitted = self._commit_for_good(deadline)
+        unsettled = self.settler.open
+        if unsettled:
+            logger.warning("%d settlements are left: what they asked for could not be written; those jobs run again", unsettled)
         self.poller.consumer.close()
         for home in self.poller.partitions.values():
             home.epoch = home.serving = -1
-        return not abandoned
+        return not (abandoned or uncommitted or unsettled)
+
+    def _commit_for_good(self, deadline: float) -> list[Partition]:
+        """Commits until it is done, or the drain time over and a few tries made. What is left uncommitted: its finished jobs run again."""
+        for tried in itertools.count(1):
+            homes = list(self.poller.partitions.values())
+            self.committer.commit_now(homes, self._event_records(), timeout=2.0)
+            left = [home for home in homes if home.fetching and home.epoch >= 0 and home.committed_version != home.tracker.version]
+            if not left or (tried >= LAST_TRIES and self._mono() >= deadline):
+                break
+            self.poller.fetch(0, LAST_AGAIN_S)
+        for home in left:
+            logger.warning("%s/%d could not be committed: what was finished there since the last commit runs again", home.topic, home.number)
+        return left
 
     def _give_up_idle_topics(self) -> None:
         """Other workers get at once the topics of which nothing runs here; single partitions can't be given up without leaving the
@@ -236,11 +257,11 @@ class Loop:
     def _settle_zombies(self) -> None:
         """Threads that are past their timeouts end with the process. *Bites*: settled as nothing, such a job starts as attempt 1 in
         the next process, and hangs there, for ever (PROTOCOLS §15)."""
-        for job in self.zombies():
-            if not job.outcome and job.epoch == job.home.epoch:
-                self.outcomes.time_out(job)
+        late = [job for job in self.zombies() if not job.outcome and job.epoch == job.home.epoch]
+        for job in late:
+            self.outcomes.time_out(job)
         deadline = self._mono() + ZOMBIES_S
-        while self.settler.open and self._mono() < deadline:
+        while late and self.settler.open and self._mono() < deadline:
             self.turn()
 
     def zombies(self) -> list[Job]:
@@ -392,8 +413,7 @@ class Loop:
 
     def leaving(self, partitions: Sequence[Partition]) -> None:
         """Starts nothing more of them, waits for what runs, settles, and commits; the partitions that stay go on."""
-        shared = self._shared
-        budget = min(shared.drain_s, shared.max_poll_interval_s / 2, shared.session_timeout_s / 2)
+        budget = self._revoke_budget()
         deadline = self._mono() + budget
         for home in partitions:
             home.serving = -1
@@ -402,11 +422,19 @@ class Loop:
         while self._mono() < deadline - min(2.0, budget / 2) and self._busy(going):
             self.execution.take_results(wait=True)
             self.execution.harvest_all()
+            if not self.execution.out:
+                self.settler.wait(LEAVING_WAIT_S)
             self.settler.serve()
             self._sleepers.wake()
             self._hand_out()
         self.execution.harvest_all()
         self.committer.commit_now(partitions, self._event_records(), timeout=min(2.0, budget / 2))
+
+    def _revoke_budget(self) -> float:
+        """How long (s) leaving partitions may take. Only a classic member's coordinator expects an answer within its session."""
+        shared = self._shared
+        budget = min(shared.drain_s, shared.max_poll_interval_s / 2)
+        return min(budget, shared.session_timeout_s / 2) if shared.broker.protocol() == "classic" else budget
 
     def _busy(self, going: set[Partition]) -> bool:
         return any(job.home in going for job in self.execution.running()) or any(home.open for home in going)

@@ -293,6 +293,10 @@ class Settler:
                 self._schedule(item, 0.0)
         self._sent_with = producer
 
+    def wait(self, timeout: float) -> None:
+        """Until there is something to serve, but no longer: an acknowledgement, or a settlement that is tried again."""
+        self._producer().poll(min(timeout, self.next_try() or timeout))
+
     def serve(self) -> int:
         """Handles what was acknowledged or refused, and sends again what is due; returns how many were settled by that."""
         if self._unacked or self._acks:

@@ -251,6 +251,7 @@ class Timer:
     def leaving(self, partitions: Sequence[Partition]) -> None:
         deadline = self._mono() + 2.0
         while any(home.open for home in partitions) and self._mono() < deadline:
+            self.settler.wait(0.05)
             self.settler.serve()
         self.committer.commit_now(partitions, [], timeout=2.0)
 

@@ -1,0 +1,146 @@
+"""How a loop gives partitions up, and how it ends (PROTOCOLS §4, §15)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from streamjobs import App
+from streamjobs.broker import TopicPartition
+from streamjobs.errors import BrokerError
+from streamjobs.testing.app import Testing
+
+OnMemory = Callable[[App], Testing]
+MAIN = TopicPartition("jobs.mails", 0)
+
+
+def mails(**settings: Any) -> App:
+    app = App("shop", partitions=1, **settings)
+    app.job(name="mail", queue="mails")(lambda: None)
+    return app
+
+
+def counted(owner: Any, name: str) -> list[Any]:
+    calls: list[Any] = []
+    call = getattr(owner, name)
+
+    def counting(*args: Any, **options: Any) -> Any:
+        calls.append(options)
+        return call(*args, **options)
+
+    setattr(owner, name, counting)
+    return calls
+
+
+def patient(settler: Any) -> list[float]:
+    """Its waits, which take their time: on a clock that stands still the broker in memory returns at once."""
+    waits: list[float] = []
+
+    def wait(timeout: float) -> None:
+        waits.append(timeout)
+        time.sleep(timeout)
+
+    settler.wait = wait
+    return waits
+
+
+def test_a_loop_waits_for_acknowledgements_before_partitions_leave(on_memory: OnMemory) -> None:  # edge 2
+    """An acknowledgement that never comes: the budget is waited for, not burned."""
+    t = on_memory(mails(**{"worker.drain": "1s"}))
+    t.run()
+    loop: Any = t.process.loops[0]
+    loop.poller.partitions[MAIN].open = 1
+    looks, waits = counted(loop.settler, "serve"), patient(loop.settler)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_mono", time.monotonic)
+        loop.poller.revoked([MAIN])
+    assert 1 <= len(looks) <= len(waits)
+
+
+def test_a_timer_waits_for_acknowledgements_too(on_memory: OnMemory) -> None:
+    t = on_memory(mails())
+    t.run()
+    timer: Any = t.process.timer
+    tp, home = next(iter(timer.poller.partitions.items()))
+    home.open = 1
+    looks, waits = counted(timer.settler, "serve"), patient(timer.settler)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timer, "_mono", time.monotonic)
+        timer.poller.revoked([TopicPartition(*tp)])
+    assert 1 <= len(looks) <= len(waits)
+
+
+@pytest.mark.parametrize(("protocol", "timeout_s"), [("classic", 0.75), ("consumer", 2.0)])
+def test_only_a_classic_member_must_be_done_in_half_its_session(on_memory: OnMemory, protocol: str, timeout_s: float) -> None:
+    t = on_memory(mails())
+    t.run()
+    loop: Any = t.process.loops[0]
+    loop._shared.session_timeout_s = 3.0
+    t.broker.protocol = lambda: protocol  # type: ignore[method-assign, assignment, return-value]
+    commits = counted(loop.committer, "commit_now")
+    loop.poller.revoked([MAIN])
+    assert [commit["timeout"] for commit in commits] == [timeout_s], "the last two seconds are the commit's, or half of less"
+
+
+def refuse_commits(loop: Any, times: int) -> list[int]:
+    """The synchronous commits of a loop's consumer fail so often; the list of those that were asked for."""
+    commit_now, asked = loop.poller.consumer.commit_now, list[int]()
+
+    def commit(offsets: Any, timeout: float) -> Any:
+        asked.append(1)
+        if len(asked) <= times:
+            return dict.fromkeys(offsets, BrokerError("COORDINATOR_LOAD_IN_PROGRESS", "loading", retriable=True))
+        return commit_now(offsets, timeout)
+
+    loop.poller.consumer.commit_now = commit
+    return asked
+
+
+def test_the_last_commit_is_tried_again(on_memory: OnMemory) -> None:  # edge 8
+    app = mails()
+    t = on_memory(app)
+    app.job_types["mail"].publish()
+    t.run()
+    loop: Any = t.process.loops[0]
+    asked = refuse_commits(loop, 2)
+    assert loop.drain(t.clock.monotonic())
+    assert len(asked) == 3
+    committed = t.broker.admin().committed(app.group, [MAIN])[MAIN]
+    assert committed.offset == 1
+
+
+def test_what_could_not_be_committed_is_told(on_memory: OnMemory, caplog: pytest.LogCaptureFixture) -> None:  # edge 8
+    app = mails()
+    t = on_memory(app)
+    app.job_types["mail"].publish()
+    t.run()
+    loop: Any = t.process.loops[0]
+    refuse_commits(loop, 1000)
+    with caplog.at_level(logging.WARNING):
+        assert not loop.drain(t.clock.monotonic())
+    assert "jobs.mails/0 could not be committed" in caplog.text
+    assert "runs again" in caplog.text
+
+
+def test_settlements_that_are_left_at_the_end_are_told(on_memory: OnMemory, caplog: pytest.LogCaptureFixture) -> None:
+    """A retry can't be written while the worker drains: it was not for nothing, but not all is done."""
+    app = App("shop", partitions=1)
+
+    @app.job(name="mail", queue="mails")
+    def mail() -> None:
+        raise ValueError
+
+    t = on_memory(app)
+    t.broker.down("jobs.mails.shop.retry", "streamjobs.shop.delay.1m", "streamjobs.shop.delay.15s", "streamjobs.shop.delay.5s")
+    mail.publish()
+    loop: Any = t.process.loops[0]
+    for _ in range(3):
+        loop.turn()
+    assert loop.settler.open == 1
+    with caplog.at_level(logging.WARNING):
+        assert not loop.drain(t.clock.monotonic())
+    assert "1 settlement" in caplog.text
