@@ -136,7 +136,10 @@ class App:
         return hook
 
     def on_dead(self, hook: Hook) -> Hook:
-        """Runs when a job became a dead letter, with the job and the reason; its own failure is logged, no more."""
+        """Runs when a job became a dead letter, with the job and the reason; its own failure is logged, no more.
+
+        `def`: on the loop of the worker, which waits for it; `async def`: beside the async handlers.
+        """
         self.dead_hooks.append(hook)
         return hook
 

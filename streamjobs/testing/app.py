@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Self
 
 from streamjobs.core.record import Meta, Record
@@ -55,6 +55,9 @@ class InlineAio(Aio):
 
     def submit(self, chunk: Chunk) -> None:
         run_to_end(self._run_chunk(chunk))
+
+    def call(self, awaitable: Awaitable[Any], failed: Callable[[BaseException], None]) -> None:
+        run_to_end(self._call(awaitable, failed))
 
 
 def run_to_end(coroutine: Coroutine[Any, Any, Any]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from streamjobs.core.delay import STRICT_BACKOFF_S, STRICT_BLOCK_S
 from streamjobs.core.dispatch import QUARANTINE, Dispatcher
@@ -14,6 +16,7 @@ from streamjobs.core.record import Record
 from streamjobs.job import Job, Outbox, Timeout
 from streamjobs.telemetry.events import EventBatch
 from streamjobs.worker.executors import Chunk
+from streamjobs.worker.executors.aio import Aio
 from streamjobs.worker.settle import Cause, Open, Settler, classify, letter_record, retry_record
 from streamjobs.worker.shared import Gatherer, Shared
 from streamjobs.worker.sleepers import Sleepers
@@ -191,10 +194,23 @@ class Outcomes:
     def _buried(self, job: Job, reason: Reason) -> None:
         self._settled(job, acked=True)
         for hook in self._shared.dead_hooks:
-            try:
-                hook(job, reason.value)
-            except Exception:
-                logger.exception("an on_dead hook failed for %r; the letter is kept all the same", job)
+            self._call(hook, job, reason)
+
+    def _call(self, hook: Callable[[Job, str], Any], job: Job, reason: Reason) -> None:
+        """Whatever it raises, a signal too, the loop goes on; an async one runs where async handlers do, and nobody waits for it."""
+
+        def failed(error: BaseException) -> None:
+            logger.error("an on_dead hook failed for %r; the letter is kept all the same", job, exc_info=error)
+
+        try:
+            result = hook(job, reason.value)
+        except BaseException as error:  # noqa: BLE001 (see above)
+            failed(error)
+            return
+        if inspect.isawaitable(result):
+            aio = self._shared.executors["aio"]
+            assert isinstance(aio, Aio)
+            aio.call(result, failed)
 
     def _too_large(self, job: Job) -> Record:
         """A retry that the topic refuses for its size becomes a letter (PROTOCOLS §2)."""

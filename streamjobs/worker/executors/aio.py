@@ -7,6 +7,8 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from streamjobs.core.dispatch import Partition
 from streamjobs.job import CURRENT, Job, JobCancelled, Timeout
@@ -35,15 +37,18 @@ class Aio:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stopping = False
+        self._lock = threading.Lock()  # of the start of the event loop
+        self._calls: set[asyncio.Task[Any] | None] = set()
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """The event loop on which all async handlers of this process run."""
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._loop.run_forever, name="streamjobs-aio", daemon=True)
-            self._thread.start()
-        return self._loop
+        with self._lock:  # two loops may hand out their first chunks at the same moment
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="streamjobs-aio", daemon=True)
+                self._thread.start()
+            return self._loop
 
     def submit(self, chunk: Chunk) -> None:
         self._backlog.append(chunk)
@@ -128,6 +133,20 @@ class Aio:
                     break
                 job = behind  # type: ignore[assignment]
 
+    def call(self, awaitable: Awaitable[Any], failed: Callable[[BaseException], None]) -> None:
+        """Awaits it beside the handlers; the caller goes on at once."""
+        asyncio.run_coroutine_threadsafe(self._call(awaitable, failed), self.loop)
+
+    async def _call(self, awaitable: Awaitable[Any], failed: Callable[[BaseException], None]) -> None:
+        task = asyncio.current_task()
+        self._calls.add(task)
+        try:
+            await awaitable
+        except BaseException as error:  # noqa: BLE001 (a signal or SystemExit would end the event loop)
+            failed(error)
+        finally:
+            self._calls.discard(task)
+
     def cancel(self, job: Job) -> None:
         """Interrupts the job's handler at its next await; asked again, it leaves the handler to clean up."""
         if self._loop is not None:
@@ -139,7 +158,7 @@ class Aio:
                 task.cancel()
 
     def stop(self, timeout: float) -> None:
-        """Ends the event loop; what still runs on it is cancelled."""
+        """Ends the event loop: handlers that still run are cancelled, calls may end within the time."""
         if self._loop is None or self._thread is None:
             return
         done = asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop)
@@ -155,7 +174,7 @@ class Aio:
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, *filter(None, self._calls), return_exceptions=True)
 
 
 async def _timed(job: Job, timeout_s: float) -> None:
