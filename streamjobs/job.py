@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, ParamSpec, Self, TypeVar
 
 from streamjobs.core import record as wire
 from streamjobs.core.dispatch import Entry, Partition
@@ -84,7 +84,27 @@ class Crashed(Exception):
     """A run whose process was killed, crashed or exited under it; its `error_type` is `Crashed`."""
 
 
-class Job(Entry):
+_new = object.__new__
+
+
+class _Seldom:
+    """What most jobs never have: such an attribute takes neither time nor room until it is set."""
+
+    __slots__ = ()
+
+    failure: Failure | None = None
+    due_again: float = 0.0
+    letter: str = ""
+    traceparent: bytes = b""  # of the run's own span, where there is one
+    probe: bool = False  # runs although its type is held, to see whether it works again
+    held_since: float = 0.0
+    strikes: int = 0  # deaths of a process for which only this job can be blamed
+    children: tuple[Record, ...] | None = ()  # what a run of a transactional app published; None: it is over
+    _progress: Any = None
+    _origin: str = ""
+
+
+class Job(_Seldom, Entry):
     """One run of a job.
 
     A handler that has a parameter annotated `Job` gets it. `id` is the same for every attempt: the idempotency key.
@@ -92,30 +112,21 @@ class Job(Entry):
     """
 
     __slots__ = (
-        "_origin",
-        "_progress",
+        "__dict__",
         "appended_at",
         "args",
         "asked_to_stop",
         "attempt",
-        "children",
         "due",
-        "due_again",
         "duration_s",
         "error",
-        "failure",
-        "held_since",
         "id",
         "job_type",
-        "letter",
         "message",
         "meta",
         "outcome",
-        "probe",
         "run",
         "started_at",
-        "strikes",
-        "traceparent",
         "wait_s",
     )  # fmt: skip
 
@@ -123,8 +134,11 @@ class Job(Entry):
     """The caller's id or a UUIDv7; the origin where the record has none."""
     job_type: JobType[Any, Any]
     args: tuple[Any, ...]
+    message: Message
+    meta: Meta | None
     run: int
     attempt: int
+    due: float
     appended_at: float
     """When the broker appended this record, epoch seconds."""
     started_at: float
@@ -132,51 +146,55 @@ class Job(Entry):
     duration_s: float
     wait_s: float
     """From when it could have run to its start; deliberate delay and backoff are no wait."""
+    error: BaseException | None
     outcome: str
+    asked_to_stop: bool
 
-    def __init__(self, job_type: JobType[Any, Any], home: Partition, message: Message, meta: Meta | None) -> None:
-        self.job_type = job_type
-        self.kind = job_type.kind
-        self.home = home
-        self.epoch = home.epoch
-        self.message = message
-        self.appended_at = message.timestamp()[1] / 1000
-        self.offset = message.offset()
-        self.next = None
-        self.meta = meta
-        self.started_at = 0.0
-        self.duration_s = self.wait_s = 0.0
-        self.error: BaseException | None = None
-        self.outcome = ""
-        self.failure: Failure | None = None
-        self.due_again = 0.0
-        self.letter = ""
-        self.traceparent = b""  # of the run's own span, where there is one
-        self.probe = False  # runs although its type is held, to see whether it works again
-        self.held_since = 0.0
-        self.asked_to_stop = False
-        self.children: tuple[Record, ...] | None = ()  # what a run of a transactional app published; None: it is over
-        self._progress: Any = None
-        self._origin = ""
+    @classmethod
+    def of(
+        cls,
+        job_type: JobType[Any, Any],
+        home: Partition,
+        message: Message,
+        meta: Meta | None,
+        args: tuple[Any, ...],
+        id: str,
+        lane: bytes | None = None,
+    ) -> Self:
+        """The job of a record; no `__init__`, which would make it twice as dear."""
+        job = _new(cls)
+        job.job_type = job_type
+        job.kind = job_type.kind
+        job.home = home
+        job.epoch = home.epoch
+        job.message = message
+        job.appended_at = message.timestamp()[1] / 1000
+        job.offset = message.offset()
+        job.lane = lane
+        job.next = None
+        job.args = args
+        job.id = id
+        job.started_at = job.duration_s = job.wait_s = 0.0
+        job.error = None
+        job.outcome = ""
+        job.asked_to_stop = False
+        job.meta = meta
         if meta is None:
-            self.run = self.attempt = 1
-            self.due = 0.0
-            self.strikes = 0  # deaths of a process for which only this job can be blamed
+            job.run = job.attempt = 1
+            job.due = 0.0
         else:
-            self.run = meta.run
-            self.attempt = meta.attempt
-            self.due = meta.due
-            self.strikes = meta.strikes
+            job.run = meta.run
+            job.attempt = meta.attempt
+            job.due = meta.due
+            job.strikes = meta.strikes
+        return job
 
     @classmethod
     def local(cls, job_type: JobType[Any, Any], id: str = "local") -> Job:
         """The job that a handler gets when it is called as an ordinary function: attempt 1, no record behind it."""
         home = Partition("local", 0, job_type.queue, retry=False, topic_id=b"", epoch=0, tracker=None)
         meta = Meta(job_type=job_type.name, job_id=id, origin="local/0/0")
-        job = cls(job_type, home, _LocalMessage(), meta)
-        job.id = id
-        job.lane = None
-        return job
+        return cls.of(job_type, home, _LocalMessage(), meta, (), id)
 
     # What it is -----------------------------------------------------------------------------------------------------
 

@@ -170,6 +170,16 @@ class Tracker:
             return True
         return self._receive_unexpected(offset)
 
+    def receive_run(self, first: int, last: int, count: int) -> bool:
+        """As `receive`, of so many ascending offsets, in no more time than of one; False (and no effect): one of them is finished or
+        missing, or a stored map may know it, so that each must be asked for.
+        """
+        if first != self._expected or last - first != count - 1:
+            return False
+        self._flags.extend(bytes(count))
+        self._expected = last + 1
+        return True
+
     def finish(self, offset: int) -> bool:
         """Marks a received offset as finished; False (and no effect): it is not, or no longer, an unfinished
         one.

@@ -272,14 +272,14 @@ def _series(name: str, *labels: str) -> Series:
 
 
 def _grouped(jobs: Sequence[FinishedJob]) -> Iterable[tuple[_Key, Sequence[FinishedJob]]]:
-    """By queue, type and outcome. One list mostly has one of each, which three sets say soonest."""
-    homes, types, outcomes = {job.home for job in jobs}, {job.job_type for job in jobs}, {job.outcome for job in jobs}
-    queues = {home.queue for home in homes}
-    if len(queues) == len(types) == len(outcomes) == 1:
-        return [((queues.pop(), types.pop().name, outcomes.pop()), jobs)]
+    """By queue, type and outcome. Mostly they are those of the job before: seeing that costs less than looking them up."""
     groups: defaultdict[_Key, list[FinishedJob]] = defaultdict(list)
+    home, job_type, outcome, add_to_group = None, None, "", None
     for job in jobs:
-        groups[job.home.queue, job.job_type.name, job.outcome].append(job)
+        if job.home is not home or job.job_type is not job_type or job.outcome != outcome or add_to_group is None:
+            home, job_type, outcome = job.home, job.job_type, job.outcome
+            add_to_group = groups[home.queue, job_type.name, outcome].append
+        add_to_group(job)
     return groups.items()
 
 

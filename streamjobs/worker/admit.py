@@ -86,20 +86,24 @@ class Arrivals:
         return {home: count for home, count in touched.items() if count}
 
     def _receive_run(self, messages: Sequence[Message], home: Partition, wary: bool) -> int:
-        decode, add, receive = self._decoder.decode, self._dispatcher.add, home.tracker.receive
-        count = 0
-        for message in messages:
-            if not receive(message.offset()):
-                continue  # finished before
-            count += 1
-            job = decode(message, home)
-            if job.meta is None and not (wary or home.parked):
-                add(job)  # what is no job has a meta
-            elif isinstance(job, Job):
-                self._admit(job)
-            else:
-                self.refusals.refuse(job)
-        return count
+        receive = home.tracker.receive
+        if not home.tracker.receive_run(messages[0].offset(), messages[-1].offset(), len(messages)):
+            messages = [message for message in messages if receive(message.offset())]  # the others are finished
+        rest = messages
+        while rest:
+            plain = [] if wary or home.parked else self._decoder.decode_plain(rest, home)
+            self._dispatcher.add_all(plain)
+            for message in rest[len(plain) : len(plain) + 1]:
+                self._receive_any(message, home)
+            rest = rest[len(plain) + 1 :]
+        return len(messages)
+
+    def _receive_any(self, message: Message, home: Partition) -> None:
+        job = self._decoder.decode(message, home)
+        if isinstance(job, Job):
+            self._admit(job)
+        else:
+            self.refusals.refuse(job)
 
     def _admit(self, job: Job) -> None:
         """A job whose headers say more than type and id: a copy, expired, cancelled, not due yet, or ready.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from streamjobs.avro.store import SchemaStore
 
 Headers = list[tuple[str, bytes]] | None
+
+_job_of = Job.of  # bound once, and not once a job
 
 #: The one lane of a partition whose jobs run in the order of the log.
 PARTITION_LANE = b"\x00partition"
@@ -40,7 +42,7 @@ class Decoder:
     """Makes jobs of records, for the job types of one app."""
 
     def __init__(self, job_types: Mapping[str, JobType[Any, Any]], store: SchemaStore) -> None:
-        self._types = {name.encode(): (job_type, job_type.payload.read) for name, job_type in job_types.items()}
+        self._types = {name.encode(): (job_type, job_type.payload.read, job_type.order != "none") for name, job_type in job_types.items()}
         self._store = store
 
     def is_strict(self, bad: Undecodable) -> bool:
@@ -49,13 +51,23 @@ class Decoder:
         known = self._types.get(bad.meta.job_type.encode())
         if known is not None:
             return known[0].strict
-        return any(job_type.strict and job_type.queue == bad.home.queue for job_type, _ in self._types.values())
+        return any(job_type.strict and job_type.queue == bad.home.queue for job_type, *_ in self._types.values())
 
     def decode(self, message: Message, home: Partition) -> Job | Undecodable:
         """The job with its arguments, bound to its partition's epoch and lane. Only a job that has nothing but the fixed headers
         has no `meta`."""
         headers = message.headers()
         return self._plain(message, home, headers) or self._any(message, home, headers)
+
+    def decode_plain(self, messages: Sequence[Message], home: Partition) -> list[Job]:
+        """The jobs at the beginning of a list that have nothing but the fixed headers: mostly all."""
+        plain, jobs = self._plain, []
+        for message in messages:
+            job = plain(message, home, message.headers())
+            if job is None:
+                break
+            jobs.append(job)
+        return jobs
 
     def _plain(self, message: Message, home: Partition, headers: Headers) -> Job | None:
         """A job as our publisher writes it: the short way, which nearly all go. None: the long way says what it is.
@@ -71,16 +83,12 @@ class Decoder:
         known, value = self._types.get(type_), message.value()
         if known is None or value is None or len(id_) + len(source) + len(published) > MAX_HEADER:
             return None
-        job_type, read = known
+        job_type, read, ordered = known
         try:
             args, job_id = read(value), id_.decode()
         except Exception:  # noqa: BLE001 (the long way meets it again, and names it)
             return None
-        job = Job(job_type, home, message, None)
-        job.args = args
-        job.id = job_id
-        job.lane = None if job_type.order == "none" else lane_of(job_type.order, message)
-        return job
+        return _job_of(job_type, home, message, None, args, job_id, lane_of(job_type.order, message) if ordered else None)
 
     def _any(self, message: Message, home: Partition, headers: Headers) -> Job | Undecodable:
         try:
@@ -90,17 +98,15 @@ class Decoder:
         known, value = self._types.get(meta.job_type.encode()), message.value()
         if known is None or value is None:
             return self._no_job(message, home, meta)
-        job_type, _ = known
+        job_type = known[0]
         try:
             args = job_type.payload.decode(value, self._store, meta.content_type)
         except UnknownSchemaError as error:
             return Undecodable("schema_unknown", message, home, meta, error)
         except DecodeError as error:
             return Undecodable("undecodable", message, home, meta, error)
-        job = Job(job_type, home, message, meta)
-        job.args = args
-        job.id = meta.job_id or job.origin
-        job.lane = lane_of(job_type.order, message)
+        job = _job_of(job_type, home, message, meta, args, meta.job_id, lane_of(job_type.order, message))
+        job.id = job.id or job.origin
         return job
 
     def _no_job(self, message: Message, home: Partition, meta: Meta) -> Undecodable:

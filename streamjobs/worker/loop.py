@@ -37,7 +37,7 @@ from streamjobs.worker.transact import Gathered, Telling, Transactor, is_gone
 
 logger = logging.getLogger(__name__)
 
-BATCH = 250
+BATCH = 500
 #: How often a loop looks after its running jobs: time-outs, stuck chunks, cancellations.
 WATCH_S = 0.05
 #: One wait for acknowledgements while partitions leave and nothing runs.

@@ -20,6 +20,7 @@ from multiprocessing.sharedctypes import RawArray
 from typing import Any, NamedTuple, Protocol
 
 from streamjobs.core.dispatch import Partition
+from streamjobs.core.record import Meta
 from streamjobs.errors import JobTypeError
 from streamjobs.job import CURRENT, Job, JobCancelled, JobType, Outbox
 from streamjobs.worker.executors.exceptions import Packed, pack, unpack
@@ -145,15 +146,18 @@ class ChildJob(Job):
 
     __slots__ = ("_index", "_runner")
 
-    def __init__(self, job_type: JobType[Any, Any], task: Task, runner: Runner, index: int) -> None:
+    _index: int
+    _runner: Runner
+
+    @classmethod
+    def at(cls, job_type: JobType[Any, Any], task: Task, runner: Runner, index: int) -> ChildJob:
+        """The job of the list's task at this index."""
         home = Partition(task.topic, task.partition, task.queue, retry=task.retry, topic_id=task.topic_id, epoch=0, tracker=None)
-        super().__init__(job_type, home, _Message(task), None)
-        self.meta = self.full_meta
-        self.due = self.meta.due
-        self.id, self.args, self.lane = task.id, task.args, None
-        self.run, self.attempt, self.strikes = task.run, task.attempt, task.strikes
-        self._runner = runner
-        self._index = index
+        job = cls.of(job_type, home, _Message(task), Meta.parse(task.headers), task.args, task.id)
+        job.run, job.attempt, job.strikes = task.run, task.attempt, task.strikes
+        job._runner = runner
+        job._index = index
+        return job
 
     @property
     def cancelled(self) -> bool:
@@ -236,7 +240,7 @@ class Runner:
                 f"a child process knows no job type {task.type!r}: declare it at the top level of a module, so that the child "
                 "finds it when it imports that module"
             )
-        job = ChildJob(job_type, task, self, index)
+        job = ChildJob.at(job_type, task, self, index)
         job.home.place = task.place
         return job
 

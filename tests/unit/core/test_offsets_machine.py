@@ -157,13 +157,22 @@ class Partition(RuleBasedStateMachine):
     @precondition(lambda self: self.tracker)
     @rule(count=st.integers(1, 20))
     def fetch(self, count: int) -> None:
-        for offset in sorted(offset for offset in self.log if offset >= self.next_fetch)[:count]:
+        """As a list where that is possible; else one by one."""
+        fetched = sorted(offset for offset in self.log if offset >= self.next_fetch)[:count]
+        as_list = bool(fetched) and self.tracker.receive_run(fetched[0], fetched[-1], len(fetched))
+        for offset in fetched:
             self.next_fetch = offset + 1
-            self._receive(offset)
+            if as_list:
+                self._note_received(offset, new=True)
+            else:
+                self._receive(offset)
 
     def _receive(self, offset: int) -> None:
+        self._note_received(offset, new=self.tracker.receive(offset))
+
+    def _note_received(self, offset: int, *, new: bool) -> None:
         job = self.log[offset]
-        if self.tracker.receive(offset):
+        if new:
             assert offset not in self.seen
             assert offset not in self.beginning.finished, f"{offset} runs again, though the map knew its end"
             self.seen[offset] = job

@@ -47,9 +47,7 @@ class Bench:
         job_type: JobType[Any, Any] = JobType(handler, name="h", queue="q", publisher=lambda: None, **options)  # type: ignore[arg-type, return-value]
         jobs = []
         for offset in range(count):
-            job = Job(job_type, self.home, Message(offset), None)  # type: ignore[arg-type]
-            job.args, job.lane, job.id = (), None, f"j{offset}"
-            jobs.append(job)
+            jobs.append(Job.of(job_type, self.home, Message(offset), None, (), f"j{offset}"))  # type: ignore[arg-type]
         return Chunk(kind, jobs, self.results)
 
     def result(self) -> Chunk:
