@@ -102,11 +102,11 @@ class Batch:
         self.harvested = 0
         self.shown = -1
         self.failures: dict[int, Packed] = {}
-        self.waits: set[int] = set()  # strict jobs that failed: their lanes wait for what becomes of them
         self._chunk = chunk
         self.cancelled_at: dict[int, float] = {}
         self._cells = child.cells
         self._heads = {first for first, _ in lanes}
+        self.lasts = {last for _, last in lanes}
         self._tickets = child.tickets[0].fileno()
         self._left = len(jobs)
         self._exhausted = False
@@ -235,8 +235,7 @@ class Keeper:
         batch.close()
         self._batch = None
         ended = batch.harvested
-        stops = [min(last, ended - 1) for first, last in batch.lanes if first < ended]
-        chunk.stops.extend(batch.jobs[index] for index in stops if index not in batch.waits)
+        chunk.stops.extend(batch.jobs[ended - 1] for first, last in batch.lanes if first < ended <= last)  # broken off in its midst
 
     def _give_back(self, chunk: Chunk, error: BaseException) -> None:
         """After a fault of ours: nothing may be lost of what the child has in hand, and it can't be asked any more."""
@@ -296,10 +295,11 @@ class Keeper:
 
     def _end(self, chunk: Chunk, batch: Batch, index: int) -> None:
         job = batch.jobs[index]
-        if job.error is not None and job.job_type.strict:
-            batch.waits.add(index)  # asked first: once the loop sees the job, it is the loop's
+        waits = job.error is not None and job.job_type.strict  # asked first: once the loop sees the job, it is the loop's
         batch.harvested = index + 1
         chunk.done.append(job)
+        if index in batch.lasts and not waits:
+            chunk.stops.append(job)
 
     def _patience(self, batch: Batch) -> float:
         left = self._time_left(batch)

@@ -217,6 +217,17 @@ def test_jobs_behind_a_head_go_with_it(room: Room) -> None:
     TYPES["brief"].mean_s = None
 
 
+def test_a_lane_that_is_through_is_told_of_while_the_list_goes_on(room: Room) -> None:
+    """As threads do: else a key's next job waits for a stuck one of another key that came in the same list."""
+    first, stuck = room.job("brief", n=1), room.job("deaf", n=2)
+    first.lane, stuck.lane = b"a", b"b"
+    chunk = room.submit(first, stuck)
+    wait_for(lambda: room.noted("start"), "the stuck job's start")
+    wait_for(lambda: chunk.done, "what the child finished")
+    wait_for(lambda: chunk.stops, "the lane that is through", 5)
+    assert (chunk.done, chunk.stops, chunk.current) == ([first], [first], stuck)
+
+
 def test_a_closed_gate_starts_nothing(room: Room) -> None:
     room.gate.closed = True
     job = room.job("brief", n=1)
