@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+from streamjobs import App
 from streamjobs.core.dispatch import Dispatcher, Partition
+from streamjobs.testing.app import Testing
 from streamjobs.worker.execute import STUCK_S, Execution
 from streamjobs.worker.executors import Chunk
+from streamjobs.worker.process import STUCK_LOOP_S
 
 BRIEF_S, LONG_S = 1e-6, 0.02
 
@@ -82,3 +86,27 @@ def test_enough_is_out_when_nothing_more_would_be_handed_out() -> None:
     world.dispatcher.ready["threads"].clear()
     world.execution._parallel["threads"].value = 2
     assert not world.execution.saturated()
+
+
+def test_a_loop_that_turns_and_runs_nothing_of_what_is_ready_is_sick(on_memory: Callable[[App], Testing]) -> None:
+    """It polls, so it keeps its partitions; nobody would ever run their jobs."""
+    app = App("shop", partitions=1)
+    app.job(name="mail", queue="mails")(lambda: None)
+    t = on_memory(app)
+    loop: Any = t.process.loops[0]
+
+    def turn() -> dict[str, str]:
+        t.advance(STUCK_LOOP_S / 2)
+        for part in (*t.process.loops, t.process.timer):
+            assert part is not None
+            part.turn()
+        return t.process.sick()
+
+    assert [turn() for _ in range(4)] == [{}] * 4, "with nothing to run, to run nothing is well"
+    hand_out, loop.execution.hand_out = loop.execution.hand_out, lambda *_: None
+    app.job_types["mail"].publish()
+    assert [turn() for _ in range(2)] == [{}, {}]
+    assert turn() == {"main": f"has had jobs to run and run none for {STUCK_LOOP_S * 1.5:.0f} s"}
+    loop.execution.hand_out = hand_out
+    turn()
+    assert turn() == {}
