@@ -36,6 +36,8 @@ BATCH = 500
 HELD = 500
 #: How often it looks for ladder topics that it does not read yet.
 TOPICS_S = 30.0
+#: How often an undeliverable destination is tried.
+TRY_S = 1.0
 
 
 class Waiting:
@@ -67,6 +69,7 @@ class Timer:
         self._mono = shared.clock.monotonic
         self._heap: list[tuple[float, int, Waiting]] = []
         self._number = itertools.count()
+        self._tried: dict[str, float] = {}
         self._tiers: dict[str, float] = {}
         self._looked = 0.0
         self._idle_s = 0.001
@@ -220,9 +223,13 @@ class Timer:
 
     def _refused(self, destination: str) -> BrokerError | None:
         """A destination is checked against the registrations, never against code: a rolling deploy's old timer does not know
-        the new queue."""
+        the new queue. One that is known to be undeliverable is tried by one record a second."""
         if destination in self._desired().registered_topics():
-            return None
+            known = self.undeliverable.get(destination)
+            if known is not None and self._mono() - self._tried.get(destination, -math.inf) >= TRY_S:
+                self._tried[destination] = self._mono()
+                return None
+            return known
         return BrokerError("UNKNOWN_TOPIC_OR_PART", f"{destination or 'an empty sj_next'} is no registered topic")
 
     def _moved(self, waiting: Waiting, topic: str) -> None:
@@ -231,12 +238,17 @@ class Timer:
         self.undeliverable.pop(topic, None)
 
     def _retreat(self, waiting: Waiting, failing_s: float, error: BrokerError) -> Record | None:
-        """Back into a tier with a new due time, so that the next record can pass; None: it is tried again where it is."""
-        now = self._now()
+        """Back into a tier with a new due time, so that the next record can pass; None: it is tried again where it is.
+
+        At once where a minute has passed for others of its destination, or would pass for all behind it. *Bites*: a queue's topic is
+        gone; a window full of its jobs holds up every other queue's delays for a minute, and then the next window does.
+        """
+        destination, now = waiting.meta.next, self._now()
+        if destination in self.undeliverable or (waiting.home.full and not error.retriable):
+            failing_s = math.inf
         step = on_undeliverable(now, now - failing_s, self._shared.routes.ladder)
         if step is None:
             return None
-        destination = waiting.meta.next
         if destination not in self.undeliverable:
             logger.error("undeliverable: delayed jobs can't reach %s: %s; each is tried again every minute", destination, error)
         self.undeliverable[destination] = error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from streamjobs import App, Job, orders
 from streamjobs.core import control
 from streamjobs.testing.app import Testing
@@ -101,3 +103,38 @@ def test_a_destination_that_stays_away_makes_room(streamjobs_testing: Callable[[
         t.advance(1)
     assert ran == [1]
     assert not timer.undeliverable
+
+
+@pytest.mark.parametrize("transactional", [False, True])
+def test_many_that_can_not_leave_hold_up_nobody_else(streamjobs_testing: Callable[[App], Testing], transactional: bool) -> None:
+    """
+    One queue's topic is gone while three windows full of its jobs wait in a ladder partition, and one job of another queue behind them.
+    What bit: each window waited for a minute of its own before it made room.
+    """
+    app = App("shop", partitions=1, transactional=transactional, **{"worker.window": 40})
+    ran: list[tuple[str, float]] = []
+
+    @app.job(queue="gone")
+    def lost(n: int) -> None:
+        ran.append(("lost", t.clock.now()))
+
+    @app.job(queue="mails")
+    def mail(n: int) -> None:
+        ran.append(("mail", t.clock.now()))
+
+    t = streamjobs_testing(app)
+    due = t.clock.now() + 10
+    lost.options(delay="10s", key="same").publish_many([(n,) for n in range(1_100)])
+    mail.options(delay="10s", key="same").publish(n=1)
+    fault = t.broker.fail("send", topic=app.names.main("gone"), error="UNKNOWN_TOPIC_OR_PART", times=None)
+    for _ in range(200):
+        t.run(through_delays=False)
+        t.advance(0.2)
+    assert [what for what, _ in ran] == ["mail"]
+    assert ran[0][1] < due + 10
+
+    fault.lift()
+    for _ in range(140):
+        t.run(through_delays=False)
+        t.advance(1)
+    assert len(ran) == 1_101
