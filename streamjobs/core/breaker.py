@@ -2,6 +2,10 @@
 
     closed ──20 failures in a row, or more than half of 200──▶ open ──30 s, doubling to 5 min──▶ half-open
     half-open: one probe runs. It succeeds ──▶ closed; it fails ──▶ open, for twice as long.
+
+After a worker's death it may open for a type that mostly works: the jobs that are redelivered are those that had not ended, failing ones
+first of all. It is left so. Whether a failure is old or new says nothing of whether the next job would fail, and what a needless opening
+costs is 30 s: held jobs keep place, run and attempt.
 """
 
 from __future__ import annotations
