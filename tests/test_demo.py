@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from streamjobs.demo import load
+from tests.support.workers import eventually
 
 
 class Demo:
@@ -174,3 +175,14 @@ def test_nothing_is_left_behind_when_it_is_interrupted(start: Start, number: int
 
     assert demo.wait(30) == 130, demo.stderr
     assert demo.left_behind() == []
+
+
+def test_no_process_is_left_behind_when_it_is_killed(start: Start) -> None:
+    """What bit: its worker went on for ever, waiting for a broker that had died with the demo."""
+    demo = start()
+    eventually(lambda: "2 worker processes" in demo.stderr, 60, "the worker runs")
+
+    demo.process.kill()
+    demo.wait(10)
+
+    eventually(lambda: not demo.processes, 10, "its processes are gone")

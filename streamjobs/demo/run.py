@@ -26,7 +26,7 @@ from streamjobs.broker import Message
 from streamjobs.core.record import Meta, Record, origin_of
 from streamjobs.core.topics import retry_group, timer_group
 from streamjobs.demo import app as sample
-from streamjobs.demo import broken, ledger, load, outside
+from streamjobs.demo import broken, ledger, load, outside, worker
 from streamjobs.demo.judge import UNSEEN, Evidence, Letter, judge
 from streamjobs.demo.summary import Summary, error_rows, queue_rows, runs_by_process, type_rows
 from streamjobs.errors import BrokerError, StreamjobsError
@@ -124,7 +124,7 @@ class Run:
 
     def _start_worker(self) -> None:
         module = (broken if self._lose else sample).__name__
-        command = [sys.executable, "-m", "streamjobs", "worker", "-A", f"{module}:app"]
+        command = [sys.executable, "-m", worker.__name__, "-A", f"{module}:app"]
         self._state.step = f"starting {PROCESSES} worker processes, which share the partitions"
         self._worker = Worker(command, self._directory / "worker.log")
         self._stack.callback(self._worker.end)
@@ -273,13 +273,13 @@ def _letter(message: Message) -> Letter:
 
 
 class Worker:
-    """`streamjobs worker`, as a user starts it; in a session of its own, so that Ctrl-C is left to the demo."""
+    """`streamjobs worker`, in a session of its own, so that Ctrl-C is left to the demo; it ends when its standard input does."""
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
         self._log = log
         with log.open("wb") as out:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+                command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
             )
 
     @property
