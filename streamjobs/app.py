@@ -21,6 +21,7 @@ from streamjobs.job import Duration, ExecutorKind, Job, JobType, Order, Outbox
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from streamjobs.avro.registry import ConfluentRegistry
     from streamjobs.avro.store import SchemaStore
     from streamjobs.broker import Broker
     from streamjobs.core.clock import Clock
@@ -293,13 +294,20 @@ class App:
         return functools.partial(_load_in_child, self.name, sorted(modules), dict(self._flags), self._file, prepare)
 
     def _schemas(self) -> SchemaStore:
-        """The schemas that its job types have now."""
+        """The schemas that its job types have now, and a registry's if one is set. Raises SettingsError if that can't be asked."""
         from streamjobs.avro.store import SchemaStore
 
-        store = SchemaStore()
+        store = SchemaStore(self._registry())
         for job_type in self.job_types.values():
             store.add(job_type.payload.avro)
         return store
+
+    def _registry(self) -> ConfluentRegistry | None:
+        if not self.settings.schemas.registry:
+            return None
+        from streamjobs.avro.registry import ConfluentRegistry
+
+        return ConfluentRegistry(self.settings.schemas.registry, self.settings.registry)
 
     def _learn(self, store: SchemaStore) -> None:
         """What the schema topic knows besides. Raises BrokerError."""

@@ -49,7 +49,12 @@ _NOT_SETTINGS = re.compile(
 
 MASKED = "********"
 #: Keys of librdkafka whose values are secrets, whatever `mask.patterns` says.
-_SECRETS = ("*password*", "*secret*", "*token*", "*.key.pem", "*private.key*", "sasl.oauthbearer.config", "*passphrase*")
+_SECRETS = ("*password*", "*secret*", "*token*", "*.key.pem", "*private.key*", "sasl.oauthbearer.config", "*passphrase*", "*user.info*")
+
+#: Sections whose keys are passed on to another library, whose own names they are.
+_PASSED_ON = {"kafka": ["kafka.security.protocol", "kafka.sasl.mechanism", "…"], "registry": ["registry.basic.auth.user.info", "…"]}
+#: Keys of the registry's client that `schemas.registry` stands for, or that its reader needs as they are.
+_OF_THE_REGISTRY = {"url": "set schemas.registry", "timeout": "the thread that decodes waits for it", "max.retries": "the job is tried again"}
 
 #: The one key of librdkafka that a user may want and that is written with an underscore.
 _WITH_UNDERSCORE = ("log_level",)
@@ -87,6 +92,12 @@ def _address(value: str) -> str:
     return value
 
 
+def _url(value: str) -> str:
+    if value and not re.fullmatch(r"https?://[^\s@/]+(/[^\s@]*)?", value):
+        raise ValueError('give an address such as "https://registry:8081", and the user as registry.basic.auth.user.info')
+    return value
+
+
 def _listed(value: object) -> object:
     """Text from the environment: a JSON array, or items between commas."""
     if not isinstance(value, str):
@@ -111,6 +122,7 @@ Count = Annotated[Whole, Field(ge=1)]
 Natural = Annotated[Whole, Field(ge=0)]
 Name = Annotated[str, AfterValidator(_name)]
 Prefix = Annotated[str, AfterValidator(_prefix)]
+PassedOn = dict[str, Annotated[str, BeforeValidator(_kafka_value)]]
 Texts = Annotated[list[str], BeforeValidator(_listed)]
 
 
@@ -216,6 +228,14 @@ class Tracing(Section):
     )
 
 
+class Schemas(Section):
+    """[schemas]"""
+
+    registry: Annotated[str, AfterValidator(_url)] = _setting(
+        "", "Address of a Confluent-compatible schema registry, for jobs that carry its schema ids (extra `registry`); empty: none."
+    )
+
+
 class Settings(BaseSettings):
     """Every setting, checked. Durations are float seconds. Made by `load` only."""
 
@@ -243,9 +263,9 @@ class Settings(BaseSettings):
     log: Log = Log()
     mask: Mask = Mask()
     tracing: Tracing = Tracing()
-    kafka: dict[str, Annotated[str, BeforeValidator(_kafka_value)]] = _setting(
-        {}, "Keys of librdkafka, passed through: security.protocol, sasl.mechanism, ssl.ca.location, …"
-    )
+    schemas: Schemas = Schemas()
+    registry: PassedOn = _setting({}, "Keys of the schema registry's client, passed through: basic.auth.user.info, ssl.ca.location, …")
+    kafka: PassedOn = _setting({}, "Keys of librdkafka, passed through: security.protocol, sasl.mechanism, ssl.ca.location, …")
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
 
@@ -280,12 +300,13 @@ class Settings(BaseSettings):
     def values(self) -> Iterator[Value]:
         """Every setting as text, with its source; secrets are masked."""
         for path, field in _fields():
-            if path != "kafka":
+            if path not in _PASSED_ON:
                 value = MASKED if self.secret(path) else _written(_at(self, path), field)
                 yield Value(path, value, self.source(path))
-        for key, setting in sorted(self.kafka.items()):
-            path = f"kafka.{key}"
-            yield Value(path, MASKED if self.secret(path) else setting, self.source(path))
+        for section in _PASSED_ON:
+            for key, setting in sorted(_at(self, section).items()):
+                path = f"{section}.{key}"
+                yield Value(path, MASKED if self.secret(path) else setting, self.source(path))
 
     def secret(self, path: str) -> bool:
         """Whether the value at this path is one that is never shown."""
@@ -363,8 +384,10 @@ class Layer(PydanticBaseSettingsSource):
         return [fault for path in self.found if (fault := self._fault(path))]
 
     def _fault(self, path: str) -> str | None:
-        if path.startswith("kafka."):
-            return _kafka_fault(path.removeprefix("kafka."), self.origins[path])
+        section, _, key = path.partition(".")
+        if section in _PASSED_ON and key:
+            reason = client_keys.refused(key) if section == "kafka" else _OF_THE_REGISTRY.get(key)
+            return reason and f"{path} ({self.origins[path]}) can't be set: {reason}"
         if path in _PATHS:
             return None
         if path in _SECTIONS:
@@ -422,7 +445,7 @@ def _environment(environ: Mapping[str, str]) -> Layer:
 
 def _path_of(name: str) -> str:
     section, _, rest = name.removeprefix(PREFIX).lower().partition("__")
-    if section == "kafka" and rest and rest not in _WITH_UNDERSCORE:
+    if section in _PASSED_ON and rest and rest not in _WITH_UNDERSCORE:
         rest = rest.replace("__", ".").replace("_", ".")
     return f"{section}.{rest.replace('__', '.')}" if rest else section
 
@@ -461,11 +484,6 @@ def _refuse(faults: list[str]) -> None:
         raise SettingsError("\n".join(faults))
 
 
-def _kafka_fault(key: str, origin: str) -> str | None:
-    reason = client_keys.refused(key)
-    return reason and f"kafka.{key} ({origin}) can't be set: {reason}"
-
-
 def _did_you_mean(path: str, origin: str) -> str:
     guess = _guess(path)
     if guess is None:
@@ -499,7 +517,7 @@ def _explained(error: ValidationError, sources: Mapping[str, str], found: Mappin
 
 
 def _path_at(loc: tuple[int | str, ...]) -> str:
-    if loc[:1] == ("kafka",):
+    if loc and loc[0] in _PASSED_ON:
         return ".".join(str(part) for part in loc[:2])
     words = [part for part in loc if isinstance(part, str)]
     return ".".join(words)
@@ -516,8 +534,8 @@ def _fields(model: type[BaseModel] = Settings, above: str = "") -> Iterator[tupl
             yield above + name, field
 
 
-_PATHS = [path for path, _ in _fields() if path != "kafka"]
-_SECTIONS = {"kafka": ["kafka.security.protocol", "kafka.sasl.mechanism", "…"]}
+_PATHS = [path for path, _ in _fields() if path not in _PASSED_ON]
+_SECTIONS = {section: list(keys) for section, keys in _PASSED_ON.items()}
 for _path in _PATHS:
     if "." in _path:
         _SECTIONS.setdefault(_path.partition(".")[0], []).append(_path)
@@ -525,8 +543,8 @@ for _path in _PATHS:
 
 def _described(path: str, field: FieldInfo) -> Documented:
     meaning = field.description or ""
-    if path == "kafka":
-        return Documented("kafka.<key>", "text", "", "STREAMJOBS_KAFKA__<KEY>", meaning)
+    if path in _PASSED_ON:
+        return Documented(f"{path}.<key>", "text", "", f"{PREFIX}{path.upper()}__<KEY>", meaning)
     return Documented(path, _type(field), _plain(field.default), env_name(path), meaning)
 
 
@@ -562,5 +580,5 @@ def _at(settings: BaseModel, path: str) -> Any:
 def _is_secret(path: str, patterns: Iterable[str]) -> bool:
     if path == "mask.patterns":
         return False
-    name = path.removeprefix("kafka.").lower()
+    name = path.removeprefix("kafka.").removeprefix("registry.").lower()
     return any(fnmatch.fnmatchcase(name, pattern.lower()) for pattern in (*_SECRETS, *patterns))

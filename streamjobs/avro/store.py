@@ -85,7 +85,7 @@ class SchemaStore:
         if self._registry is None:
             raise DecodeError(
                 f"the value begins with 00, as those with a registry's schema id ({id}) do, but no registry is configured: "
-                "set one, or publish with single-object encoding (C3 01)"
+                "set schemas.registry, or publish with single-object encoding (C3 01)"
             )
         try:
             schema = Schema.from_text(self._registry.schema(id))

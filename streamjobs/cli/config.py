@@ -45,6 +45,6 @@ def _rows(session: Session) -> list[dict[str, Any]]:
     known = {setting.path: setting for setting in documented()}
     described = {path: {"env": setting.env, "meaning": setting.meaning} for path, setting in known.items()}
     return [
-        {**value._asdict(), **described.get(value.path, {"env": env_name(value.path), "meaning": "Passed on to librdkafka."})}
+        {**value._asdict(), **described.get(value.path, {"env": env_name(value.path), "meaning": "Passed on."})}
         for value in session.settings.values()
     ]

@@ -224,6 +224,23 @@ def test_a_secret_that_is_malformed_is_not_repeated() -> None:
     assert "hush" not in message
 
 
+# --- [schemas], [registry] --------------------------------------------------------------------------------------------
+
+
+def test_a_registrys_keys_are_passed_through_and_its_secrets_masked() -> None:
+    environ = {"STREAMJOBS_SCHEMAS__REGISTRY": "https://registry:8081", "STREAMJOBS_REGISTRY__BASIC_AUTH_USER_INFO": "me:hush"}
+    settings = load({"registry": {"ssl.ca.location": "/ca.pem"}}, environ=environ)
+    assert settings.schemas.registry == "https://registry:8081"
+    assert settings.registry == {"ssl.ca.location": "/ca.pem", "basic.auth.user.info": "me:hush"}
+    assert {v.path: v.value for v in settings.values()}["registry.basic.auth.user.info"] == MASKED
+
+
+def test_what_the_registrys_reader_owns_is_refused() -> None:
+    assert refusal(code={"registry": {"url": "http://x"}}) == "registry.url (code) can't be set: set schemas.registry"
+    assert "give the user" not in refusal(code={"schemas.registry": "registry:8081"})
+    assert "registry.basic.auth.user.info" in refusal(code={"schemas.registry": "http://me:hush@registry"})
+
+
 # --- what documentation is made from ----------------------------------------------------------------------------------
 
 
@@ -231,8 +248,8 @@ def test_every_setting_is_documented() -> None:
     listed = documented()
 
     assert all(setting.meaning.endswith((".", "…")) for setting in listed)
-    assert [s.path for s in listed[:-1]] == [value.path for value in load(environ={}).values()]
-    assert listed[-1].path == "kafka.<key>"
+    assert [s.path for s in listed[:-2]] == [value.path for value in load(environ={}).values()]
+    assert [s.path for s in listed[-2:]] == ["registry.<key>", "kafka.<key>"]
     by_path = {setting.path: setting for setting in listed}
     assert by_path["worker.drain"][1:4] == ("duration", "25s", "STREAMJOBS_WORKER__DRAIN")
     assert by_path["provision"].type == "check | auto"

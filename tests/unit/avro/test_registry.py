@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Iterator
+from base64 import b64encode
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
+from streamjobs import App
 from streamjobs.avro.codec import Payload
 from streamjobs.avro.registry import ConfluentRegistry
 from streamjobs.avro.store import SchemaStore
+from streamjobs.core.record import Record
 from streamjobs.errors import DecodeError, SettingsError, UnknownSchemaError
+from streamjobs.testing.app import Testing
 from tests.unit.avro.test_codec import handler
 
 PAYLOAD = Payload(handler(a=int), "job")
@@ -37,6 +41,7 @@ class Stub(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
         self.asked: list[str] = []
+        self.users: list[str] = []
         self.released = threading.Event()
 
     @property
@@ -49,6 +54,7 @@ class Answer(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
+        self.server.users.append(self.headers.get("Authorization", ""))
         number = int(self.path.partition("?")[0].rpartition("/")[2])
         if number == 9:
             self.server.released.wait(30)
@@ -136,3 +142,32 @@ def test_a_missing_client_is_a_settings_error(monkeypatch: pytest.MonkeyPatch) -
 
     with pytest.raises(SettingsError, match=r"streamjobs\[registry\]"):
         ConfluentRegistry("http://localhost:1")
+
+
+def test_a_worker_reads_jobs_by_the_registry_that_is_set(stub: Stub, streamjobs_testing: Callable[[App], Testing]) -> None:
+    """A producer of another language writes values as its registry's serializer does."""
+    registry = {"schemas.registry": f"http://127.0.0.1:{stub.server_port}", "registry": {"basic.auth.user.info": "me:hush"}}
+    app = App("shop", partitions=1, **registry)
+    ran: list[int] = []
+
+    @app.job(name="job")
+    def job(a: int) -> None:
+        ran.append(a)
+
+    t = streamjobs_testing(app)
+    t.produce(Record(app.names.main("default"), b"\0\0\0\0\x01\x0a", headers=[("ce_type", b"job")]))
+    t.run()
+
+    assert ran == [5]
+    assert stub.users == ["Basic " + b64encode(b"me:hush").decode()]
+
+
+def test_a_worker_whose_registry_has_no_client_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "confluent_kafka.schema_registry", None)
+    app = App("shop", **{"schemas.registry": "http://localhost:1"})
+
+    @app.job
+    def job(a: int) -> None: ...
+
+    with pytest.raises(SettingsError, match=r"streamjobs\[registry\]"), app.testing():
+        pass

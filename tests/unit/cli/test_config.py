@@ -49,7 +49,7 @@ def test_what_the_code_says_is_shown_when_there_is_an_app(run: Run, module: Call
 def test_all_shows_every_setting_with_its_meaning(run: Run) -> None:
     rows = json.loads(run("config", "show", "--all", "-o", "json").stdout)
 
-    described = {setting.path: (setting.env, setting.meaning) for setting in documented()[:-1]}
+    described = {setting.path: (setting.env, setting.meaning) for setting in documented()[:-2]}
     assert {row["path"]: (row["env"], row["meaning"]) for row in rows} == described
 
 
