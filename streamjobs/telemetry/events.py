@@ -287,12 +287,14 @@ class EventBatch:
         if self.mode == "failures":
             jobs = [job for job in jobs if job.outcome != "succeeded"]
         first = len(self)
-        self._append(jobs, self._shapes_of(jobs))
-        self._add_details(first, jobs)
+        shapes, outcomes = self._shapes_of(jobs)
+        self._append(jobs, shapes)
+        if outcomes != {"succeeded"}:
+            self._add_details(first, jobs)
 
-    def _shapes_of(self, jobs: Sequence[FinishedJob]) -> list[int]:
-        """Mostly that of the job before: seeing that costs less than looking it up."""
-        shapes, numbers = self._columns.shapes, []
+    def _shapes_of(self, jobs: Sequence[FinishedJob]) -> tuple[list[int], set[str]]:
+        """Mostly that of the job before: seeing that costs less than looking it up. And the outcomes that there are."""
+        shapes, numbers, outcomes = self._columns.shapes, [], set()
         outcome, job_type, home, run, attempt, number = "", None, None, 0, 0, 0
         for job in jobs:
             if (
@@ -304,8 +306,9 @@ class EventBatch:
             ):
                 outcome, job_type, home, run, attempt = job.outcome, job.job_type, job.home, job.run, job.attempt
                 number = shapes[outcome, job_type, home, run, attempt]
+                outcomes.add(outcome)
             numbers.append(number)
-        return numbers
+        return numbers, outcomes
 
     def started(self, jobs: Sequence[FinishedJob]) -> None:
         """Jobs that run at a tick and were not told of yet."""

@@ -41,7 +41,7 @@ class Breakers:
 
     def ended(self, jobs: Sequence[Job], now: float) -> None:
         """Runs that ended, before they are settled. Costs next to nothing while all is well."""
-        if not self._breakers and all(job.error is None for job in jobs):
+        if not self._breakers and [job.error for job in jobs].count(None) == len(jobs):
             return
         with self._lock:
             for job in jobs:
