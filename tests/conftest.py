@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from streamjobs.broker import Broker
 
@@ -33,6 +34,10 @@ CLIENT_OPTIONS: dict[str, Any] = {
     "max_poll_interval_s": 6.0,
     "client_id": "streamjobs-tests",
 }
+
+# A slow, shared machine is not a defect: no example of a property has a deadline of its own.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 _ON_A_REAL_BROKER: set[str] = set()
 _numbers = itertools.count(1)
