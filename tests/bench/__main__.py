@@ -25,7 +25,7 @@ from pathlib import Path
 import confluent_kafka
 
 from tests.bench import scenarios
-from tests.bench.book import Book
+from tests.bench.book import Book, columns, renew
 from tests.bench.goals import GOALS, summary
 from tests.bench.world import ROOT, world
 
@@ -44,8 +44,12 @@ def main() -> None:
                 scenarios.SCENARIOS[name](scenarios.Round(made, book, options.scale, others, kept))
                 print(f"round {number + 1} of {options.rounds}: {name}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    book.write(options.json, machine())
-    print(book.table(), book.goals(GOALS), f"written to {options.json}", summary(book), sep="\n\n")
+    found = machine()
+    book.write(options.json, found)
+    if options.write:
+        told = ", ".join(f"{name} {value}" for name, value in found.items())
+        renew(options.write, book, GOALS, f"Medians of {options.rounds} rounds; {told}.")
+    print(columns(book.rows()), columns(book.held_against(GOALS)), f"written to {options.json}", summary(book), sep="\n\n")
 
 
 def machine() -> dict[str, object]:
@@ -72,6 +76,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="+", choices=scenarios.SHAPES, help="of the drain scenario")
     parser.add_argument("--against", nargs="+", type=Path, default=[], metavar="CHECKOUT", help="other checkouts that take turns with this one")
     parser.add_argument("--bootstrap", help="a broker; default: one is started for the run")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="a page whose measured part this run replaces")
     parser.add_argument("--json", type=Path, default=ROOT / "build" / "bench.json")
     options = parser.parse_args()
     if options.quick:

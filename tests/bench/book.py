@@ -58,27 +58,40 @@ class Book:
         values = self.values(goal.scenario, goal.case, goal.who)
         return statistics.median(values) if values else None
 
-    def table(self) -> str:
-        """A line a case and program: median, spread, and the ratio to bare."""
+    def rows(self) -> list[tuple[str, ...]]:
+        """Of each case and program: median, spread, and the ratio to bare."""
         lines = []
         for scenario, case, who, unit in dict.fromkeys(entry[:4] for entry in self.entries):
             values = self.values(scenario, case, who)
             ratio = self.ratio(scenario, case, who, (case, "bare")) if who != "bare" else None
             spread = f"{number(min(values))} – {number(max(values))}"
             lines.append((scenario, case, who, number(statistics.median(values)), spread, unit, "" if ratio is None else f"{ratio:.2f}"))
-        return columns([("scenario", "case", "who", "median", "spread", "unit", "to bare"), *lines])
+        return [("scenario", "case", "who", "median", "spread", "unit", "to bare"), *lines]
 
-    def goals(self, goals: Iterable[Goal]) -> str:
+    def held_against(self, goals: Iterable[Goal]) -> list[tuple[str, ...]]:
         lines = []
         for goal in goals:
             found = self.reached(goal)
             if found is not None:
                 met = found <= goal.bound if goal.most else found >= goal.bound
                 lines.append((goal.text, number(found), f"{'≤' if goal.most else '≥'} {number(goal.bound)}", "met" if met else "NOT MET"))
-        return columns([("target", "found", "bound", ""), *lines]) if lines else ""
+        return [("target", "found", "bound", ""), *lines] if lines else []
 
     def write(self, path: Path, machine: dict[str, object]) -> None:
         path.write_text(json.dumps({"machine": machine, "entries": [entry._asdict() for entry in self.entries]}, indent=1))
+
+
+def renew(page: Path, book: Book, goals: Iterable[Goal], told: str) -> None:
+    """Puts a run into the page, between its markers. `told`: when, where and how."""
+    parts = [told, *(markdown(lines) for lines in (book.held_against(goals), book.rows()) if lines)]
+    before, begin, rest = page.read_text("utf-8").partition("<!-- measured -->\n")
+    _, end, after = rest.partition("<!-- end of measured -->")
+    page.write_text(before + begin + "\n\n".join(parts) + "\n\n" + end + after, "utf-8")
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    head, *rest = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([head, "|" + "---|" * len(lines[0]), *rest])
 
 
 def number(value: float) -> str:
@@ -86,5 +99,5 @@ def number(value: float) -> str:
 
 
 def columns(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))] if lines else []
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)

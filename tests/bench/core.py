@@ -117,7 +117,7 @@ def _encode() -> Stage:
     return run
 
 
-class _World:
+class Warm:
     """A worker process run by hand, and records of its queue as the client gives them."""
 
     def __init__(self, queue: str) -> None:
@@ -170,7 +170,7 @@ def _lists(things: list[Any]) -> list[list[Any]]:
 def _dispatch(queue: str) -> Stage:
     from streamjobs.core.dispatch import Dispatcher
 
-    jobs = _World(queue).jobs()
+    jobs = Warm(queue).jobs()
     dispatcher: Dispatcher[Any] = Dispatcher(["threads"])
 
     def run() -> None:
@@ -187,7 +187,7 @@ def _dispatch(queue: str) -> Stage:
 
 
 def _decode(queue: str) -> Stage:
-    world = _World(queue)
+    world = Warm(queue)
     return lambda: world.jobs()
 
 
@@ -199,7 +199,7 @@ def _execute(queue: str) -> Stage:
     from streamjobs.worker.executors.threads import run_chunk
 
     dispatcher: Dispatcher[Any] = Dispatcher(["threads"])
-    for job in _World(queue).jobs():
+    for job in Warm(queue).jobs():
         dispatcher.add(job)
     results: SimpleQueue[Chunk] = SimpleQueue()
     gate = Gate()
@@ -214,7 +214,7 @@ def _execute(queue: str) -> Stage:
 
 
 def _settle() -> Stage:
-    world = _World("key2")
+    world = Warm("key2")
     receive = world.home.tracker.receive
     for message in world.messages:
         receive(message.offset())
@@ -231,7 +231,7 @@ def _events() -> Stage:
     from streamjobs.telemetry.events import EventBatch
 
     batch = EventBatch("worker-1", "bench")
-    lists = _World("key2").ended()
+    lists = Warm("key2").ended()
 
     def run() -> None:
         for jobs in lists:
@@ -245,7 +245,7 @@ def _metrics() -> Stage:
     from streamjobs.telemetry.metrics import Metrics
 
     metrics = Metrics("bench", "main", ["key2"])
-    lists = _World("key2").ended()
+    lists = Warm("key2").ended()
 
     def run() -> None:
         for jobs in lists:
@@ -256,7 +256,7 @@ def _metrics() -> Stage:
 
 def _loop(queue: str) -> Stage:
     """Turns until all has run: the records come from a list instead of a client, the handlers run where they are submitted."""
-    world = _World(queue)
+    world = Warm(queue)
     loop, lists = world.loop, _lists(world.messages)[::-1]
     loop.poller.consumer.fetch = lambda limit, timeout: lists.pop() if lists and limit else []  # type: ignore[method-assign]
     world.job_type.mean_s = 1e-6

@@ -273,6 +273,15 @@ def processes(at: Round) -> None:
             at.book.note("processes cpu", queue, f"{count}", "µs/job", found.cpu_us)
 
 
+def layers(at: Round) -> None:
+    """Processor time a job of a consumer that does more and more of what a worker does."""
+    jobs = at.count(300_000)
+    for queue in ("key2", "key11"):
+        prefix = at.filled(queue, jobs)
+        for name, micros in at.world.layers(f"{prefix}.jobs.{queue}", queue, jobs).items():
+            at.book.note("layers", f"{queue}: {name}", "ours", "µs/job", micros)
+
+
 def offset_map(at: Round) -> None:
     """Tracking offsets, and making a commit's map of them."""
     for name, micros in offsets.costs().items():
@@ -281,6 +290,7 @@ def offset_map(at: Round) -> None:
 
 SCENARIOS: dict[str, Callable[[Round], None]] = {
     "drain": drain,
+    "layers": layers,
     "publish": publish,
     "latency": latency,
     "waiting": waiting,

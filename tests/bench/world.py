@@ -154,6 +154,15 @@ class World:
             running.end()
             ledger.path.unlink()
 
+    def layers(self, topic: str, queue: str, count: int) -> dict[str, float]:
+        """What `tests.bench.layers` answers."""
+        ledger = Ledger(self._directory / "layers.ledger")
+        env = self.environment("", "layers", worker__group=f"g{next(self._numbers)}-{self._run}") | {VARIABLE: str(ledger.path)}
+        command = [sys.executable, "-m", "tests.bench.layers", topic, queue, str(count)]
+        done = subprocess.run(command, cwd=self.tree, env=env, stdout=subprocess.PIPE, check=True, text=True)
+        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
     def publish(self, program: str, queue: str, prefix: str, count: int, *arguments: object, tree: Path | None = None, **settings: Any) -> Any:
         """What a program of `tests.bench.publishing` answers."""
         command = [sys.executable, "-m", "tests.bench.publishing", program, queue, str(count), *map(str, arguments)]
