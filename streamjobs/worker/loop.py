@@ -17,10 +17,9 @@ from streamjobs.broker import TopicPartition
 from streamjobs.core.assignment import AlarmKind, Beginning, Why
 from streamjobs.core.control import Desired
 from streamjobs.core.dispatch import QUARANTINE, Dispatcher, Entry, Partition
-from streamjobs.core.record import Record
 from streamjobs.errors import BrokerError
 from streamjobs.job import Job
-from streamjobs.telemetry.events import EventBatch, Packet
+from streamjobs.telemetry.events import EventBatch
 from streamjobs.worker import Stopped
 from streamjobs.worker.admit import Arrivals
 from streamjobs.worker.cancels import Cancels
@@ -30,6 +29,7 @@ from streamjobs.worker.executors import Chunk
 from streamjobs.worker.holds import HeldJobs, Holds
 from streamjobs.worker.outcomes import Outcomes
 from streamjobs.worker.poll import Poller
+from streamjobs.worker.reporting import Reporting
 from streamjobs.worker.settle import Settler
 from streamjobs.worker.shared import Shared
 from streamjobs.worker.sleepers import Sleepers
@@ -66,7 +66,6 @@ class Loop:
         self.turned_at = self._progressed = self._mono()
         self._idle_s = 0.001
         self._watched = 0.0
-        self._told: set[tuple[int, int]] = set()
         self._fresh: list[Partition] = []  # arrived, and not committed yet
         self._dispatcher: Dispatcher[Job] = Dispatcher(shared.executors)
         self._sleepers = Sleepers(self._now)
@@ -75,6 +74,7 @@ class Loop:
         self.outcomes = Outcomes(shared, self.settler, self._dispatcher, self._sleepers, self.events, self.metrics)
         self.poller = self._new_poller()
         self.execution = self._new_execution()
+        self._reporting = Reporting(shared, self.events, self.metrics, self.execution.running)
         self.arrivals = self._new_arrivals()
         self.holds = Holds(shared.app, shared.breakers, self._desired, self._now)
         self._held = self._new_held()
@@ -153,10 +153,10 @@ class Loop:
 
     def _new_committer(self, gathered: Gathered | None) -> Committer:
         shared = self._shared
-        how = Ticking(shared.tick_s, self._mono, self._committed, self._events_dropped, shared.session_timeout_s)
+        how = Ticking(shared.tick_s, self._mono, self._committed, self._reporting.dropped, shared.session_timeout_s)
         if gathered is None or shared.transactions is None:
             return Committer(self.poller, shared.producer, how)
-        return Transactor(self.poller, gathered, shared.transactions, how, Telling(self.events, self._event_record, self._now))
+        return Transactor(self.poller, gathered, shared.transactions, how, Telling(self.events, self._reporting.record, self._now))
 
     # Life -------------------------------------------------------------------------------------------------------------
 
@@ -228,7 +228,7 @@ class Loop:
         """Commits until it is done, or the drain time over and a few tries made. What is left uncommitted: its finished jobs run again."""
         for tried in itertools.count(1):
             homes = list(self.poller.partitions.values())
-            self.committer.commit_now(homes, self._event_records(), timeout=2.0)
+            self.committer.commit_now(homes, self._reporting.records(), timeout=2.0)
             left = [home for home in homes if home.fetching and home.epoch >= 0 and home.committed_version != home.tracker.version]
             if not left or (tried >= LAST_TRIES and self._mono() >= deadline):
                 break
@@ -348,33 +348,10 @@ class Loop:
             self.poller.obey_orders()
             if not self.topic_ids.empty():
                 self.poller.topics_seen(self.topic_ids.get_nowait())
-            self.committer.tick(self._event_records())
+            self.committer.tick(self._reporting.records())
         else:
             self.committer.advance()
         return self.settler.settled - settled
-
-    def _event_records(self) -> list[tuple[Record, int]]:
-        if self.events.mode == "off":
-            return []
-        self._tell_started()
-        if self._shared.transactions is not None:
-            return []  # each transaction takes its own
-        return [(self._event_record(packet), packet.events) for packet in self.events.take(self._now())]
-
-    def _event_record(self, packet: Packet) -> Record:
-        return Record(self._shared.routes.names.events, packet.value, self._shared.worker_id.encode())
-
-    def _tell_started(self) -> None:
-        """Jobs that run at this tick and were not told of yet."""
-        running = [job for job in self.execution.running() if job.started_at]
-        fresh = [job for job in running if (job.epoch, job.offset) not in self._told]
-        self._told = {(job.epoch, job.offset) for job in running}
-        if fresh:
-            self.events.started(fresh)
-
-    def _events_dropped(self, count: int) -> None:
-        self.events.drop(count)
-        self.metrics.count("lifecycle_events_dropped_total", self._shared.group, "timeout", by=count)
 
     def _committed(self, home: Partition) -> None:
         """After the first acknowledged commit, a mark says that the group has worked here (PROTOCOLS §3); a seek order that is
@@ -428,7 +405,7 @@ class Loop:
             self._sleepers.wake()
             self._hand_out()
         self.execution.harvest_all()
-        self.committer.commit_now(partitions, self._event_records(), timeout=min(2.0, budget / 2))
+        self.committer.commit_now(partitions, self._reporting.records(), timeout=min(2.0, budget / 2))
 
     def _revoke_budget(self) -> float:
         """How long (s) leaving partitions may take. Only a classic member's coordinator expects an answer within its session."""
