@@ -21,7 +21,7 @@ from streamjobs.core.assignment import (
 )
 from streamjobs.core.control import Desired
 from streamjobs.core.dispatch import Partition
-from streamjobs.core.offsets import Mark, Tracker, encode
+from streamjobs.core.offsets import Mark, Tracker, encode, parked_size
 from streamjobs.core.topics import Names
 from streamjobs.errors import BrokerError
 
@@ -118,7 +118,8 @@ class Poller:
         # The bytes follow from what is unfinished now. *Bites*: a partition is full by the bytes of its last batch; nothing more is
         # read of it, so nobody counts them again, and it stays full when all of it is finished.
         held_bytes = int(unfinished * home.size)
-        return self._limits.used(unfinished=unfinished, held_bytes=held_bytes, map_chars=tracker.map_size, span=tracker.span)
+        map_chars = tracker.map_size + parked_size(len(home.parked))
+        return self._limits.used(unfinished=unfinished, held_bytes=held_bytes, map_chars=map_chars, span=tracker.span)
 
     def weigh(self, messages: Sequence[Message], touched: Mapping[Partition, int]) -> None:
         """Takes note of the size of a batch that was received; `touched`: how many records of each partition were new."""

@@ -40,6 +40,25 @@ def test_a_key_waits_for_a_head_that_comes_later_than_its_failure(streamjobs_tes
     assert ran == [(1, 1), (3, 1), (1, 2), (2, 1)]
 
 
+def test_no_more_is_read_than_heads_whose_starts_a_commit_can_keep(streamjobs_testing: Callable[[App], Testing]) -> None:
+    """Every other head fails and waits in its place; the commit keeps how often each has started (PROTOCOLS §7)."""
+    app = App("shop", partitions=1)
+
+    @app.job(key="account", order="key_strict", retry=Retry(attempts=3, backoff=Backoff.fixed("50s")))
+    def book(account: str, fails: bool) -> None:
+        if fails:
+            raise ValueError(account)
+
+    t = streamjobs_testing(app)
+    for fifty in range(16):
+        book.publish_many([(f"account {fifty}-{n}", n % 2 == 0) for n in range(100)])
+        t.run(raise_errors=False, through_delays=False)
+
+    (home,) = [home for home in t.process.loops[0].poller.partitions.values() if home.parked]
+    assert home.full
+    assert 250 <= len(home.parked) < 341  # 75 % of what fits, and the batch that went beyond it
+
+
 def test_a_key_goes_on_behind_a_head_that_became_a_letter(streamjobs_testing: Callable[[App], Testing]) -> None:
     app = App("shop", partitions=1)
     ran: list[tuple[int, int]] = []
