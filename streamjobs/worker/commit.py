@@ -215,7 +215,11 @@ class Committer:
         return home.epoch == epoch
 
     def _answered(self, snapshot: Snapshot, results: Mapping[TopicPartition, BrokerError | None]) -> None:
-        """A rejected commit leaves the tracker as it was: the next tick tries again (edge 8)."""
+        """A rejected commit leaves the tracker as it was: the next tick tries again (edge 8).
+
+        After one whose answer did not come, the next that succeeds is repeated once. *Bites*: a broker is frozen with a commit in its
+        hands; the client gives it up and asks again; thawed, the broker takes the newer one first, and then the older.
+        """
         if self._in_flight is snapshot:
             self._in_flight = None
         if any(error is None for error in results.values()):
@@ -229,9 +233,9 @@ class Committer:
                 self._refused(tp, error)
                 continue
             home, _, version = snapshot.homes[tp]
-            home.committed_version = version
+            failed = self.errors.pop(tp, None)
+            home.committed_version = -1 if failed is not None and failed.code == "_TIMED_OUT" else version
             home.committed_at = self._now()
-            self.errors.pop(tp, None)
             self._committed(home)
 
     def _refused(self, tp: TopicPartition, error: BrokerError) -> None:

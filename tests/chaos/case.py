@@ -89,6 +89,13 @@ class Case:
                     self.setbacks.append(Setback(last, commit, tuple(sorted(taken_back))))
             before = now
 
+    def was_set_right(self, setback: Setback) -> bool:
+        """Whether a broker was away with the older commit in its hands, and the owner, who can't know, said it anew soon."""
+        before, after, _ = setback
+        trouble = any(fault.name in AWAY for fault in self.hits(None, after.at - COMMIT_S, after.at))
+        told = [c for c in self.history.commits if (c.group, c.topic, c.partition) == (after.group, after.topic, after.partition)]
+        return trouble and any(after.at <= c.at <= after.at + COMMIT_S and c.base >= before.base for c in told if c is not after)
+
     def handed_over(self, before: Handling, ended: float, again: float) -> bool:
         """Whether a run ended after the last commit of an owner that had let go of the partition: it started nothing there since.
 

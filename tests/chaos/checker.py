@@ -8,7 +8,7 @@ lost-job                       acknowledged to the publisher, and neither ended 
 stuck                          still waiting when all had had time to end; or ended, and never committed
 skipped-offset                 a commit passed over a record that no handler ever saw, and that went nowhere
 commit-past-unfinished         a commit says "finished" of a record before its end, or before its retry or letter was stored
-commit-backwards               a commit takes back what an earlier one said
+commit-backwards               a commit takes back what an earlier one said, and (after an outage) is not set right at once
 order-violation                jobs of one key started out of their order (key_strict: before the one ahead had ended)
 double-settle                  one run has two next runs or two letters, or a job has both succeeded and died, unexplained
 dead-letter-missing            failed for good, and no letter
@@ -136,7 +136,10 @@ def _final_failure(case: Case, job_id: str) -> Handling | None:
 
 
 def commits_move_forward(case: Case) -> Iterator[Anomaly]:
-    for before, after, offsets in case.setbacks:
+    for setback in case.setbacks:
+        if case.was_set_right(setback):
+            continue
+        before, after, offsets = setback
         what = f"{len(offsets)} finished offsets taken back, first {offsets[0]}" if offsets else "its base moved back"
         yield Anomaly(
             "commit-backwards", f"{after.topic}/{after.partition} of {after.group}: {before.base} → {after.base} at {after.at:.3f}: {what}"

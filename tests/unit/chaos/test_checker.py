@@ -293,6 +293,20 @@ def test_a_base_that_moves_back_is_told() -> None:
     assert names(tale) == ["commit-backwards"]
 
 
+def test_a_base_that_a_frozen_broker_moved_back_must_be_set_right_soon() -> None:
+    """It was frozen with an older commit in its hands, and took it after the newer one."""
+    for back_after_s, found in ((1.0, []), (60.0, ["commit-backwards"])):
+        tale = Tale()
+        for n in range(3):
+            tale.ran(tale.published(f"step-{n}", n))
+        tale.struck("freeze-leader", ())
+        tale.committed(3)
+        tale.committed(1)
+        tale.now += back_after_s
+        tale.committed(3)
+        assert names(tale) == found
+
+
 def test_a_map_that_forgets_is_told() -> None:
     tale = Tale()
     head = tale.published("step-0", 0)

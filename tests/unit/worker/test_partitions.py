@@ -142,6 +142,18 @@ def test_a_refused_commit_is_tried_again(on_memory: OnMemory, code: str) -> None
     assert (committed(t, app) or Commit(0)).offset == 1
 
 
+def test_a_commit_after_one_that_was_not_answered_is_repeated(on_memory: OnMemory) -> None:  # edge 19
+    """A frozen broker may hold the unanswered one, and take it after the newer one."""
+    app, _ = counting_app()
+    t = on_memory(app)
+    tick(t)
+    publish(app, 1)
+    t.broker.fail("commit", topic=MAIN.topic, error="_TIMED_OUT", times=1)
+    asked = commits_asked(t)
+    tick(t, 6)
+    assert [offsets[MAIN].offset for offsets in asked] == [1, 1, 1]
+
+
 def test_one_commit_is_in_flight_at_a_time(on_memory: OnMemory) -> None:  # edge 19
     """An older one that lands after a newer one would set the group back."""
     app, _ = counting_app()
