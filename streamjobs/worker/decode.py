@@ -56,39 +56,34 @@ class Decoder:
     def decode(self, message: Message, home: Partition) -> Job | Undecodable:
         """The job with its arguments, bound to its partition's epoch and lane. Only a job that has nothing but the fixed headers
         has no `meta`."""
-        headers = message.headers()
-        return self._plain(message, home, headers) or self._any(message, home, headers)
+        plain = self.decode_plain((message,), home)
+        return plain[0] if plain else self._any(message, home, message.headers())
 
     def decode_plain(self, messages: Sequence[Message], home: Partition) -> list[Job]:
-        """The jobs at the beginning of a list that have nothing but the fixed headers: mostly all."""
-        plain, jobs = self._plain, []
-        for message in messages:
-            job = plain(message, home, message.headers())
-            if job is None:
-                break
-            jobs.append(job)
-        return jobs
-
-    def _plain(self, message: Message, home: Partition, headers: Headers) -> Job | None:
-        """A job as our publisher writes it: the short way, which nearly all go. None: the long way says what it is.
+        """The jobs at the beginning of a list that are as our publisher writes them: nearly all. What the first other one is, `decode`
+        says.
 
         Others may write six headers, too. *Bites*: one of them is `sj_due`, and the job runs at once; or one has no value, or too
         long a one, which nobody would find out before the job fails, in the middle of settling it.
         """
-        if headers is None or len(headers) != len(FIXED):
-            return None
-        (a, type_), (b, id_), (c, _), (d, source), (e, published), (f, content_type) = headers
-        if (a, b, c, d, e, f) != FIXED or content_type != CONTENT_TYPE or not (id_ and source and published):
-            return None
-        known, value = self._types.get(type_), message.value()
-        if known is None or value is None or len(id_) + len(source) + len(published) > MAX_HEADER:
-            return None
-        job_type, read, ordered = known
-        try:
-            args, job_id = read(value), id_.decode()
-        except Exception:  # noqa: BLE001 (the long way meets it again, and names it)
-            return None
-        return _job_of(job_type, home, message, None, args, job_id, lane_of(job_type.order, message) if ordered else None)
+        types, jobs = self._types, []
+        for message in messages:
+            headers, value = message.headers(), message.value()
+            if headers is None or len(headers) != len(FIXED) or value is None:
+                break
+            (a, type_), (b, id_), (c, _), (d, source), (e, published), (f, content_type) = headers
+            if (a, b, c, d, e, f) != FIXED or content_type != CONTENT_TYPE or not (id_ and source and published):
+                break
+            known = types.get(type_)
+            if known is None or len(id_) + len(source) + len(published) > MAX_HEADER:
+                break
+            job_type, read, ordered = known
+            try:
+                args, job_id = read(value), id_.decode()
+            except Exception:  # noqa: BLE001 (the long way meets it again, and names it)
+                break
+            jobs.append(_job_of(job_type, home, message, None, args, job_id, lane_of(job_type.order, message) if ordered else None))
+        return jobs
 
     def _any(self, message: Message, home: Partition, headers: Headers) -> Job | Undecodable:
         try:

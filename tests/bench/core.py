@@ -145,8 +145,7 @@ class Warm:
         ]
 
     def jobs(self) -> list[Any]:
-        decode = self.loop.arrivals._decoder.decode
-        return [decode(message, self.home) for message in self.messages]
+        return self.loop.arrivals._decoder.decode_plain(self.messages, self.home)
 
     def ended(self, outcome: str = "succeeded") -> list[list[Any]]:
         """Lists of jobs that have run; without an outcome they are to be settled yet."""
