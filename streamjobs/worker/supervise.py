@@ -234,8 +234,9 @@ class Supervisor:
         """A process that went silent, or does not end its drain, is killed: its jobs run elsewhere."""
         assert slot.process is not None
         late = self._stopping_since is not None and now - self._stopping_since > self._drain_s + 15.0
-        silent = now - slot.heard > (SILENT_S if slot.report is not None and slot.report.started else STARTING_S)
-        sick_for_s = now - slot.well if slot.report is not None else 0.0
+        started = slot.report is not None and slot.report.started
+        silent = now - slot.heard > (SILENT_S if started else STARTING_S)
+        sick_for_s = now - slot.well if started else 0.0
         if silent or sick_for_s > SICK_S + SILENT_S or late:
             sick = dict(slot.report.sick) if slot.report else {}
             logger.error("worker process %d (pid %s) is stuck %s: killed", slot.number, slot.process.pid, sick or "and silent")

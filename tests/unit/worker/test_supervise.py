@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -140,6 +141,30 @@ def waiting_then_mistaken(slot: int, connection: Connection, legacy: Legacy) -> 
 
 def test_a_mistake_that_shows_after_an_outage_is_one_all_the_same() -> None:
     assert Supervisor(waiting_then_mistaken, 1, 1.0, NoTotals(), 4, lambda: None).run() == 1
+
+
+def slow_to_start(slot: int, connection: Connection, legacy: Legacy) -> None:
+    """Its broker answers at once; in its start hooks it says nothing."""
+    connection.send(Report(None, {}, {}, suspects_told=False, started=False))
+    connection.poll(30)
+
+
+def test_start_hooks_have_their_time_after_a_wait_for_the_broker_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What bit: whose start hooks took longer than a minute was killed as sick, again and again: its last report was that it waited."""
+    monkeypatch.setattr("streamjobs.worker.supervise.SICK_S", 0.0)
+    monkeypatch.setattr("streamjobs.worker.supervise.SILENT_S", 0.0)
+    deaths: list[int] = []
+    supervisor = Supervisor(slow_to_start, 1, 1.0, NoTotals(), 4, lambda: deaths.append(1))
+    reap, looks = supervisor._reap, itertools.count()
+
+    def reap_a_few_times() -> None:
+        reap()
+        if deaths or (supervisor._slots[0].report is not None and next(looks) > 2):
+            supervisor.stop()
+
+    monkeypatch.setattr(supervisor, "_reap", reap_a_few_times)
+    supervisor.run()
+    assert not deaths
 
 
 def test_ctrl_c_while_a_worker_starts_is_a_clean_stop(tmp_path: Path) -> None:
