@@ -39,7 +39,8 @@ CLIENT_OPTIONS: dict[str, Any] = {
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
 
-_ON_A_REAL_BROKER: set[str] = set()
+#: A property of a test's report; reports reach the process that counts, wherever a test ran.
+ON_A_REAL_BROKER = ("broker", "real")
 _numbers = itertools.count(1)
 
 
@@ -70,7 +71,7 @@ def kafka_with(kafka_bootstrap: str, request: pytest.FixtureRequest) -> Iterator
     """
     from streamjobs.kafka import KafkaBroker
 
-    _ON_A_REAL_BROKER.add(request.node.nodeid)
+    request.node.user_properties.append(ON_A_REAL_BROKER)
     with contextlib.ExitStack() as stack:
 
         def build(**options: Any) -> Broker:
@@ -279,8 +280,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    passed = {report.nodeid for report in terminalreporter.stats.get("passed", []) if report.when == "call"}
-    count = len(_ON_A_REAL_BROKER & passed)
+    passed = [report for report in terminalreporter.stats.get("passed", []) if report.when == "call"]
+    count = sum(ON_A_REAL_BROKER in map(tuple, report.user_properties) for report in passed)
     skipped = sum("NO REAL KAFKA" in str(report.longrepr) for report in terminalreporter.stats.get("skipped", []))
     terminalreporter.write_line(
         f"{count} tests passed on a real Kafka broker" + (f", {skipped} SKIPPED FOR WANT OF ONE" if skipped else "")

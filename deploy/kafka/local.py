@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -281,7 +282,14 @@ def guard_of(directory: Path) -> subprocess.Popen[bytes]:
 
 
 def ensure_jars() -> None:
-    """Fetches Kafka's jars with Maven unless those of this pom.xml are there."""
+    """Fetches Kafka's jars with Maven unless those of this pom.xml are there. One process does, others that start meanwhile wait."""
+    LIBS.parent.mkdir(parents=True, exist_ok=True)
+    with (LIBS.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _fetch_jars()
+
+
+def _fetch_jars() -> None:
     digest = hashlib.sha256((HERE / "pom.xml").read_bytes()).hexdigest()
     stamp = LIBS / "pom.sha256"
     if stamp.exists() and stamp.read_text() == digest:
@@ -289,15 +297,14 @@ def ensure_jars() -> None:
     if shutil.which("mvn") is None:
         raise LocalKafkaError("Kafka's jars are missing and there is no Maven (mvn) to fetch them: install it, or use Docker")
     print("fetching Apache Kafka with Maven (about 45 MB, once)", file=sys.stderr)
-    fetched = LIBS.with_name(f"libs.{os.getpid()}")
+    fetched = LIBS.with_name("libs.fetched")
+    shutil.rmtree(fetched, ignore_errors=True)
     command = ["mvn", "-B", "-q", "-f", str(HERE / "pom.xml"), "dependency:copy-dependencies"]
     if subprocess.run([*command, f"-DoutputDirectory={fetched}"], stdout=sys.stderr, check=False).returncode:
         raise LocalKafkaError(f"Maven could not fetch Kafka; see why with:\n  {' '.join(command)}")
     (fetched / "pom.sha256").write_text(digest)
     shutil.rmtree(LIBS, ignore_errors=True)
-    with contextlib.suppress(OSError):  # another process was first
-        fetched.replace(LIBS)
-    shutil.rmtree(fetched, ignore_errors=True)
+    fetched.replace(LIBS)
 
 
 def java(main: str, heap: str, *arguments: str) -> list[str]:
