@@ -92,11 +92,19 @@ class Arrivals:
         rest = messages
         while rest:
             plain = [] if wary or home.parked else self._decoder.decode_plain(rest, home)
-            self._dispatcher.add_all(plain)
+            self._add_all(plain)
             for message in rest[len(plain) : len(plain) + 1]:
                 self._receive_any(message, home)
             rest = rest[len(plain) + 1 :]
         return len(messages)
+
+    def _add_all(self, plain: list[Job]) -> None:
+        """They are asked for only while orders stand by which any of them could be over."""
+        desired = self._desired()
+        if desired.anything_cancelled or desired.anything_skipped:
+            now = self._now()
+            plain = [job for job in plain if not self._is_over(job, now)]
+        self._dispatcher.add_all(plain)
 
     def _receive_any(self, message: Message, home: Partition) -> None:
         job = self._decoder.decode(message, home)
@@ -167,8 +175,8 @@ class Arrivals:
 
     def _is_over(self, job: Job, now: float) -> bool:
         """Expired, cancelled or skipped by an order: settled without a run."""
-        meta, desired = job.full_meta, self._desired()
-        if meta.expires and now > meta.expires:
+        meta, desired = job.meta, self._desired()
+        if meta is not None and meta.expires and now > meta.expires:
             self._settle(job, Failure("expired", "it did not start in time"))
         elif desired.cancelled(self._app, job.id, job.first_appended_at, now):
             self._settle(job, Failure("cancelled", "cancelled by an order"))

@@ -56,6 +56,31 @@ def test_jobs_that_are_held_and_those_behind_them(on_memory: OnMemory, order: An
     assert (unfinished(t), ran) == (0, [1, 3])
 
 
+@pytest.mark.parametrize("order", ["none", "key", "key_strict"])
+def test_an_order_that_is_known_before_its_job_is_fetched(on_memory: OnMemory, order: Any) -> None:  # edge 76
+    """What bit: of a backlog the jobs that were fetched after the order ran, unless they had more than the fixed headers."""
+    app, ran = App("shop", partitions=1), list[int]()
+
+    @app.job(name="step", queue="mails", key="k", order=order)
+    def step(k: str, n: int) -> None:
+        ran.append(n)
+
+    t = on_memory(app)
+    for n in range(4):
+        step.options(id=f"job-{n}").publish("a", n)
+    cancel(app, t.broker, "job-0", t.clock.now())
+    cancel(app, t.broker, "job-2", t.clock.now())
+    t.process.control.poll()
+    for loop in t.process.loops:
+        loop._cancels.obey()
+    t.run()
+    assert (unfinished(t), ran) == (0, [1, 3])
+    t.advance(1)
+    step.options(id="job-0").publish("a", 4)
+    t.run()
+    assert ran == [1, 3, 4], "a later job of the same id is another one"
+
+
 def test_a_strict_head_that_waits_for_its_next_attempt(on_memory: OnMemory) -> None:  # edge 76
     app, ran = App("shop", partitions=1), list[int]()
 
