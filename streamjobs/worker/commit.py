@@ -124,7 +124,9 @@ class Committer:
         stood_still = now - self._looked > self._session_s
         unheard = self._failing_since is not None and now - self._failing_since > self._session_s
         self._looked = now
-        if self._poller.partitions and (stood_still or (unheard and not self.doubted)):
+        if not self._poller.has_any:
+            self._doubted_at = None  # what comes is ours; and with nothing to commit it would stay open for ever
+        elif stood_still or (unheard and not self.doubted):
             logger.warning("group %s: nothing is started until a commit shows that the partitions are still ours", self._poller.group)
             self._doubted_at = now
         return self.doubted

@@ -80,6 +80,11 @@ class Poller:
         self._lookups: dict[TopicPartition, float] = {}
         self._fetching = False
 
+    @property
+    def has_any(self) -> bool:
+        """Whether it has any partition, one that is about to begin again included."""
+        return bool(self.partitions or self._lookups)
+
     def subscribe(self, topics: Collection[str]) -> None:
         self.consumer.subscribe(sorted(topics), self)
 

@@ -87,6 +87,17 @@ def test_a_thawed_worker_starts_nothing_of_what_it_has_lost(worker: Frozen) -> N
     assert worker.ran == [0]
 
 
+def test_who_has_nothing_left_doubts_nothing(worker: Frozen) -> None:
+    """What bit: a thawed worker whose partitions all went to others was not ready for ever: it had nothing left to commit."""
+    fault = worker.t.broker.fail("commit", topic=MAIN.topic, error="UNKNOWN_MEMBER_ID", times=None)
+    worker.publish(1, 2)
+    worker.freeze()
+    worker.loop.poller.lost([MAIN])
+    fault.lift()
+    worker.turn(3)
+    assert "membership of main" not in worker.t.process.unready()
+
+
 def test_an_answer_from_before_proves_nothing(worker: Frozen) -> None:
     """A commit was asked for before the worker froze; its answer has waited as long as the worker did."""
     answers: list[Any] = []
