@@ -219,7 +219,7 @@ class Keeper:
             self._run_heads(chunk, heads, child)
 
     def _run_heads(self, chunk: Chunk, heads: list[Job], child: Child) -> None:
-        self._run(chunk, *_stretches(heads), child)
+        self._run(chunk, *_stretches(heads, self._gate.bars), child)
 
     def _run(self, chunk: Chunk, jobs: list[Job], lanes: list[tuple[int, int]], child: Child) -> None:
         tasks = [_packed(job) for job in jobs]
@@ -436,8 +436,12 @@ class Processes(Threads):
         super().stop(timeout)
 
 
-def _stretches(heads: list[Job]) -> tuple[list[Job], list[tuple[int, int]]]:
-    """Each head with what waits behind it now, as long as that is little work; strict lanes go job by job."""
+def _stretches(heads: list[Job], bars: Callable[[Job], bool]) -> tuple[list[Job], list[tuple[int, int]]]:
+    """Each head with what waits behind it now, as long as that is little work; strict lanes go job by job.
+
+    Up to one that may not start. *Bites*: a list with such a one in it goes back; its head is handed out again at once, with the same
+    one behind it, and goes back again, for ever.
+    """
     jobs: list[Job] = []
     lanes = []
     for place, head in enumerate(heads):
@@ -446,7 +450,7 @@ def _stretches(heads: list[Job]) -> tuple[list[Job], list[tuple[int, int]]]:
         mean = head.job_type.mean_s
         for _ in range(min(room, int(VISIT_S / max(mean, 1e-6))) - 1 if mean and not head.job_type.strict else 0):
             behind: Any = jobs[-1].next
-            if behind is None or behind.kind != head.kind or behind.job_type.strict:
+            if behind is None or behind.kind != head.kind or behind.job_type.strict or bars(behind):
                 break
             jobs.append(behind)
         lanes.append((first, len(jobs) - 1))

@@ -217,6 +217,24 @@ def test_jobs_behind_a_head_go_with_it(room: Room) -> None:
     TYPES["brief"].mean_s = None
 
 
+@pytest.mark.parametrize("barred", ["cancelled", "held"])
+def test_a_head_runs_though_one_behind_it_may_not(room: Room, monkeypatch: pytest.MonkeyPatch, barred: str) -> None:  # edge 76
+    """What bit: the whole list went back, was handed out at once, and went back again, for as long as the one behind was barred."""
+    head, behind, last = room.job("brief", n=1), room.job("facts", n=2), room.job("brief", n=3)
+    for job in (head, behind, last):
+        job.lane = b"k"
+    head.next, behind.next = behind, last
+    monkeypatch.setattr(TYPES["brief"], "mean_s", 0.0001)
+    if barred == "cancelled":
+        behind.cancel()
+    else:
+        room.gate.held = frozenset(("facts",))
+    chunk = room.run(head)
+    assert (chunk.done, chunk.stops, chunk.returned) == ([head], [head], [])
+    chunk = room.run(behind)
+    assert (chunk.done, chunk.stops, chunk.returned) == ([], [], [behind])
+
+
 def test_a_lane_that_is_through_is_told_of_while_the_list_goes_on(room: Room) -> None:
     """As threads do: else a key's next job waits for a stuck one of another key that came in the same list."""
     first, stuck = room.job("brief", n=1), room.job("deaf", n=2)
