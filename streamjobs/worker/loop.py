@@ -201,7 +201,7 @@ class Loop:
         """Gives out what may run; takes back what was not begun while partitions may be another's."""
         if self.committer.doubts():
             self.execution.recall()
-        else:
+        elif not self.draining:
             self.execution.hand_out(self.holds.judge())
 
     def drain(self, deadline: float) -> bool:

@@ -61,6 +61,26 @@ def test_a_loop_waits_for_acknowledgements_before_partitions_leave(on_memory: On
     assert 1 <= len(looks) <= len(waits)
 
 
+def test_partitions_that_leave_during_a_drain_start_nothing_of_the_others(on_memory: OnMemory) -> None:
+    """What bit: ready jobs went to the executors, which gave them back at the closed gate, again and again, while others ended."""
+    app = App("shop", partitions=2, **{"worker.drain": "1s"})
+    app.job(name="mail", queue="mails")(lambda: None)
+    t = on_memory(app)
+    t.run()
+    loop: Any = t.process.loops[0]
+    app.job_types["mail"].publish_many([()] * 20)
+    loop._fetch()
+    loop.poller.partitions[MAIN].open = 1
+    loop.draining = t.process.gate.closed = True
+    patient(loop.settler)
+    handed = counted(loop.execution, "hand_out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_mono", time.monotonic)
+        loop.poller.revoked([MAIN])
+    assert loop._dispatcher.count()
+    assert handed == []
+
+
 def test_a_timer_waits_for_acknowledgements_too(on_memory: OnMemory) -> None:
     t = on_memory(mails())
     t.run()
