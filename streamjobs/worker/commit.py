@@ -245,6 +245,11 @@ class Committer:
             logger.warning("commit of %s/%d for group %s refused: %s; it is tried again", *tp, self._poller.group, error)
         self.errors[tp] = error
 
+    def forget(self, partitions: Collection[TopicPartition]) -> None:
+        """Partitions that left: whether they can be committed is no matter of this member."""
+        for tp in partitions:
+            self.errors.pop(tp, None)
+
     def commit_now(self, homes: Collection[Partition], events: Events, timeout: float) -> None:
         """Before partitions leave: their events, then a synchronous commit that marks a clean hand-over.
 

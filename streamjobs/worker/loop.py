@@ -422,6 +422,7 @@ class Loop:
             home.serving = -1
             self._dispatcher.drop(home)
         self.settler.forget(going)
+        self.committer.forget(going)
         if self._shared.transactions is not None:
             self.events.forget(is_gone)
         self._sleepers.forget_stale()

@@ -268,7 +268,9 @@ class Timer:
         self.committer.commit_now(partitions, [], timeout=2.0)
 
     def gone(self, partitions: Sequence[Partition], *, lost: bool) -> None:
-        self.settler.forget({TopicPartition(home.topic, home.number) for home in partitions})
+        going = {TopicPartition(home.topic, home.number) for home in partitions}
+        self.settler.forget(going)
+        self.committer.forget(going)
         self._heap = [entry for entry in self._heap if entry[2].epoch == entry[2].home.epoch]
         heapq.heapify(self._heap)
 

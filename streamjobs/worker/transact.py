@@ -462,7 +462,7 @@ class Transactor(Committer):
             self._leave_out_events(work.refused[0][1])
         if work.error is not None and not work.refused:
             logger.warning("a transaction of group %s was aborted: %s; it is produced again", self._poller.group, work.error)
-            self.errors.update(dict.fromkeys(work.snapshot.offsets, work.error))
+            self.errors |= {tp: work.error for tp in work.snapshot.offsets if self._current(work.snapshot, tp)}
         return bool(work.refused) or (work.error is not None and work.error.code == RECOUNTS)
 
     def _leave_out_events(self, error: BrokerError) -> None:

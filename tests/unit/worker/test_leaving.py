@@ -120,6 +120,23 @@ def refuse_commits(loop: Any, times: int) -> list[int]:
     return asked
 
 
+def test_what_left_can_be_committed_by_others(on_memory: OnMemory) -> None:
+    """What bit: a commit was refused because the partition had another owner by then; this worker was not ready for ever."""
+    app = mails()
+    t = on_memory(app)
+    loop: Any = t.process.loops[0]
+    app.job_types["mail"].publish()
+    t.run()
+    t.broker.fail("commit", topic=MAIN.topic, error="UNKNOWN_MEMBER_ID", times=None)
+    app.job_types["mail"].publish()
+    for _ in range(3):
+        loop.turn()
+        t.advance(0.6)
+    assert "jobs.mails/0" in t.process.unready()
+    loop.poller.lost([MAIN])
+    assert "jobs.mails/0" not in t.process.unready()
+
+
 def test_the_last_commit_is_tried_again(on_memory: OnMemory) -> None:  # edge 8
     app = mails()
     t = on_memory(app)
