@@ -306,10 +306,10 @@ def spared_interrupts() -> None:
 def await_broker(ask: Callable[[], object], connection: Connection, nothing: Any) -> bool:
     """Waits until `ask` is answered; False: told to stop meanwhile. `nothing`: the metrics of one that has none yet.
 
-    Raises BrokerError that no waiting mends. *Bites*: a worker that is first started while its broker is away ends with exit code
+    Raises what no waiting mends. *Bites*: a worker that is first started while its broker is away ends with exit code
     1, as one whose user made a mistake, and nobody starts it again.
     """
-    answers: SimpleQueue[BrokerError | None] = SimpleQueue()
+    answers: SimpleQueue[Exception | None] = SimpleQueue()
     threading.Thread(target=_ask_again, args=(ask, answers), name="streamjobs-broker", daemon=True).start()
     why, told_at = "is asked", -TELL_S
     while True:
@@ -317,7 +317,7 @@ def await_broker(ask: Callable[[], object], connection: Connection, nothing: Any
             error = answers.get()
             if error is None:
                 return True
-            if not error.retriable:
+            if not _may_pass(error):
                 raise error
             why = str(error)
             if time.monotonic() - told_at >= TELL_S:
@@ -331,13 +331,17 @@ def await_broker(ask: Callable[[], object], connection: Connection, nothing: Any
             return False
 
 
-def _ask_again(ask: Callable[[], object], answers: SimpleQueue[BrokerError | None]) -> None:
+def _may_pass(error: Exception) -> bool:
+    return isinstance(error, BrokerError) and error.retriable
+
+
+def _ask_again(ask: Callable[[], object], answers: SimpleQueue[Exception | None]) -> None:
     while True:
         try:
             ask()
-        except BrokerError as error:
+        except Exception as error:  # noqa: BLE001 (whoever waits for the answer raises it)
             answers.put(error)
-            if not error.retriable:
+            if not _may_pass(error):
                 return
             time.sleep(ASK_AGAIN_S)
         else:

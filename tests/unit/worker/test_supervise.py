@@ -133,6 +133,20 @@ def test_no_waiting_for_what_waiting_does_not_mend() -> None:
     ours.close()
 
 
+def test_a_fault_of_another_kind_ends_the_wait() -> None:
+    """What bit: the thread that asks died of it, and the process waited for its answer for ever."""
+
+    def broken() -> None:
+        raise RuntimeError("no token")
+
+    ours, theirs = Pipe()
+    stop = threading.Timer(20, ours.send, ["stop"])
+    stop.start()
+    with pytest.raises(RuntimeError, match="no token"):
+        await_broker(broken, theirs, None)
+    stop.cancel()
+
+
 def waiting_then_mistaken(slot: int, connection: Connection, legacy: Legacy) -> None:
     """Its broker comes, and then a topic is missing."""
     connection.send(Report(None, {}, {}, suspects_told=False, started=False))
