@@ -138,9 +138,9 @@ class Arrivals:
             self._sleepers.wake_at(step.until, job, self._is_due)
 
     def _enter(self, job: Job) -> None:
-        """A job that could not be read before, and has its place, at the head of its lane."""
+        """A job that could not be read before, and has its place, at the head of its lane. It may be due in a moment only."""
         if not self._is_done_with(job, self._now()):
-            self._dispatcher.again(job)
+            self._sleepers.wake_at(job.due, job, self._dispatcher.again)
 
     def _is_done_with(self, job: Job, now: float) -> bool:
         """Whether it is not to run: a copy, over, or poison. Else what it counts is up to date."""

@@ -145,6 +145,25 @@ def test_a_key_waits_for_a_job_whose_schema_is_not_known_yet(streamjobs_testing:
     assert (home.parked, home.lanes, home.tracker.unfinished) == ({}, {}, 0)
 
 
+def test_a_job_that_can_be_read_after_all_is_not_early(streamjobs_testing: Callable[[App], Testing]) -> None:  # edge 62
+    """It is due in a moment, so it has its place; what bit: it ran as soon as its schema was known."""
+    app, early = App("shop", partitions=1), list[float]()
+
+    @app.job(name="step", queue="steps", key="k", order="key_strict")
+    def step(job: Job, k: str, n: int) -> None:
+        early.append(job.due - t.clock.now())
+
+    newer = newer_schema().payload
+    t = streamjobs_testing(app)
+    due = str(int((t.clock.now() + 4) * 1000)).encode()
+    headers = [("ce_type", b"step"), ("sj_due", due)]
+    t.produce(Record("jobs.steps", newer.encode({"k": "a", "n": 1, "note": "x"}), b"a", headers=headers))
+    t.produce(Record("streamjobs.schemas", newer.canonical.encode(), newer.fingerprint.hex().encode()))
+    t.run()
+    assert len(early) == 1
+    assert early[0] <= 0
+
+
 def test_a_key_goes_on_when_nobody_knows_the_schema_in_ten_minutes(streamjobs_testing: Callable[[App], Testing]) -> None:  # edge 62
     """Also over owners: what a head has blocked its key is in the commit, not in memory."""
     app, ran = step_app()
