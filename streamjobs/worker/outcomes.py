@@ -180,8 +180,8 @@ class Outcomes:
         self._tell([job], told=acked and self._shared.transactions is not None)
         if job.kind == QUARANTINE:
             self._shared.suspects.acquit(job)
+        home.parked.pop(job.offset, None)  # also of a type that is not strict any more
         if job.job_type.strict:
-            home.parked.pop(job.offset, None)
             self._dispatcher.stopped(job)
 
     def _bury(self, job: Job, reason: Reason) -> None:

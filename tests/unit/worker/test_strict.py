@@ -182,6 +182,25 @@ def test_a_key_goes_on_when_nobody_knows_the_schema_in_ten_minutes(streamjobs_te
     assert (letter.reason, letter.run, letter.attempt) == ("schema_unknown", 1, 1)
 
 
+def test_what_was_parked_before_its_type_stopped_being_strict(streamjobs_testing: Callable[[App], Testing]) -> None:
+    """An older version parked the head; now it goes to the ladder as any. What bit: the partition kept it as parked, and took the slow
+    way with every record that came, until it had another owner."""
+    app = App("shop", partitions=1)
+
+    @app.job(name="step", queue="steps", key="k", retry=Retry(attempts=3))
+    def step(k: str) -> None:
+        raise ValueError
+
+    t = streamjobs_testing(app)
+    t.run()
+    home = t.process.loops[0].poller.partitions["jobs.steps", 0]
+    home.parked[0] = Parked(0, 1, 1.0)
+    step.publish("a")
+    t.run(through_delays=False, raise_errors=False)
+    assert home.tracker.unfinished == 0
+    assert home.parked == {}
+
+
 def test_a_paused_type_costs_no_budget(streamjobs_testing: Callable[[App], Testing]) -> None:
     app, _ = step_app()
     t = streamjobs_testing(app)
