@@ -139,8 +139,13 @@ class Arrivals:
 
     def _enter(self, job: Job) -> None:
         """A job that could not be read before, and has its place, at the head of its lane. It may be due in a moment only."""
-        if not self._is_done_with(job, self._now()):
+        now = self._now()
+        if self._is_done_with(job, now):
+            return
+        if job.due > now:
             self._sleepers.wake_at(job.due, job, self._dispatcher.again)
+        else:
+            self._dispatcher.again(job)
 
     def _is_done_with(self, job: Job, now: float) -> bool:
         """Whether it is not to run: a copy, over, or poison. Else what it counts is up to date."""
