@@ -360,10 +360,16 @@ class Settler:
 
     def jobs(self) -> list[Job | None]:
         """Whose outcomes are being settled."""
-        return [item.job for item in (*self._unacked, *(entry[2] for entry in self._later))]
+        return [item.job for item in self._items()]
+
+    def _items(self) -> list[Open]:
+        return [*self._unacked, *(entry[2] for entry in self._later)]
 
     def forget(self, partitions: set[TopicPartition]) -> None:
-        """Partitions that left: what is still open of them is the next owner's to do again."""
+        """Partitions that left: what is still open of them is the next owner's to do again. A topic for which nothing waits any more
+        is no trouble of ours; else the worker would not be ready before something else is written there."""
         self._later = [entry for entry in self._later if entry[2].tp not in partitions]
         heapq.heapify(self._later)
         self._unacked = {item for item in self._unacked if item.tp not in partitions}
+        wanted = {record.topic for item in self._items() for record in item.records}
+        self.blocked = {topic: error for topic, error in self.blocked.items() if topic in wanted}

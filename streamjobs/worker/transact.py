@@ -26,7 +26,7 @@ from streamjobs.broker import Broker, Message, Producer, TopicPartition, Transac
 from streamjobs.core.dispatch import Partition
 from streamjobs.core.record import Record
 from streamjobs.errors import BrokerError
-from streamjobs.job import Cancel, Job, Reject, Snooze
+from streamjobs.job import Cancel, Reject, Snooze
 from streamjobs.telemetry.events import Cut, EventBatch, Packet
 from streamjobs.worker import Stopped
 from streamjobs.worker.commit import EVENTS_PATIENCE_S, Committer, Events, Snapshot, Ticking
@@ -194,12 +194,12 @@ class Gathered(Settler):
             if self._shut.pop(record.topic, None):
                 self.fresh = True
 
-    def jobs(self) -> list[Job | None]:
-        return [*super().jobs(), *(item.job for item in self._ready)]
+    def _items(self) -> list[Open]:
+        return [*super()._items(), *self._ready]
 
     def forget(self, partitions: set[TopicPartition]) -> None:
-        super().forget(partitions)
         self._ready = [item for item in self._ready if item.tp not in partitions]
+        super().forget(partitions)
 
 
 class Sent:

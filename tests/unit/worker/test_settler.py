@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from streamjobs.broker import Ack
+import pytest
+
+from streamjobs.broker import Ack, TopicPartition
 from streamjobs.core.dispatch import Partition
 from streamjobs.core.offsets import Tracker
 from streamjobs.core.record import Record
 from streamjobs.testing.faults import broker_error
 from streamjobs.worker.settle import Open, Settler
+from streamjobs.worker.transact import Gathered
 
 
 class Acks:
@@ -50,3 +53,17 @@ def test_an_answer_of_a_replaced_producer_is_not_that_of_the_new_one() -> None:
 
     assert settled == [1]
     assert len(new.open) == 1
+
+
+@pytest.mark.parametrize("kind", [Settler, Gathered])
+def test_what_refused_a_partition_that_left_is_forgotten_with_it(kind: type[Settler]) -> None:
+    """Else the worker that let it go is not ready before something else is written to that topic."""
+    settler = kind(Acks, lambda: 0.0)  # type: ignore[arg-type,return-value]
+    gone, kept = (Partition("jobs.q", number, "q", retry=False, topic_id=b"id", epoch=1, tracker=Tracker(0)) for number in (0, 1))
+    for home, topic in ((gone, "retry"), (kept, "dlt")):
+        settler._failed(Open(home, 0, Record(topic, b""), lambda: None), broker_error("TOPIC_AUTHORIZATION_FAILED"))
+    assert set(settler.blocked) == {"retry", "dlt"}
+
+    settler.forget({TopicPartition("jobs.q", 0)})
+
+    assert set(settler.blocked) == {"dlt"}
