@@ -25,14 +25,15 @@ Handler = Callable[[bytes], object]
 mark = PEN.mark
 
 
-def consumer(topic: str) -> Consumer:
+def consumer(topic: str, queue_backoff_ms: int = 2) -> Consumer:
+    """With the client's default of 1000 ms a fast reader waits for a full buffer to be asked again."""
     made = Consumer(
         {
             "bootstrap.servers": os.environ["STREAMJOBS_BOOTSTRAP"],
             "group.id": os.environ["STREAMJOBS_WORKER__GROUP"],
             "auto.offset.reset": "earliest",
             "enable.auto.commit": False,
-            "fetch.queue.backoff.ms": 2,  # with the default of 1000 a fast reader waits for a full buffer to be asked again
+            "fetch.queue.backoff.ms": queue_backoff_ms,
         }
     )
     made.subscribe([topic])
@@ -62,9 +63,9 @@ class Offsets:
             self._client.commit(offsets=done, asynchronous=True)
 
 
-def drain(topic: str, handler: Handler) -> None:
+def drain(topic: str, handler: Handler, queue_backoff_ms: int = 2) -> None:
     """The fastest loop there is that loses nothing: batches, a tracker, an asynchronous commit every half second."""
-    client = consumer(topic)
+    client = consumer(topic, queue_backoff_ms)
     offsets = Offsets(client, topic)
     of = offsets.of
     while True:
@@ -76,6 +77,11 @@ def drain(topic: str, handler: Handler) -> None:
             handler(message.value())
             tracker.finish(offset)
         offsets.commit()
+
+
+def untuned(topic: str, handler: Handler) -> None:
+    """The same loop as its user first writes it."""
+    drain(topic, handler, 1000)
 
 
 def poll(topic: str, handler: Handler) -> None:
@@ -146,6 +152,7 @@ def tell(value: bytes) -> None:
 PROGRAMS: dict[str, tuple[Callable[[str, Handler], None], Handler]] = {
     "drain": (drain, no_op),
     "decode": (drain, decode),
+    "untuned": (untuned, no_op),
     "poll": (poll, tell),
     "batches": (drain, tell),
     "threads": (threads, sleep),

@@ -55,6 +55,8 @@ def drain(at: Round) -> None:
         _drain_bare(at, "drain", queue, f"{prefix}.jobs.{queue}", jobs)
         if queue.startswith("none"):
             _drain_decoding(at, queue, jobs)
+            with at.world.bare("untuned", f"{prefix}.jobs.{queue}") as running:
+                _note_drained(at, "drain", queue, "bare, client's defaults", running, jobs)
         for who, tree in at.ours().items():
             for case, settings in ((queue, {}), (f"async {queue}", {"bench_async": 1})):
                 with at.world.worker(queue, prefix, tree=tree, **settings) as running:

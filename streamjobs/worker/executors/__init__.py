@@ -11,7 +11,7 @@ from typing import Protocol
 from streamjobs.job import Job
 
 #: A visit to one lane ends after so many jobs, or so long: then another key's turn comes (PROTOCOLS §4).
-VISIT_JOBS = 256
+VISIT_JOBS = 512
 VISIT_S = 0.05
 
 
