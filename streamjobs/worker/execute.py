@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 
@@ -114,7 +115,7 @@ class Execution:
         self._out_by_kind[chunk.kind] -= 1
         calm = chunk.brief and all(other.brief for other in self.out)
         waiting = bool(self._dispatcher.ready[chunk.kind])
-        self._parallel[chunk.kind].returned(chunk.cpu_s, self._mono(), calm=calm, waiting=waiting)
+        self._parallel[chunk.kind].returned(time.process_time(), self._mono(), calm=calm, waiting=waiting)
         self.harvest([chunk])
         if chunk.returned:
             self._returned(chunk.returned)

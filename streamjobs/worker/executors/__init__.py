@@ -50,7 +50,7 @@ class Chunk:
     """
 
     __slots__ = (
-        "born", "brief", "cpu_s", "current", "done", "harvested", "heads", "jobs", "kind", "results", "returned", "stopped", "stops",
+        "born", "brief", "current", "done", "harvested", "heads", "jobs", "kind", "results", "returned", "stopped", "stops",
         "zombie",
     )  # fmt: skip
 
@@ -68,7 +68,6 @@ class Chunk:
         self.current: Job | None = None
         self.harvested = 0  # how many of `done` the loop has seen
         self.stopped = 0  # how many of `stops`
-        self.cpu_s = 0.0
         self.zombie: Job | None = None  # a job that runs on past its timeout
         self.brief = False  # its jobs take microseconds by the mean so far: they wait for nothing
 

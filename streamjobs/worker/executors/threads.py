@@ -110,7 +110,6 @@ def run_chunk(
 
     `to_epoch`: what makes the clock's seconds seconds since the epoch. `row`: where it notes what it starts.
     """
-    cpu = time.thread_time()
     row = row or nowhere()
     try:
         gate.turns_back(chunk)
@@ -122,7 +121,6 @@ def run_chunk(
         row.clear()
         CURRENT.set(None)
         chunk.current = None
-        chunk.cpu_s = time.thread_time() - cpu
         chunk.results.put(chunk)
 
 

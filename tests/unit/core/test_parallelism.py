@@ -20,7 +20,7 @@ def test_it_begins_with_one_and_ends_at_half_more_than_the_slots() -> None:
     assert Parallelism(1).limit == 1
 
 
-def test_threads_that_burn_a_core_are_halved() -> None:
+def test_a_process_that_burns_a_core_is_halved() -> None:
     parallel = wide()
     parallel.returned(0.0, 10.0)
     before = parallel.value
@@ -30,12 +30,24 @@ def test_threads_that_burn_a_core_are_halved() -> None:
     assert parallel.value == before // 2
 
 
+def test_threads_and_loop_that_fight_for_the_interpreter_come_to_rest() -> None:
+    """Every wait misses while they fight; were it for that, as many as there can be would go on fighting."""
+    parallel = wide()
+
+    for window in range(1, 10):
+        parallel.returned(float(window), float(window), waiting=True)
+        for _ in range(20):
+            parallel.missed()
+
+    assert parallel.value == 1
+
+
 def test_results_that_trickle_in_do_not_keep_slots_empty() -> None:
     """A result every millisecond makes no wait of two miss, and still most slots may stand idle while work waits."""
     parallel = Parallelism(SLOTS)
 
     for window in range(1, 10):
-        parallel.returned(0.01, float(window), waiting=True)
+        parallel.returned(0.01 * window, float(window), waiting=True)
 
     assert parallel.value == 150
 
@@ -44,7 +56,7 @@ def test_without_work_that_waits_nothing_grows() -> None:
     parallel = Parallelism(SLOTS)
 
     for window in range(1, 10):
-        parallel.returned(0.01, float(window), waiting=False)
+        parallel.returned(0.01 * window, float(window), waiting=False)
 
     assert parallel.value == 1
 
@@ -53,7 +65,7 @@ def test_jobs_that_wait_for_nothing_run_one_chunk_at_a_time_again() -> None:
     parallel = wide()
 
     for window in range(1, 10):
-        parallel.returned(0.1, float(window), calm=True, waiting=True)
+        parallel.returned(0.1 * window, float(window), calm=True, waiting=True)
 
     assert parallel.value == 1
 
