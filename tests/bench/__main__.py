@@ -36,16 +36,16 @@ def main() -> None:
         scenarios.SHAPES = tuple(options.shapes)
     book = Book()
     others = {path.name: path.resolve() for path in options.against}
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    found = machine()
     with world(options.bootstrap) as made:
         kept: dict[str, str] = {}
         for number in range(options.rounds):
             for name in options.only or scenarios.SCENARIOS:
                 began = time.monotonic()
                 scenarios.SCENARIOS[name](scenarios.Round(made, book, options.scale, others, kept))
+                book.write(options.json, found)
                 print(f"round {number + 1} of {options.rounds}: {name}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    found = machine()
-    book.write(options.json, found)
     if options.write:
         told = ", ".join(f"{name} {value}" for name, value in found.items())
         renew(options.write, book, GOALS, f"Medians of {options.rounds} rounds; {told}.")

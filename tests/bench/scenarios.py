@@ -247,11 +247,11 @@ def scale(at: Round) -> None:
         _scaled(at, "key2", f"{partitions} partitions", jobs, partitions=partitions)
     for keys in (1, 100, 10_000):
         _scaled(at, "key2", f"{keys:,} keys", jobs, bench_keys=keys)
-    for size, count in ((100, jobs), (10_000, jobs // 10), (500_000, jobs // 500)):
+    for size, count in ((100, jobs), (10_000, jobs // 10), (500_000, max(400, jobs // 500))):
         prefix = at.kept.get(f"load-{size}")
         if prefix is None:
             prefix = at.kept[f"load-{size}"] = at.world.prefix("s")
-            at.world.publish("fill", "load", prefix, count, count, size)
+            at.world.publish("fill", "load", prefix, count, size)
         _drain_bare(at, "scale", f"{size:,} bytes", f"{prefix}.jobs.load", count)
         with at.world.worker("load", prefix) as running:
             _note_drained(at, "scale", f"{size:,} bytes", "ours", running, count)
