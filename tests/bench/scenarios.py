@@ -247,7 +247,7 @@ def scale(at: Round) -> None:
         _scaled(at, "key2", f"{partitions} partitions", jobs, partitions=partitions)
     for keys in (1, 100, 10_000):
         _scaled(at, "key2", f"{keys:,} keys", jobs, bench_keys=keys)
-    for size, count in ((100, jobs), (10_000, jobs // 10), (500_000, max(400, jobs // 500))):
+    for size, count in ((100, jobs), (10_000, jobs // 10), (500_000, max(400, jobs // 100))):
         prefix = at.kept.get(f"load-{size}")
         if prefix is None:
             prefix = at.kept[f"load-{size}"] = at.world.prefix("s")
