@@ -166,7 +166,7 @@ class LocalKafka:
 
     def _plan(self, brokers: int) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)
-        self.cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        self.cluster_id = new_cluster_id()
         ports = free_ports(2 * brokers)
         self.nodes = [Node(i + 1, ports[2 * i], ports[2 * i + 1]) for i in range(brokers)]
         if self._wished_port:
@@ -313,6 +313,13 @@ def java(main: str, heap: str, *arguments: str) -> list[str]:
         raise LocalKafkaError("there is no Java (java) to run Kafka: install Java 17 or later, or use Docker")
     logging = f"-Dlog4j2.configurationFile={HERE / 'log4j2.properties'}"
     return [executable, f"-Xmx{heap}", "-XX:+UseSerialGC", logging, "-cp", f"{LIBS}/*", main, *arguments]
+
+
+def new_cluster_id() -> str:
+    """A random id as Kafka has them: one that began with a dash would be taken for an option, once in 64 starts."""
+    while (text := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
+        pass
+    return text
 
 
 def command_line(pid: int) -> str:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,12 @@ def three(local_kafka: Any, tmp_path: Path) -> Iterator[Any]:
     cluster.start()
     yield cluster
     cluster.destroy()
+
+
+def test_no_cluster_id_looks_like_an_option(local_kafka: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = iter([uuid.UUID(bytes=b"\xf8" * 16), uuid.UUID(bytes=b"\x00" * 16)])
+    monkeypatch.setattr(local_kafka.uuid, "uuid4", lambda: next(drawn))
+    assert local_kafka.new_cluster_id() == "A" * 22
 
 
 def stored(broker: KafkaBroker, topic: str, value: bytes) -> bool:
