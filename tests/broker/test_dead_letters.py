@@ -158,8 +158,9 @@ def test_a_rate_is_kept(steps: Letters, letters: DeadLetters) -> None:
 
     done = letters.replay(rate=100)
 
-    assert 0.8 < done.took_s < 3.0
-    assert done.batches == 10
+    assert done.moved == 100
+    assert done.took_s > 0.8
+    assert done.batches >= 10  # a busy machine ends a transaction early, at 100 ms
 
 
 def test_an_order_is_bounded_by_the_end_at_its_start(app: App, steps: Letters, letters: DeadLetters) -> None:  # edge 58
