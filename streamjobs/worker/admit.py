@@ -89,14 +89,15 @@ class Arrivals:
         receive = home.tracker.receive
         if not home.tracker.receive_run(messages[0].offset(), messages[-1].offset(), len(messages)):
             messages = [message for message in messages if receive(message.offset())]  # the others are finished
-        rest = messages
-        while rest:
-            plain = [] if wary or home.parked else self._decoder.decode_plain(rest, home)
+        taken = 0
+        while taken < len(messages):
+            plain = [] if wary or home.parked else self._decoder.decode_plain(messages[taken:], home)
             self._add_all(plain)
-            for message in rest[len(plain) : len(plain) + 1]:
-                self._receive_any(message, home)
-            rest = rest[len(plain) + 1 :]
-        return len(messages)
+            taken += len(plain)
+            if taken < len(messages):
+                self._receive_any(messages[taken], home)
+                taken += 1
+        return taken
 
     def _add_all(self, plain: list[Job]) -> None:
         """They are asked for only while orders stand by which any of them could be over."""
