@@ -17,7 +17,7 @@ import click
 from streamjobs.cli import completion
 from streamjobs.cli.command import Command, did_you_mean, pass_session
 from streamjobs.cli.session import Session, load_app
-from streamjobs.errors import BrokerError, StreamjobsError, UsageError
+from streamjobs.errors import StreamjobsError, UsageError
 
 if TYPE_CHECKING:
     from streamjobs.app import App
@@ -103,7 +103,7 @@ def run_process(
 ) -> None:
     """What a worker process runs, from its start to its exit code; called in the process itself."""
     from streamjobs.telemetry.metrics import merge
-    from streamjobs.worker.supervise import RESTART_ME, Report, Reporting, await_broker, spared_interrupts
+    from streamjobs.worker.supervise import RESTART_ME, Report, Reporting, await_broker, may_pass, spared_interrupts
 
     spared_interrupts()
     try:
@@ -119,7 +119,7 @@ def run_process(
         if verbose:
             traceback.print_exc()
         click.echo(f"error: {error}", err=True)
-        if isinstance(error, BrokerError) and error.retriable:
+        if may_pass(error):
             sys.exit(RESTART_ME)  # it went away again
         sys.exit(2 if isinstance(error, UsageError) else 1)
     _collect_rarely()

@@ -317,7 +317,7 @@ def await_broker(ask: Callable[[], object], connection: Connection, nothing: Any
             error = answers.get()
             if error is None:
                 return True
-            if not _may_pass(error):
+            if not may_pass(error):
                 raise error
             why = str(error)
             if time.monotonic() - told_at >= TELL_S:
@@ -331,7 +331,8 @@ def await_broker(ask: Callable[[], object], connection: Connection, nothing: Any
             return False
 
 
-def _may_pass(error: Exception) -> bool:
+def may_pass(error: Exception) -> bool:
+    """Whether a start that failed with it is worth another try: the broker is away, and may come back."""
     return isinstance(error, BrokerError) and error.retriable
 
 
@@ -341,7 +342,7 @@ def _ask_again(ask: Callable[[], object], answers: SimpleQueue[Exception | None]
             ask()
         except Exception as error:  # noqa: BLE001 (whoever waits for the answer raises it)
             answers.put(error)
-            if not _may_pass(error):
+            if not may_pass(error):
                 return
             time.sleep(ASK_AGAIN_S)
         else:
