@@ -59,7 +59,8 @@ class Payload:
         self._extras = unwritten(self.avro, self._record_names())
         self._write = self._writer()
         self._current = self._current_reader()
-        self._readers: dict[bytes, tuple[Read, int]] = {self._head: (self._current, SINGLE_OBJECT_HEAD)}
+        self.readers: dict[bytes, tuple[Read, int]] = {self._head: (self._current, SINGLE_OBJECT_HEAD)}
+        """Of the writers' schemas met so far, by the first bytes of their values: what reads one, and from where."""
 
     def _record_names(self) -> tuple[str, ...]:
         return self.names if self.model is None else tuple(self.model.model_fields)
@@ -174,17 +175,12 @@ class Payload:
 
     # Arguments out ----------------------------------------------------------------------------------------------------
 
-    def read(self, value: bytes) -> tuple[Any, ...]:
-        """As `decode`, of a value whose writer's schema was met before. Raises anything for all others: then ask `decode`."""
-        read, at = self._readers[value[:SINGLE_OBJECT_HEAD]]
-        return read(value, at)
-
     def decode(self, value: bytes, store: SchemaStore, content_type: bytes = b"") -> tuple[Any, ...]:
         """The positional arguments for `caller`. Raises DecodeError, or UnknownSchemaError; never anything else."""
         try:
             if content_type == CONTENT_TYPE_UNFRAMED:
                 return self._current(value, 0)
-            found = self._readers.get(value[:SINGLE_OBJECT_HEAD])
+            found = self.readers.get(value[:SINGLE_OBJECT_HEAD])
             read, at = found or self._reader_for(value, store)
             return read(value, at)
         except DecodeError:
@@ -194,9 +190,9 @@ class Payload:
 
     def _reader_for(self, value: bytes, store: SchemaStore) -> tuple[Read, int]:
         frame = frame_of(value)
-        found = self._readers.get(frame)
+        found = self.readers.get(frame)
         if found is None:
-            found = self._readers[frame] = self._read_with(*framed_with(value, store))
+            found = self.readers[frame] = self._read_with(*framed_with(value, store))
         return found
 
     def _read_with(self, written: Schema, at: int) -> tuple[Read, int]:

@@ -121,6 +121,7 @@ class Dispatcher(Generic[E]):
 
     def add_all(self, entries: Sequence[E]) -> None:
         """As `add`, of each."""
+        kind, append = "", None
         for entry in entries:
             lane = entry.lane
             if lane is not None:
@@ -130,7 +131,10 @@ class Dispatcher(Generic[E]):
                 if last is not None:
                     last.next = entry
                     continue
-            self.ready[entry.kind].append(entry)
+            if append is None or entry.kind is not kind:
+                kind = entry.kind
+                append = self.ready[kind].append
+            append(entry)
 
     def take(self, kind: str, limit: int, why_held: Callable[[E], str | None] | None = None) -> list[E]:
         """Up to `limit` ready entries of an executor; those of partitions that have left or are leaving are dropped.
@@ -140,15 +144,29 @@ class Dispatcher(Generic[E]):
         ready = self.ready[kind]
         taken: list[E] = []
         while ready and len(taken) < limit:
-            entry = ready.popleft()
-            if entry.epoch != entry.home.serving:
-                continue
-            reason = why_held(entry) if why_held is not None else None
+            first = [entry for entry in self._first(ready, limit - len(taken)) if entry.epoch == entry.home.serving]
+            taken += first if why_held is None else self._set_aside(first, why_held)
+        return taken
+
+    @staticmethod
+    def _first(ready: deque[E], count: int) -> list[E]:
+        """Takes so many from the front: all at once where that is all there is."""
+        if len(ready) > count:
+            return [ready.popleft() for _ in range(count)]
+        first = list(ready)
+        ready.clear()
+        return first
+
+    def _set_aside(self, entries: Iterable[E], why_held: Callable[[E], str | None]) -> list[E]:
+        """Those that may run now."""
+        free = []
+        for entry in entries:
+            reason = why_held(entry)
             if reason is None:
-                taken.append(entry)
+                free.append(entry)
             else:
                 self.held.setdefault(reason, deque()).append(entry)
-        return taken
+        return free
 
     def release(self, reason: str, limit: int | None = None) -> list[E]:
         """Entries that are no longer held for this reason (the first `limit`) are ready, and first in turn."""
@@ -161,13 +179,18 @@ class Dispatcher(Generic[E]):
 
     def stopped(self, entry: E) -> None:
         """A lane was run up to and with this entry: what is behind it is ready now, or the lane is empty and dropped."""
-        if entry.lane is None or entry.epoch != entry.home.epoch:
-            return
-        behind: Any = entry.next
-        if behind is not None:
-            self.ready[behind.kind].append(behind)
-        elif entry.home.lanes.get(entry.lane) is entry:
-            del entry.home.lanes[entry.lane]
+        self.stopped_all((entry,))
+
+    def stopped_all(self, entries: Iterable[E]) -> None:
+        """As `stopped`, of each."""
+        for entry in entries:
+            home, lane, behind = entry.home, entry.lane, entry.next
+            if lane is None or entry.epoch != home.epoch:
+                continue
+            if behind is not None:
+                self.ready[behind.kind].append(behind)  # type: ignore[arg-type]
+            elif home.lanes.get(lane) is entry:
+                del home.lanes[lane]
 
     def again(self, entry: E) -> None:
         """A head that kept its place is ready again."""

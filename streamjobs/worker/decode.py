@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from streamjobs.avro.store import SINGLE_OBJECT_HEAD, SchemaStore
 from streamjobs.broker import Message
 from streamjobs.core.dispatch import Partition
 from streamjobs.core.record import CONTENT_TYPE, FIXED, MAX_HEADER, Meta
 from streamjobs.errors import DecodeError, HeaderError, UnknownSchemaError
 from streamjobs.job import Job, JobType
-
-if TYPE_CHECKING:
-    from streamjobs.avro.store import SchemaStore
 
 Headers = list[tuple[str, bytes]] | None
 
@@ -42,7 +40,7 @@ class Decoder:
     """Makes jobs of records, for the job types of one app."""
 
     def __init__(self, job_types: Mapping[str, JobType[Any, Any]], store: SchemaStore) -> None:
-        self._types = {name.encode(): (job_type, job_type.payload.read, job_type.order != "none") for name, job_type in job_types.items()}
+        self._types = {name.encode(): (job_type, job_type.payload.readers, job_type.order) for name, job_type in job_types.items()}
         self._store = store
 
     def is_strict(self, bad: Undecodable) -> bool:
@@ -67,22 +65,23 @@ class Decoder:
         long a one, which nobody would find out before the job fails, in the middle of settling it.
         """
         types, jobs = self._types, []
-        for message in messages:
-            headers, value = message.headers(), message.value()
-            if headers is None or len(headers) != len(FIXED) or value is None:
-                break
-            (a, type_), (b, id_), (c, _), (d, source), (e, published), (f, content_type) = headers
-            if (a, b, c, d, e, f) != FIXED or content_type != CONTENT_TYPE or not (id_ and source and published):
-                break
-            known = types.get(type_)
-            if known is None or len(id_) + len(source) + len(published) > MAX_HEADER:
-                break
-            job_type, read, ordered = known
-            try:
-                args, job_id = read(value), id_.decode()
-            except Exception:  # noqa: BLE001 (the long way meets it again, and names it)
-                break
-            jobs.append(_job_of(job_type, home, message, None, args, job_id, lane_of(job_type.order, message) if ordered else None))
+        last_type = head = b""
+        try:
+            for message in messages:
+                value = message.value()
+                (a, type_), (b, id_), (c, _), (d, source), (e, published), (f, content_type) = message.headers()  # type: ignore[misc]
+                if (a, b, c, d, e, f) != FIXED or content_type != CONTENT_TYPE or not (id_ and source and published):
+                    break
+                if len(id_) + len(source) + len(published) > MAX_HEADER:
+                    break
+                if type_ != last_type or value[:SINGLE_OBJECT_HEAD] != head:  # type: ignore[index]
+                    job_type, readers, order = types[type_]
+                    last_type, head = type_, value[:SINGLE_OBJECT_HEAD]  # type: ignore[index]
+                    read, at = readers[head]
+                args, lane = read(value, at), None if order == "none" else lane_of(order, message)
+                jobs.append(_job_of(job_type, home, message, None, args, id_.decode(), lane))
+        except Exception:  # noqa: BLE001 (the long way meets it again, and names it)
+            return jobs
         return jobs
 
     def _any(self, message: Message, home: Partition, headers: Headers) -> Job | Undecodable:

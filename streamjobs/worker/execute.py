@@ -131,8 +131,7 @@ class Execution:
                 _observe_mean(done)
                 self._finished(done)
             chunk.stopped += len(stops)
-            for last in stops:
-                self._dispatcher.stopped(last)
+            self._dispatcher.stopped_all(stops)
 
     def recall(self) -> None:
         """Takes back all that chunks have not begun, so that nothing of partitions that leave begins any more."""
