@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from streamjobs.core.record import Meta, clipped, origin_of
 from streamjobs.errors import DecodeError
 from streamjobs.telemetry import wire
+from streamjobs.telemetry.ended import Ended
 
 Mode = Literal["all", "failures", "off"]
 
@@ -286,37 +287,15 @@ class EventBatch:
             return
         if self.mode == "failures":
             jobs = [job for job in jobs if job.outcome != "succeeded"]
-        first = len(self)
-        shapes, outcomes = self._shapes_of(jobs)
-        self._append(jobs, shapes)
-        if outcomes != {"succeeded"}:
-            self._add_details(first, jobs)
-
-    def _shapes_of(self, jobs: Sequence[FinishedJob]) -> tuple[list[int], set[str]]:
-        """Mostly that of the job before: seeing that costs less than looking it up. And the outcomes that there are."""
-        shapes, numbers, outcomes = self._columns.shapes, [], set()
-        outcome, job_type, home, run, attempt, number = "", None, None, 0, 0, 0
-        for job in jobs:
-            if (
-                job.home is not home
-                or job.run != run
-                or job.attempt != attempt
-                or job.job_type is not job_type
-                or job.outcome != outcome
-            ):
-                outcome, job_type, home, run, attempt = job.outcome, job.job_type, job.home, job.run, job.attempt
-                number = shapes[outcome, job_type, home, run, attempt]
-                outcomes.add(outcome)
-            numbers.append(number)
-        return numbers, outcomes
+        first, ended = len(self), Ended.of(jobs)
+        self._append(ended)
+        if any(job.outcome != "succeeded" for job, _ in ended.alike):
+            self._add_details(first, ended)
 
     def started(self, jobs: Sequence[FinishedJob]) -> None:
         """Jobs that run at a tick and were not told of yet."""
         if self.mode == "all":
-            shapes = self._columns.shapes
-            self._append(
-                jobs, [shapes["started", job.job_type, job.home, job.run, job.attempt] for job in jobs]
-            )
+            self._append(Ended(jobs), "started")
 
     def tell(self, event: Event, topic_id: bytes = b"") -> None:
         """One event, for those who have no job in hand (a replay); without a start it happened when the batch
@@ -410,18 +389,20 @@ class EventBatch:
             wire.long(self._dropped),
         )
 
-    def _append(self, jobs: Sequence[FinishedJob], shape: list[int]) -> None:
+    def _append(self, ended: Ended, kind: str = "") -> None:
+        """`kind`: what the events say; else the jobs' outcomes."""
         columns = self._columns
-        columns.shape.fromlist(shape)
-        columns.offset.fromlist([job.offset for job in jobs])
-        columns.started.fromlist([job.started_at for job in jobs])
-        columns.duration.fromlist([job.duration_s for job in jobs])
-        columns.wait.fromlist([job.wait_s for job in jobs])
-        metas = [job.meta for job in jobs]
-        if columns.origins or metas.count(None) != len(metas):
+        for job, count in ended.alike:
+            number = columns.shapes[kind or job.outcome, job.job_type, job.home, job.run, job.attempt]
+            columns.shape.extend(array("I", (number,)) * count)
+        columns.offset.fromlist(ended.offsets)
+        columns.started.fromlist([job.started_at for job in ended])
+        columns.duration.fromlist(ended.durations)
+        columns.wait.fromlist(ended.waits)
+        if columns.origins or not ended.plain:
             columns.origins.extend([""] * (len(columns.ids) - len(columns.origins)))
-            columns.origins.extend(["" if meta is None else meta.origin for meta in metas])
-        columns.ids.extend([job.id for job in jobs])
+            columns.origins.extend(["" if job.meta is None else job.meta.origin for job in ended])
+        columns.ids.extend([job.id for job in ended])
 
     def _add_details(self, first: int, jobs: Sequence[FinishedJob]) -> None:
         for row, job in enumerate(jobs, first):

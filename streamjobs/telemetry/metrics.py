@@ -17,6 +17,7 @@ from operator import add
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from streamjobs.telemetry.catalogue import METRICS, OTHER, REASONS, UNKNOWN_TYPE, Metric
+from streamjobs.telemetry.ended import Ended
 from streamjobs.telemetry.events import FinishedJob
 
 if TYPE_CHECKING:
@@ -57,8 +58,7 @@ class Histogram:
         self.total = 0.0
 
     def observe(self, values: list[float]) -> None:
-        """Values of one list mostly share a bucket: then two comparisons a value are all there is. Sorts the
-        list if not."""
+        """Values of one list mostly share a bucket: then two comparisons a value are all there is."""
         if not values:
             return
         self.total += sum(values)
@@ -69,16 +69,13 @@ class Histogram:
         else:
             self._spread(values, lowest, highest)
 
-    def observe_numbers(self, values: list[int]) -> None:
-        """As `observe`, of values that are mostly 1."""
-        ones = values.count(1)
-        self.total += ones
-        self.counts[bisect_left(self.bounds, 1)] += ones
-        if ones < len(values):
-            self.observe([float(value) for value in values if value != 1])
+    def add(self, value: float, count: int) -> None:
+        """As `observe`, of one value so many times."""
+        self.total += value * count
+        self.counts[bisect_left(self.bounds, value)] += count
 
     def _spread(self, values: list[float], lowest: int, highest: int) -> None:
-        values.sort()
+        values = sorted(values)
         start = 0
         for bucket in range(lowest, highest):
             end = bisect_right(values, self.bounds[bucket], start)
@@ -133,26 +130,25 @@ class Metrics:
         if not jobs:
             return
         with self._lock:
-            for key, some in _grouped(jobs):
-                self._observe(key, some)
+            for key, ended in _grouped(Ended.of(jobs)):
+                self._observe(key, ended)
 
-    def _observe(self, key: _Key, jobs: Sequence[FinishedJob]) -> None:
+    def _observe(self, key: _Key, ended: Ended) -> None:
         group = self._groups.get(key) or self._new_group(key)
-        self._counters[group.attempts] += len(jobs)
+        self._counters[group.attempts] += len(ended)
         if group.completed is not None:
-            self._counters[group.completed] += len(jobs)
+            self._counters[group.completed] += len(ended)
         outcome = key[2]
         if outcome != "succeeded":
-            self._observe_failures(group.attempts[1], jobs)
+            self._observe_failures(group.attempts[1], ended)
             # Cancelled, expired, unreadable: it may never have run.
-            jobs = [job for job in jobs if job.started_at]
-        durations = [job.duration_s for job in jobs]
-        waits = [job.wait_s for job in jobs]
+            ended = Ended([job for job in ended if job.started_at])
         if group.end_to_end is not None and group.attempts_per_job is not None:
-            group.end_to_end.observe(_end_to_end(jobs, waits, durations))
-            group.attempts_per_job.observe_numbers([job.attempt for job in jobs])
-        group.runs.observe(durations)
-        group.waits.observe(waits)
+            group.end_to_end.observe(_end_to_end(ended))
+            for job, count in ended.alike:
+                group.attempts_per_job.add(job.attempt, count)
+        group.runs.observe(ended.durations)
+        group.waits.observe(ended.waits)
 
     def _new_group(self, key: _Key) -> _Group:
         queue, given_type, outcome = key
@@ -271,24 +267,19 @@ def _series(name: str, *labels: str) -> Series:
     return name, labels
 
 
-def _grouped(jobs: Sequence[FinishedJob]) -> Iterable[tuple[_Key, Sequence[FinishedJob]]]:
-    """By queue, type and outcome. Mostly they are those of the job before: seeing that costs less than looking them up."""
+def _grouped(ended: Ended) -> Iterable[tuple[_Key, Ended]]:
+    """By queue, type and outcome: mostly all share them."""
     groups: defaultdict[_Key, list[FinishedJob]] = defaultdict(list)
-    home, job_type, outcome, add_to_group = None, None, "", None
-    for job in jobs:
-        if job.home is not home or job.job_type is not job_type or job.outcome != outcome or add_to_group is None:
-            home, job_type, outcome = job.home, job.job_type, job.outcome
-            add_to_group = groups[home.queue, job_type.name, outcome].append
-        add_to_group(job)
-    return groups.items()
+    for job, place in ended.runs():
+        groups[job.home.queue, job.job_type.name, job.outcome] += ended[place]
+    return [(key, ended if len(groups) == 1 else Ended(jobs)) for key, jobs in groups.items()]
 
 
-def _end_to_end(jobs: Sequence[FinishedJob], waits: list[float], durations: list[float]) -> list[float]:
+def _end_to_end(ended: Ended) -> list[float]:
     """A job without headers of ours was neither delayed nor run before: it waited and ran, nothing else."""
-    metas = [job.meta for job in jobs]
-    if metas.count(None) == len(metas):
-        return list(map(add, waits, durations))
-    return [max(0.0, job.started_at + job.duration_s - job.first_appended_at) for job in jobs]
+    if ended.plain:
+        return list(map(add, ended.waits, ended.durations))
+    return [max(0.0, job.started_at + job.duration_s - job.first_appended_at) for job in ended]
 
 
 def _move_to_other(counters: dict[Series, float], queue: str, error_types: Collection[str]) -> None:

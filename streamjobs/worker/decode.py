@@ -78,7 +78,8 @@ class Decoder:
                     job_type, readers, order = types[type_]
                     last_type, head = type_, value[:SINGLE_OBJECT_HEAD]  # type: ignore[index]
                     read, at = readers[head]
-                args, lane = read(value, at), None if order == "none" else lane_of(order, message)
+                args = read(value, at)  # type: ignore[arg-type]
+                lane = None if order == "none" else lane_of(order, message)
                 jobs.append(_job_of(job_type, home, message, None, args, id_.decode(), lane))
         except Exception:  # noqa: BLE001 (the long way meets it again, and names it)
             return jobs

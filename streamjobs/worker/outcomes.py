@@ -14,6 +14,7 @@ from streamjobs.core.offsets import Parked
 from streamjobs.core.poison import convicted
 from streamjobs.core.record import Record
 from streamjobs.job import Job, Outbox, Timeout
+from streamjobs.telemetry.ended import Ended
 from streamjobs.telemetry.events import EventBatch
 from streamjobs.worker.executors import Chunk
 from streamjobs.worker.executors.aio import Aio
@@ -62,12 +63,16 @@ class Outcomes:
                 self._failed(job)
                 continue
             job.outcome = "succeeded"
-            home.tracker.finish(job.offset)
             if home.parked:
                 home.parked.pop(job.offset, None)
             succeeded.append(job)
         if succeeded:
-            self._tell(succeeded)
+            self._succeeded(Ended(succeeded))
+
+    def _succeeded(self, ended: Ended) -> None:
+        for job, place in ended.runs():
+            job.home.tracker.finish_many(ended.offsets[place])  # type: ignore[attr-defined]
+        self._tell(ended)  # type: ignore[arg-type]
 
     def _settle_parents(self, jobs: Sequence[Job], outbox: Outbox) -> Sequence[Job]:
         """Runs that published child jobs: what they published goes where their offset does, or nowhere. The other jobs."""
