@@ -19,6 +19,7 @@ _job_of = Job.of  # bound once, and not once a job
 
 #: The one lane of a partition whose jobs run in the order of the log.
 PARTITION_LANE = b"\x00partition"
+BY_KEY = ("key", "key_strict")
 
 
 @dataclass(slots=True)
@@ -78,8 +79,10 @@ class Decoder:
                     job_type, readers, order = types[type_]
                     last_type, head = type_, value[:SINGLE_OBJECT_HEAD]  # type: ignore[index]
                     read, at = readers[head]
+                    by_key, lane = order in BY_KEY, None if order == "none" else PARTITION_LANE
                 args = read(value, at)  # type: ignore[arg-type]
-                lane = None if order == "none" else lane_of(order, message)
+                if by_key:
+                    lane = message.key()
                 jobs.append(_job_of(job_type, home, message, None, args, id_.decode(), lane))
         except Exception:  # noqa: BLE001 (the long way meets it again, and names it)
             return jobs
@@ -116,9 +119,9 @@ class Decoder:
 
 def lane_of(order: str, message: Message) -> bytes | None:
     """The lane in which a job waits its turn; None: it has none."""
-    if order == "none":
-        return None
-    return PARTITION_LANE if order == "partition" else message.key()
+    if order in BY_KEY:
+        return message.key()
+    return None if order == "none" else PARTITION_LANE
 
 
 def lenient(headers: Headers) -> Meta:
