@@ -272,7 +272,7 @@ class _Ages:
             turn = {head[0]: head for head in left}
             limits = {tp: left.pop(head) for tp, head in turn.items()}
             for tp, message in first_records(self._broker, limits, _FETCH_S).items():
-                self._known[turn[tp]] = available(message) if message else NOTHING
+                self._known[turn[tp]] = NOTHING if message is None else available(message)
 
 
 def first_records(

@@ -324,6 +324,9 @@ CURRENT: ContextVar[Job | None] = ContextVar("streamjobs_job", default=None)
 class _LocalMessage:
     """No record: what a local job has in its place."""
 
+    def __len__(self) -> int:
+        return 0
+
     def topic(self) -> str:
         return "local"
 

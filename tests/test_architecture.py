@@ -24,7 +24,7 @@ PACKAGE = ROOT / "streamjobs"
 LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("the tree of errors", ("errors",)),
     ("decisions, pure", ("core",)),
-    ("formats", ("telemetry.wire",)),
+    ("formats", ("telemetry.wire", "telemetry.ended")),
     ("ports", ("broker", "clock", "settings", "telemetry.catalogue")),
     ("jobs, and what is told of them", ("job", "telemetry.events")),
     ("what a cluster is asked for in common", ("deployment", "tables")),

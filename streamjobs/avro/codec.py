@@ -23,8 +23,8 @@ from streamjobs.avro.reader import reader, writer
 from streamjobs.avro.resolution import Resolution
 from streamjobs.avro.schema import Schema
 from streamjobs.avro.shapes import Convert, spelled
-from streamjobs.avro.store import SINGLE_OBJECT, SINGLE_OBJECT_HEAD, SchemaStore, frame_of, framed_with
-from streamjobs.core.record import CONTENT_TYPE_UNFRAMED
+from streamjobs.avro.store import SINGLE_OBJECT, SchemaStore, frame_of, framed_with
+from streamjobs.core.record import CONTENT_TYPE_UNFRAMED, SINGLE_OBJECT_HEAD
 from streamjobs.errors import DecodeError, PayloadError
 
 Read = Callable[[bytes, int], tuple[Any, ...]]

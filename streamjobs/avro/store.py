@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Protocol
 
 from streamjobs.avro.schema import Schema
+from streamjobs.core.record import SINGLE_OBJECT_HEAD
 from streamjobs.errors import DecodeError, UnknownSchemaError
 
 SINGLE_OBJECT = b"\xc3\x01"
-#: Bytes before the payload: `C3 01` and a fingerprint; `00` and a registry's id.
-SINGLE_OBJECT_HEAD = 10
+#: Bytes before the payload: `00` and a registry's id.
 REGISTRY_HEAD = 5
 
 

@@ -21,6 +21,8 @@ FIXED = ("ce_type", "ce_id", "ce_specversion", "ce_source", "ce_time", "content-
 CONTENT_TYPE = b"application/avro"
 #: A value without framing, read with the job type's current schema (PROTOCOLS §14).
 CONTENT_TYPE_UNFRAMED = b"application/avro; framing=none"
+#: Bytes before the payload: `C3 01` and the fingerprint of its schema.
+SINGLE_OBJECT_HEAD = 10
 
 #: No header of ours is longer: a longer one is refused, or cut where it is free text.
 MAX_HEADER = 1024

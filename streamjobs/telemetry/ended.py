@@ -3,13 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from streamjobs.telemetry.events import FinishedJob
+from streamjobs.core.record import Meta
 
 
-class Ended(list["FinishedJob"]):
+class TypeOfJob(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+class Home(Protocol):
+    """The partition that a job was read from."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def queue(self) -> str: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def topic_id(self) -> bytes: ...
+    @property
+    def retry(self) -> bool: ...
+
+
+class FinishedJob(Protocol):
+    """What telemetry reads of a job. What is read of every job should be a plain attribute; the rest may be
+    computed.
+
+    `error_type`, `error_message`, `reason` and `due_again` are read only of jobs that did not succeed.
+    """
+
+    @property
+    def job_type(self) -> TypeOfJob: ...
+    @property
+    def home(self) -> Home: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def run(self) -> int: ...
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def meta(self) -> Meta | None:
+        """Its headers where they were read in full; None: it has none that say more than type and id."""
+        ...
+
+    @property
+    def started_at(self) -> float: ...
+    @property
+    def duration_s(self) -> float: ...
+    @property
+    def wait_s(self) -> float: ...
+    @property
+    def outcome(self) -> str:
+        """One of `KINDS`."""
+        ...
+
+    @property
+    def first_appended_at(self) -> float:
+        """When the broker appended the job's first record; read only where `meta` is known."""
+        ...
+
+    @property
+    def error_type(self) -> str: ...
+    @property
+    def error_message(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def due_again(self) -> float: ...
+
+
+class Ended(list[FinishedJob]):
     """The jobs, and of each its offset, its duration and its wait.
 
     `alike`: neighbours that share partition, type, run, attempt and outcome, as (the first of them, how many): mostly all do.

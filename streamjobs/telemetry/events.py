@@ -12,12 +12,12 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
-from streamjobs.core.record import Meta, clipped, origin_of
+from streamjobs.core.record import clipped, origin_of
 from streamjobs.errors import DecodeError
 from streamjobs.telemetry import wire
-from streamjobs.telemetry.ended import Ended
+from streamjobs.telemetry.ended import Ended, FinishedJob
 
 Mode = Literal["all", "failures", "off"]
 
@@ -77,76 +77,6 @@ class Event(NamedTuple):
     worker: str = ""
 
 
-class TypeOfJob(Protocol):
-    @property
-    def name(self) -> str: ...
-
-
-class Home(Protocol):
-    """The partition that a job was read from."""
-
-    @property
-    def topic(self) -> str: ...
-    @property
-    def queue(self) -> str: ...
-    @property
-    def number(self) -> int: ...
-    @property
-    def topic_id(self) -> bytes: ...
-    @property
-    def retry(self) -> bool: ...
-
-
-class FinishedJob(Protocol):
-    """What telemetry reads of a job. What is read of every job should be a plain attribute; the rest may be
-    computed.
-
-    `error_type`, `error_message`, `reason` and `due_again` are read only of jobs that did not succeed.
-    """
-
-    @property
-    def job_type(self) -> TypeOfJob: ...
-    @property
-    def home(self) -> Home: ...
-    @property
-    def offset(self) -> int: ...
-    @property
-    def run(self) -> int: ...
-    @property
-    def attempt(self) -> int: ...
-    @property
-    def id(self) -> str: ...
-    @property
-    def meta(self) -> Meta | None:
-        """Its headers where they were read in full; None: it has none that say more than type and id."""
-        ...
-
-    @property
-    def started_at(self) -> float: ...
-    @property
-    def duration_s(self) -> float: ...
-    @property
-    def wait_s(self) -> float: ...
-    @property
-    def outcome(self) -> str:
-        """One of `KINDS`."""
-        ...
-
-    @property
-    def first_appended_at(self) -> float:
-        """When the broker appended the job's first record; read only where `meta` is known."""
-        ...
-
-    @property
-    def error_type(self) -> str: ...
-    @property
-    def error_message(self) -> str: ...
-    @property
-    def reason(self) -> str: ...
-    @property
-    def due_again(self) -> float: ...
-
-
 class Packet(NamedTuple):
     """A record's value, and how many events are in it (so that a failed send can be counted)."""
 
@@ -160,7 +90,7 @@ FINGERPRINT = bytes.fromhex("008d3bfdedb91233")
 SCHEMA_VERSION = 1
 
 _MAX_ID = 1024  # bytes; what a header may hold
-_ROW_BYTES = 4 + 8 + 8 + 4 + 4 + 2  # of the packed columns alone; an id and more come to it
+_ROW_BYTES = 4 + 8 + 8 + 4 + 4 + 2  # of the packed columns alone; an id, mostly as long as the others, and more come to it
 
 
 class _Index(dict[Any, int]):
@@ -366,7 +296,7 @@ class EventBatch:
 
     def _packets(self, columns: _Columns, now: float, max_bytes: int) -> list[Packet]:
         rows = len(columns.ids)
-        if rows * _ROW_BYTES > max_bytes and rows > 1:
+        if rows * (_ROW_BYTES + len(columns.ids[0])) > max_bytes and rows > 1:
             return self._halves(columns, now, max_bytes)
         value = wire.framed(FINGERPRINT, b"".join((*self._head(now), *_encoded(columns))))
         if len(value) > max_bytes and rows > 1:

@@ -17,8 +17,7 @@ from operator import add
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from streamjobs.telemetry.catalogue import METRICS, OTHER, REASONS, UNKNOWN_TYPE, Metric
-from streamjobs.telemetry.ended import Ended
-from streamjobs.telemetry.events import FinishedJob
+from streamjobs.telemetry.ended import Ended, FinishedJob
 
 if TYPE_CHECKING:
     from prometheus_client import Metric as Family
@@ -47,6 +46,23 @@ class Snapshot(NamedTuple):
 EMPTY = Snapshot({}, {}, {})
 
 
+class Range(NamedTuple):
+    """What is known of many values without looking at each again."""
+
+    lowest: float
+    highest: float
+    total: float
+    number: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Range:
+        return cls(min(values), max(values), sum(values), len(values))
+
+    def plus(self, other: Range) -> Range:
+        """Of the sums of as many pairs; their range may be narrower."""
+        return Range(self.lowest + other.lowest, self.highest + other.highest, self.total + other.total, self.number)
+
+
 class Histogram:
     """Counts by bucket; takes many values at once."""
 
@@ -59,29 +75,32 @@ class Histogram:
 
     def observe(self, values: list[float]) -> None:
         """Values of one list mostly share a bucket: then two comparisons a value are all there is."""
-        if not values:
-            return
-        self.total += sum(values)
-        lowest = bisect_left(self.bounds, min(values))
-        highest = bisect_left(self.bounds, max(values))
-        if lowest == highest:
-            self.counts[lowest] += len(values)
-        else:
-            self._spread(values, lowest, highest)
+        if values and not self.within(Range.of(values)):
+            self._spread(values)
+
+    def within(self, values: Range) -> bool:
+        """As `observe`, of values of which no more is known than their range; False (and no effect): they may be of several buckets."""
+        bucket = bisect_left(self.bounds, values.lowest)
+        if bisect_left(self.bounds, values.highest) != bucket:
+            return False
+        self.counts[bucket] += values.number
+        self.total += values.total
+        return True
 
     def add(self, value: float, count: int) -> None:
         """As `observe`, of one value so many times."""
         self.total += value * count
         self.counts[bisect_left(self.bounds, value)] += count
 
-    def _spread(self, values: list[float], lowest: int, highest: int) -> None:
+    def _spread(self, values: list[float]) -> None:
+        self.total += sum(values)
         values = sorted(values)
         start = 0
-        for bucket in range(lowest, highest):
+        for bucket in range(bisect_left(self.bounds, values[0]), bisect_left(self.bounds, values[-1])):
             end = bisect_right(values, self.bounds[bucket], start)
             self.counts[bucket] += end - start
             start = end
-        self.counts[highest] += len(values) - start
+        self.counts[bisect_left(self.bounds, values[-1])] += len(values) - start
 
 
 class PublishedType(Protocol):
@@ -143,12 +162,11 @@ class Metrics:
             self._observe_failures(group.attempts[1], ended)
             # Cancelled, expired, unreadable: it may never have run.
             ended = Ended([job for job in ended if job.started_at])
-        if group.end_to_end is not None and group.attempts_per_job is not None:
-            group.end_to_end.observe(_end_to_end(ended))
+        if ended:
+            _observe_times(group, ended)
+        if group.attempts_per_job is not None:
             for job, count in ended.alike:
                 group.attempts_per_job.add(job.attempt, count)
-        group.runs.observe(ended.durations)
-        group.waits.observe(ended.waits)
 
     def _new_group(self, key: _Key) -> _Group:
         queue, given_type, outcome = key
@@ -275,8 +293,18 @@ def _grouped(ended: Ended) -> Iterable[tuple[_Key, Ended]]:
     return [(key, ended if len(groups) == 1 else Ended(jobs)) for key, jobs in groups.items()]
 
 
+def _observe_times(group: _Group, ended: Ended) -> None:
+    """A job without headers of ours was neither delayed nor run before: from end to end it waited and ran, nothing else."""
+    waits, durations = Range.of(ended.waits), Range.of(ended.durations)
+    if not group.waits.within(waits):
+        group.waits.observe(ended.waits)
+    if not group.runs.within(durations):
+        group.runs.observe(ended.durations)
+    if group.end_to_end is not None and not (ended.plain and group.end_to_end.within(waits.plus(durations))):
+        group.end_to_end.observe(_end_to_end(ended))
+
+
 def _end_to_end(ended: Ended) -> list[float]:
-    """A job without headers of ours was neither delayed nor run before: it waited and ran, nothing else."""
     if ended.plain:
         return list(map(add, ended.waits, ended.durations))
     return [max(0.0, job.started_at + job.duration_s - job.first_appended_at) for job in ended]

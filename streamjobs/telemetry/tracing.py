@@ -217,16 +217,16 @@ class Tracing:
             span.end()
 
     def around(self, run: Callable[[Any], Any], group: str, *, is_async: bool) -> Callable[[Any], Any]:
-        """A handler's call, in a span where its job is sampled; what is not sampled costs a look at one header."""
+        """A handler's call, in a span where its job is sampled; what is not sampled costs a look at one header, if it has any of its own."""
 
         def traced(job: Any) -> Any:
-            if not sampled(job.headers.get("traceparent")):
+            if job.meta is None or not sampled(job.headers.get("traceparent")):
                 return run(job)
             with self.run(job, group):
                 return run(job)
 
         async def traced_async(job: Any) -> Any:
-            if not sampled(job.headers.get("traceparent")):
+            if job.meta is None or not sampled(job.headers.get("traceparent")):
                 return await run(job)
             with self.run(job, group):
                 return await run(job)

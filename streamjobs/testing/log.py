@@ -47,6 +47,9 @@ class MemoryMessage:
         self._timestamp = timestamp
         self.transaction: Transaction | None = None
 
+    def __len__(self) -> int:
+        return len(self._value or b"")
+
     def topic(self) -> str:
         return self._topic
 

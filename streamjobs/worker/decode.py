@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from streamjobs.avro.store import SINGLE_OBJECT_HEAD, SchemaStore
 from streamjobs.broker import Message
 from streamjobs.core.dispatch import Partition
-from streamjobs.core.record import CONTENT_TYPE, FIXED, MAX_HEADER, Meta
+from streamjobs.core.record import CONTENT_TYPE, FIXED, MAX_HEADER, SINGLE_OBJECT_HEAD, Meta
 from streamjobs.errors import DecodeError, HeaderError, UnknownSchemaError
 from streamjobs.job import Job, JobType
+
+if TYPE_CHECKING:
+    from streamjobs.avro.store import SchemaStore
 
 Headers = list[tuple[str, bytes]] | None
 

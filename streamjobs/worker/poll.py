@@ -128,7 +128,7 @@ class Poller:
 
     def weigh(self, messages: Sequence[Message], touched: Mapping[Partition, int]) -> None:
         """Takes note of the size of a batch that was received; `touched`: how many records of each partition were new."""
-        mean = sum([len(message.value() or b"") for message in messages]) / len(messages)
+        mean = sum(map(len, messages)) / len(messages)
         for home, count in touched.items():
             unfinished = max(count, home.tracker.unfinished)
             home.size += (mean - home.size) * count / unfinished

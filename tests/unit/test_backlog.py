@@ -201,6 +201,13 @@ def test_the_age_is_that_of_the_oldest_unfinished_job(
     assert main_of(look(app)).oldest_s == 0.0
 
 
+def test_a_head_without_a_value_has_an_age(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:
+    """*Bites*: such a message counts as false, so it was taken for no message at all, and the queue for one without age."""
+    tables.write_once(broker, [Record(MAIN, None, b"key", (), 0)])
+    clock.advance(7)
+    assert main_of(look(app)).oldest_s == pytest.approx(7)
+
+
 def test_a_job_is_as_old_as_its_due_time(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:
     publish(broker, RETRY, sj_due=clock.now() + 30, ce_type="t")
     clock.advance(40)

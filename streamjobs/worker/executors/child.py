@@ -119,6 +119,9 @@ class _Message:
     def __init__(self, task: Task) -> None:
         self._task = task
 
+    def __len__(self) -> int:
+        return 0
+
     def topic(self) -> str:
         return self._task.topic
 
