@@ -430,7 +430,7 @@ class Published(Generic[P]):
     def publish_many(self, rows: Iterable[Any]) -> list[Receipt]:
         """As `JobType.publish_many`, with the options for every row."""
         job_type = self._job_type
-        return job_type.publisher.publish_many(job_type, map(job_type.payload.bind_row, rows), self._options)
+        return job_type.publisher.publish_many(job_type, rows, self._options)
 
 
 class JobType(Generic[P, R]):
@@ -548,7 +548,7 @@ class JobType(Generic[P, R]):
         All rows are validated before the first is sent. Raises PayloadError naming the row, or PublishError, whose `receipts`
         say which rows are stored.
         """
-        return self.publisher.publish_many(self, map(self.payload.bind_row, rows), NO_OPTIONS)
+        return self.publisher.publish_many(self, rows, NO_OPTIONS)
 
     def publish_arguments(self, arguments: Mapping[str, Any], **options: Any) -> Receipt:
         """As `options(**options).publish(**arguments)`, for callers that have the arguments as data."""
@@ -580,6 +580,16 @@ class JobType(Generic[P, R]):
             return None
         value = arguments_value(arguments, key) if isinstance(key, str) else key(**arguments)
         return None if value is None else str(value)
+
+    def keys_of(self, rows: Sequence[Sequence[Any]]) -> list[str | None]:
+        """The keys of many jobs, from their (validated) arguments in the order of the payload's `names`."""
+        if self.key is None:
+            return [None] * len(rows)
+        names = self.payload.names
+        if self.key not in names:
+            return [self.key_of(dict(zip(names, row, strict=True))) for row in rows]
+        place = names.index(self.key)
+        return [None if (value := row[place]) is None else str(value) for row in rows]
 
     def __repr__(self) -> str:
         return f"JobType({self.name!r}, queue={self.queue!r})"

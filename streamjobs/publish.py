@@ -7,10 +7,11 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache, partial
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from streamjobs.core import record as wire
 from streamjobs.core.delay import Ladder
@@ -33,6 +34,9 @@ Observe = Callable[[JobType[Any, Any], int, int, float], None]
 """Is told of each publication: job type, how many jobs, how many of them failed, seconds until all were acknowledged."""
 Trace = Callable[..., tuple[list[tuple[str, bytes]], Callable[..., None]]]
 """Puts a job's trace into its headers, and gives what ends the span (`telemetry.tracing.Tracing.send`)."""
+
+
+Tuple = TypeVar("Tuple", bound=tuple[Any, ...])
 
 
 class Sending:
@@ -70,27 +74,33 @@ class Sending:
 
 
 class Batch:
-    """Many records on their way: `acked` is called once a record, by whichever thread polls the producer."""
+    """Many records on their way: `acked` is called once a record, by whichever thread polls the producer.
 
-    __slots__ = ("errors", "left", "messages", "unsent")
+    It keeps numbers, not messages: to look through ten thousand more objects took the garbage collector as long as sending them.
+    """
 
-    def __init__(self, size: int) -> None:
+    __slots__ = ("errors", "left", "offsets", "partitions", "topic", "unsent")
+
+    def __init__(self, topic: str, size: int) -> None:
+        self.topic = topic
         self.left = size
-        self.messages: list[Message | None] = [None] * size
+        self.partitions = [-1] * size
+        self.offsets: list[int | None] = [None] * size
         """Of what is known to be stored."""
         self.errors: list[Exception] = []
         self.unsent = 0
 
     def acked(self, place: int, error: BrokerError | None, message: Message) -> None:
         if error is None:
-            self.messages[place] = message
+            self.partitions[place] = message.partition()
+            self.offsets[place] = message.offset()
         else:
             self.errors.append(error)
         self.left -= 1
 
     def stopped(self, place: int, error: PublishError) -> None:
         """The record at this place could not be sent; so neither it nor those behind it are."""
-        self.unsent = len(self.messages) - place
+        self.unsent = len(self.offsets) - place
         self.left -= self.unsent
         self.errors.insert(0, error)
 
@@ -100,18 +110,20 @@ class Batch:
 
     def receipts(self, ids: list[str]) -> list[Receipt]:
         """In the order of the rows. Raises PublishError if the broker refused any, or some were not sent."""
+        receipts = list(_made(Receipt, repeat(self.topic), self.partitions, self.offsets, ids))
         if self.errors:
-            raise self.failure(ids, self.errors[0]) from self.errors[0]
-        return [Receipt(m.topic(), m.partition(), m.offset(), id) for m, id in zip(self.messages, ids, strict=True) if m]
+            raise self.failure(receipts, self.errors[0]) from self.errors[0]
+        return receipts
 
-    def failure(self, ids: list[str], why: Exception) -> PublishError:
+    def failure(self, receipts: list[Receipt], why: Exception) -> PublishError:
         """What is known of each row, so that its publisher can go on."""
-        receipts = [m and Receipt(m.topic(), m.partition(), m.offset(), id) for m, id in zip(self.messages, ids, strict=True)]
-        missing = receipts.count(None)
+        stored: list[Receipt | None] = [None if receipt.offset is None else receipt for receipt in receipts]
+        missing = stored.count(None)
         return PublishError(
-            f"{missing} of {len(ids)} jobs were not stored, as far as is known: {len(ids) - missing} were, {missing - self.unsent} were "
-            f"refused or not acknowledged, {self.unsent} were not sent; the error's `receipts` say which. The first because: {why}",
-            receipts=receipts,
+            f"{missing} of {len(stored)} jobs were not stored, as far as is known: {len(stored) - missing} were, "
+            f"{missing - self.unsent} were refused or not acknowledged, {self.unsent} were not sent; the error's `receipts` say "
+            f"which. The first because: {why}",
+            receipts=stored,
             unsent=self.unsent,
         )
 
@@ -154,22 +166,20 @@ class Publisher:
         self._observed(job_type, 1, 0 if sending.error is None else 1, time.monotonic() - began)
         return sending.receipt()
 
-    def publish_many(
-        self, job_type: JobType[Any, Any], rows: Iterable[Mapping[str, Any]], options: Options = NO_OPTIONS
-    ) -> list[Receipt]:
+    def publish_many(self, job_type: JobType[Any, Any], rows: Iterable[Any], options: Options = NO_OPTIONS) -> list[Receipt]:
         """Sends a job a row and waits once for all. Raises PayloadError before anything is sent, or PublishError."""
-        ids, records = self._prepared_many(job_type, list(_numbered(rows)), options)
-        if self._joins(job_type, records):
+        topic, ids, records = self._prepared_many(job_type, rows, options)
+        if self.outbox is not None and self._joins(job_type, records := list(records)):
             return [Receipt(record.topic, record.partition, -1, job_id) for record, job_id in zip(records, ids, strict=True)]
         timeout = self._settings.publish_timeout
         began = time.monotonic()
-        batch = Batch(len(records))
+        batch = Batch(topic, len(ids))
         self._send_many(records, batch, began + timeout)
         try:
             self._wait([batch], time.monotonic() + timeout)
         except PublishError as late:
             batch.errors.append(late)
-        self._observed(job_type, len(records), batch.messages.count(None), time.monotonic() - began)
+        self._observed(job_type, len(ids), batch.offsets.count(None), time.monotonic() - began)
         return batch.receipts(ids)
 
     async def publish_async(
@@ -231,29 +241,37 @@ class Publisher:
         return record._replace(headers=sent[0]), sent[1]
 
     def _prepared_many(
-        self, job_type: JobType[Any, Any], rows: list[Mapping[str, Any]], options: Options
-    ) -> tuple[list[str], list[Record]]:
-        """Ids and records; what all rows have in common is made once."""
+        self, job_type: JobType[Any, Any], rows: Iterable[Any], options: Options
+    ) -> tuple[str, list[str], Iterable[Record]]:
+        """Topic, ids and records. Each record is made when it is its turn, so that they do not all live at once."""
         payload = job_type.payload
+        values, arguments = payload.encode_many(rows)
         if payload.fingerprint not in self._registered:
             self._register(payload)
-        ids = [options.id] * len(rows) if options.id else new_ids(len(rows))
+        ids = [options.id] * len(values) if options.id else new_ids(len(values))
         topic, (type_, _, *rest) = self._headers(job_type, options, "", self._app.clock.now())
-        keys = [options.key] * len(rows) if options.key is not None else list(map(job_type.key_of, rows))
-        limit = self._settings.max_message_bytes - HEADROOM - sum(len(n) + len(v) + 8 for n, v in rest) - 512
-        records = []
-        for row, job_id, key in zip(rows, ids, keys, strict=True):
-            headers = [type_, ("ce_id", job_id.encode()), *rest]
-            value = payload.encode(row)
-            partition = -1 if key is not None else self._partition(topic, key, job_id)
-            record = Record(topic, value, None if key is None else key.encode(), headers, partition)
-            if len(value) > limit:
+        keys = [options.key] * len(values) if options.key is not None else job_type.keys_of(arguments)
+        records: Iterable[Record] = _made(
+            Record,
+            repeat(topic),
+            values,
+            [None if key is None else key.encode() for key in keys],
+            ([type_, ("ce_id", job_id.encode()), *rest] for job_id in ids),
+            [self._partition(topic, key, job_id) for key, job_id in zip(keys, ids, strict=True)],
+        )
+        room = self._settings.max_message_bytes - HEADROOM - sum(len(n) + len(v) + 8 for n, v in rest) - 512
+        if max(map(len, values), default=0) > room:
+            records = list(records)
+            for record in records:
                 self._check_size(job_type, record)
-            if self.trace is not None:
-                record, ends = self._traced(self.trace, job_type, record, job_id)
-                ends()
-            records.append(record)
-        return ids, records
+        if self.trace is not None:
+            records = map(partial(self._traced_at_once, self.trace, job_type), records, ids)
+        return topic, ids, records
+
+    def _traced_at_once(self, trace: Trace, job_type: JobType[Any, Any], record: Record, job_id: str) -> Record:
+        record, end = self._traced(trace, job_type, record, job_id)
+        end()
+        return record
 
     def _headers(
         self, job_type: JobType[Any, Any], options: Options, job_id: str, now: float
@@ -263,7 +281,7 @@ class Publisher:
             ("ce_id", job_id.encode()),
             ("ce_specversion", b"1.0"),
             ("ce_source", self._source),
-            ("ce_time", _timestamp(now)),
+            ("ce_time", timestamp(now)),
             ("content-type", CONTENT_TYPE),
         ]
         topic = self._names.main(job_type.queue)
@@ -324,7 +342,9 @@ class Publisher:
         return partition_of(job_id.encode(), count)
 
     def _check_size(self, job_type: JobType[Any, Any], record: Record) -> None:
-        size = len(record.value or b"") + len(record.key or b"") + sum(len(n) + len(v) + 8 for n, v in record.headers)
+        size = len(record.value or b"") + len(record.key or b"")
+        for name, value in record.headers:
+            size += len(name) + len(value) + 8
         limit = self._settings.max_message_bytes - HEADROOM
         if size > limit:
             raise PayloadError(
@@ -366,7 +386,7 @@ class Publisher:
                     raise PublishError(f"a job was not sent to {record.topic}: {error}") from error
             producer.poll(_SLICE_S)
 
-    def _send_many(self, records: Sequence[Record], batch: Batch, deadline: float) -> None:
+    def _send_many(self, records: Iterable[Record], batch: Batch, deadline: float) -> None:
         send, acked = self.producer().send, batch.acked
         for place, record in enumerate(records):
             ack = partial(acked, place)
@@ -457,23 +477,20 @@ def new_ids(count: int) -> list[str]:
 _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 
 
-def _timestamp(now: float) -> bytes:
-    return datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z").encode()
+def timestamp(now: float) -> bytes:
+    ms = round(now * 1_000_000) // 1000
+    return b"%s.%03dZ" % (_second(ms // 1000), ms % 1000)
 
 
-def _numbered(rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
-    """The rows; a PayloadError on the way says which row it was."""
-    number = 0
-    iterator = iter(rows)
-    while True:
-        try:
-            row = next(iterator)
-        except StopIteration:
-            return
-        except PayloadError as error:
-            raise PayloadError(f"row {number}: {error}", error.field) from error
-        yield row
-        number += 1
+@lru_cache(maxsize=8)
+def _second(at: int) -> bytes:
+    """What all who publish within this second have in common: to make it anew took longer than to validate the arguments."""
+    return datetime.fromtimestamp(at, UTC).isoformat()[:19].encode()
+
+
+def _made(kind: type[Tuple], *columns: Iterable[Any]) -> Iterator[Tuple]:
+    """Named tuples, one a row of the columns, for half of what calling their class costs."""
+    return map(partial(tuple.__new__, kind), zip(*columns))
 
 
 def _resolve(future: Any, sending: Sending) -> None:

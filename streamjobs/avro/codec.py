@@ -9,7 +9,7 @@ current schema, then validated.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -19,10 +19,10 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from streamjobs.avro.declared import load, unwritten
 from streamjobs.avro.derive import REQUIRED, Parameter, derive
 from streamjobs.avro.people import from_json
-from streamjobs.avro.reader import reader, writer
+from streamjobs.avro.reader import WriteRows, Written, reader, rows_writer, writer
 from streamjobs.avro.resolution import Resolution
 from streamjobs.avro.schema import Schema
-from streamjobs.avro.shapes import Convert, spelled
+from streamjobs.avro.shapes import Convert, exact_types, spelled
 from streamjobs.avro.store import SINGLE_OBJECT, SchemaStore, frame_of, framed_with
 from streamjobs.core.record import CONTENT_TYPE_UNFRAMED, SINGLE_OBJECT_HEAD
 from streamjobs.errors import DecodeError, PayloadError
@@ -58,6 +58,7 @@ class Payload:
         self._declared = declared is not None
         self._extras = unwritten(self.avro, self._record_names())
         self._write = self._writer()
+        self._write_rows = self._rows_writer()
         self._current = self._current_reader()
         self.readers: dict[bytes, tuple[Read, int]] = {self._head: (self._current, SINGLE_OBJECT_HEAD)}
         """Of the writers' schemas met so far, by the first bytes of their values: what reads one, and from where."""
@@ -112,6 +113,24 @@ class Payload:
         except Exception as problem:
             raise self._unwritable(arguments, problem) from problem
 
+    def encode_many(self, rows: Iterable[Any]) -> tuple[list[bytes], list[Sequence[Any]]]:
+        """The framed values of many rows (see `bind_row`), and their arguments in the order of `names`.
+
+        Raises PayloadError naming the row. Where all of a row's arguments are of just the types that the signature asks for,
+        validating them would change nothing, and they are written at once.
+        """
+        if self._write_rows is not None:
+            return self._write_rows(rows, self._bound_and_encoded)
+        done = [self._bound_and_encoded(number, row) for number, row in enumerate(rows)]
+        return [value for value, _ in done], [arguments for _, arguments in done]
+
+    def _bound_and_encoded(self, number: int, row: Any) -> Written:
+        try:
+            arguments = self.bind_row(row)
+            return self.encode(arguments), tuple(map(arguments.__getitem__, self.names))
+        except PayloadError as problem:
+            raise PayloadError(f"row {number}: {problem}", problem.field) from problem
+
     def _by_name(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         if len(args) > len(self._positional):
             raise PayloadError(f"{self.name} takes {len(self._positional)} positional arguments, not {len(args)}: {self._takes()}")
@@ -161,6 +180,13 @@ class Payload:
             write = self._record_writer({})
             return lambda arguments: write(as_record(arguments[only]))  # type: ignore[misc]
         return self._record_writer({each.name: each.shape.write for each in self._signature.parameters if each.shape.write})
+
+    def _rows_writer(self) -> WriteRows | None:
+        """For flat records of parameters that need no more than a look at their arguments' types."""
+        takes = {each.name: () if each.keyword_only else exact_types(each.annotation, each.shape) for each in self._signature.parameters}
+        if not takes or not all(takes.values()) or set(takes) != set(self.fields):
+            return None
+        return rows_writer(self.avro, self._head, takes)
 
     def _record_writer(self, convert: Mapping[str, Convert]) -> Callable[[Mapping[str, Any]], bytes]:
         """A generated writer for flat records, fastavro for the rest."""

@@ -18,6 +18,9 @@ from streamjobs.avro.logical import raw_of, reader_of
 from streamjobs.avro.schema import MAX_DEPTH, NAMED, Schema, kind_of
 
 Read = Callable[..., Any]
+Written = tuple[bytes, Sequence[Any]]
+"""A record's bytes, and its fields in the order of the parameters."""
+WriteRows = Callable[[Iterable[Any], Callable[[int, Any], Written]], tuple[list[bytes], list[Sequence[Any]]]]
 
 #: Items of an array whose items take no bytes: nothing else bounds their number.
 MAX_EMPTY_ITEMS = 65_536
@@ -279,7 +282,9 @@ _PRIMITIVE: dict[str, list[str]] = {
 
 # Writing -----------------------------------------------------------------------------------------------------------------
 
+#: Seven bits as the last byte of a varint, and as one that more follow.
 _ONE = tuple(bytes((number,)) for number in range(128))
+_MORE = tuple(bytes((number | 128,)) for number in range(128))
 
 
 def long_bytes(number: int) -> bytes:
@@ -288,7 +293,9 @@ def long_bytes(number: int) -> bytes:
     if zigzag < 128:
         return _ONE[zigzag]
     if zigzag < 16384:
-        return bytes((zigzag & 127 | 128, zigzag >> 7))
+        return _MORE[zigzag & 127] + _ONE[zigzag >> 7]
+    if zigzag < 2097152:
+        return _MORE[zigzag & 127] + _MORE[zigzag >> 7 & 127] + _ONE[zigzag >> 14]
     if zigzag >> 64:
         raise OverflowError("a whole number has at most 64 bits")
     parts = bytearray()
@@ -311,33 +318,88 @@ def writer(schema: Schema, head: bytes, convert: Mapping[str, Callable[[Any], An
 
     None: the schema has more than that (fastavro writes it). Takes what fastavro takes after `convert`.
     """
-    source = _WriterSource(schema)
-    return source.compiled(head, convert)
+    return _WriterSource(schema, head).one(convert)
+
+
+def rows_writer(schema: Schema, head: bytes, takes: Mapping[str, Sequence[type]]) -> WriteRows | None:
+    """`write(rows, other)`: the bytes and the fields, as tuples in the order of `takes`, of many records at once.
+
+    `takes`: of each field the exact types that need no validation. A row is a tuple, a list or a dict with all of these fields;
+    one that is not, holds another type, or can't be written goes to `other(number, row)`, which gives its bytes and fields.
+    None: as `writer`.
+    """
+    return _WriterSource(schema, head).many(takes)
 
 
 class _WriterSource:
-    def __init__(self, schema: Schema) -> None:
-        self._record = schema.parsed
-        self._names: dict[str, Any] = {"long_bytes": long_bytes, "int_bytes": int_bytes, "double": _DOUBLE.pack, "float_": _FLOAT.pack, "one": _ONE}
+    def __init__(self, schema: Schema, head: bytes) -> None:
+        self._types = {field["name"]: field["type"] for field in schema.parsed["fields"]}
+        self._names: dict[str, Any] = {
+            "head": head,
+            "long_bytes": long_bytes,
+            "int_bytes": int_bytes,
+            "double": _DOUBLE.pack,
+            "float_": _FLOAT.pack,
+            "one": _ONE,
+        }
 
-    def compiled(self, head: bytes, convert: Mapping[str, Callable[[Any], Any]]) -> Callable[[Mapping[str, Any]], bytes] | None:
-        lines, parts = [], ["head"]
-        for number, field in enumerate(self._record["fields"]):
-            value = f"v{number}"
-            lines.append(f"{value} = a[{field['name']!r}]")
-            if field["name"] in convert:
-                lines.append(f"{value} = {self._constant(convert[field['name']])}({value})")
-            written = self._written(field["type"], value)
+    def one(self, convert: Mapping[str, Callable[[Any], Any]]) -> Callable[[Mapping[str, Any]], bytes] | None:
+        lines = []
+        for number, name in enumerate(self._types):
+            lines.append(f"v{number} = a[{name!r}]")
+            if name in convert:
+                lines.append(f"v{number} = {self._constant(convert[name])}(v{number})")
+        written = self._record({name: f"v{number}" for number, name in enumerate(self._types)})
+        if written is None:
+            return None
+        write: Callable[[Mapping[str, Any]], bytes] = self._compiled("write(a)", [*lines, *written, "return value"])
+        return write
+
+    def many(self, takes: Mapping[str, Sequence[type]]) -> WriteRows | None:
+        values = {name: f"v{number}" for number, name in enumerate(takes)}
+        written = self._record(values)
+        if written is None:
+            return None
+        into = "".join(f"{value}, " for value in values.values())
+        named = "".join(f"row[{name!r}], " for name in takes)
+        exact = " and ".join(self._is_exactly(values[name], kinds) for name, kinds in takes.items())
+        write: WriteRows = self._compiled(
+            "write(rows, other)",
+            [
+                "done, fields = [], []",
+                "for number, row in enumerate(rows):",
+                "    value, kind = None, type(row)",
+                "    try:",
+                f"        if kind is dict and len(row) == {len(takes)}: {into}= row = {named}",
+                f"        elif kind is tuple or kind is list: {into}= row",
+                "        else: raise TypeError",
+                f"        if {exact}:",
+                *(f"            {line}" for line in written),
+                "    except Exception: pass",
+                "    if value is None: value, row = other(number, row)",
+                "    done.append(value); fields.append(row)",
+                "return done, fields",
+            ],
+        )
+        return write
+
+    def _is_exactly(self, value: str, kinds: Sequence[type]) -> str:
+        return f"type({value}) is {self._constant(kinds[0])}" if len(kinds) == 1 else f"type({value}) in {self._constant(kinds)}"
+
+    def _compiled(self, head: str, body: Iterable[str]) -> Any:
+        source = "\n    ".join((f"def {head}:", *body))
+        exec(compile(source, "<avro writer>", "exec"), self._names)  # noqa: S102
+        return self._names["write"]
+
+    def _record(self, values: Mapping[str, str]) -> list[str] | None:
+        """Lines that turn the variables of these fields into the record's bytes, `value`."""
+        lines = []
+        for name, schema in self._types.items():
+            written = self._written(schema, values[name])
             if written is None:
                 return None
             lines += written
-            parts.append(value)
-        self._names["head"] = head
-        body = [*lines, f"return b''.join(({', '.join(parts)},))"]
-        source = "def write(a):\n" + "\n".join(f"    {line}" for line in body)
-        exec(compile(source, "<avro writer>", "exec"), self._names)  # noqa: S102
-        write: Callable[[Mapping[str, Any]], bytes] = self._names["write"]
-        return write
+        return [*lines, f"value = b''.join(({', '.join(['head', *map(values.__getitem__, self._types)])},))"]
 
     def _written(self, schema: Any, value: str) -> list[str] | None:
         """Lines that turn a variable's value into its bytes; None: not by this writer."""

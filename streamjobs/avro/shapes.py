@@ -479,6 +479,15 @@ def unwrapped(annotation: Any) -> tuple[Any, list[Any]]:
             return annotation, metadata
 
 
+_EXACT = (bool, int, float, str, bytes, type(None))
+
+
+def exact_types(annotation: Any, shape: Shape) -> tuple[type, ...]:
+    """The types whose own values (no subclass's) pydantic returns as they are, and which are written so; (): there are others."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    return () if shape.write or shape.checked or not all(kind in _EXACT for kind in kinds) else kinds
+
+
 def spelled(annotation: Any) -> str:
     """An annotation as people write it."""
     return annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(

@@ -8,11 +8,14 @@ import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from streamjobs import App, PayloadError, PublishError, UsageError
 from streamjobs.kafka import config
-from streamjobs.publish import new_ids
+from streamjobs.publish import new_ids, timestamp
 from streamjobs.testing.faults import broker_error
+from tests.unit.avro.avro_strategies import EXAMPLES
 
 
 def test_ids_are_uuids_of_version_7_in_the_order_of_time() -> None:
@@ -22,11 +25,19 @@ def test_ids_are_uuids_of_version_7_in_the_order_of_time() -> None:
     assert new_ids(1)[0][:13] >= ids[0][:13]
 
 
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.floats(0, 4e9))
+def test_the_time_of_a_job_is_its_millisecond_in_iso_8601(now: float) -> None:
+    text = timestamp(now).decode()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", text)
+    assert abs(datetime.fromisoformat(text) - datetime.fromtimestamp(now, UTC)) <= timedelta(milliseconds=1)
+
+
 def test_a_send_is_idempotent_and_names_its_job(streamjobs_testing) -> None:  # edge 67
     """What the client sends again is stored once; what a publisher sends again has the same id for the handler to see."""
-    settings = config.producer("localhost:9092", "c", {}, 1_000_000)
-    assert settings["enable.idempotence"] is True
-    assert str(settings["acks"]) in ("all", "-1")
+    made = config.producer("localhost:9092", "c", {}, 1_000_000)
+    assert made["enable.idempotence"] is True
+    assert str(made["acks"]) in ("all", "-1")
 
     app = App("shop", partitions=1)
     seen = []
