@@ -194,8 +194,14 @@ class Loop:
             self._watched = self.turned_at
             self.execution.watch()
             self._held.tend()
-        self._idle_s = 0.001 if happened else min(self._shared.idle_poll_s, self._idle_s * 2)
+        self._idle_s = 0.001 if happened else min(self._shared.longest_wait(at_rest=self._at_rest()), self._idle_s * 2)
         return bool(happened)
+
+    def _at_rest(self) -> bool:
+        """Whether nothing is under way, the next commit included."""
+        homes = self.poller.partitions.values()
+        uncommitted = any(home.committed_version != home.tracker.version for home in homes if home.fetching)
+        return self.idle and not self.settler.open and not uncommitted
 
     def _hand_out(self) -> None:
         """Gives out what may run; takes back what was not begun while partitions may be another's."""

@@ -20,7 +20,9 @@ from streamjobs.worker.quarantine import Orders
 from streamjobs.worker.settle import Routes
 from streamjobs.worker.transact import Transactions
 
-IDLE_POLL_S = 0.05
+#: How long a loop waits for records at most while anything is under way of which it is not woken, and so many times as long while
+#: nothing is: orders are seen that much later, and an idle worker takes 1 % of a CPU instead of 1.7.
+IDLE_POLL_S, AT_REST = 0.05, 5
 
 
 class Gatherer(Protocol):
@@ -76,7 +78,12 @@ class Shared:
     errors: list[BaseException] | None = None
     """Where handlers' exceptions are kept for a test; None: nowhere."""
     idle_poll_s: float = IDLE_POLL_S
+    """See `longest_wait`; 0.0 where turns are made by hand."""
     transactions: Transactions | None = None
     """Of a transactional app; None: settlements and commits are acknowledged one after the other."""
     outbox: Outbox | None = None
     """Of a transactional app: where its handlers' child jobs are until their runs are settled."""
+
+    def longest_wait(self, *, at_rest: bool) -> float:
+        """For how long (s) a loop may wait for records."""
+        return self.idle_poll_s * (AT_REST if at_rest else 1)

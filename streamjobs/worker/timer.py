@@ -128,7 +128,8 @@ class Timer:
         happened += self.settler.settled - settled
         if self._mono() - self._looked > TOPICS_S:
             self._look_for_topics()
-        self._idle_s = 0.001 if happened else min(self._shared.idle_poll_s, self._idle_s * 2)
+        longest_s = self._shared.longest_wait(at_rest=self.idle)
+        self._idle_s = 0.001 if happened else min(longest_s, self._idle_s * 2)
         return bool(happened)
 
     def _look_for_topics(self) -> None:
