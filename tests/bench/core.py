@@ -137,7 +137,7 @@ class Warm:
             self.loop.turn()
         self.home = next(home for home in self.loop.poller.partitions.values() if home.number == 0)
         rows = list(jobs.rows(queue, JOBS))
-        _ids, records = self.app.publisher._prepared_many(self.job_type, [self.job_type.payload.bind_row(row) for row in rows], _no_options())
+        _topic, _ids, records = self.app.publisher._prepared_many(self.job_type, rows, _no_options())
         stamp = int(self._testing.clock.now() * 1000)
         self.messages = [
             Message(self.home.topic, 0, offset, record.key, record.value, record.headers, None, (2, stamp))  # type: ignore[call-arg,arg-type]
@@ -206,8 +206,7 @@ def _execute(queue: str) -> Stage:
     def run() -> None:
         while taken := dispatcher.take("threads", LIST):
             run_chunk(Chunk("threads", taken, results), gate)
-            for last in results.get().stops:
-                dispatcher.stopped(last)
+            dispatcher.stopped_all(results.get().stops)
 
     return run
 
