@@ -65,7 +65,7 @@ class Loop:
         self._now, self._mono = shared.clock.now, shared.clock.monotonic
         self.turned_at = self._progressed = self._mono()
         self._idle_s = 0.001
-        self._watched = 0.0
+        self._watched = self._fetched = 0.0
         self._fresh: list[Partition] = []  # arrived, and not committed yet
         self._dispatcher: Dispatcher[Job] = Dispatcher(shared.executors)
         self._sleepers = Sleepers(self._now)
@@ -181,7 +181,8 @@ class Loop:
         happened += self._sleepers.wake()
         self._cancels.obey()
         self.poller.admit_again()
-        if not (taken and enough):
+        if taken or not enough or self.turned_at - self._fetched >= WATCH_S:
+            self._fetched = self.turned_at
             happened += self._fetch()
         if not self.draining:
             self._hand_out()
@@ -303,7 +304,8 @@ class Loop:
     # Fetching ---------------------------------------------------------------------------------------------------------
 
     def _has_enough(self) -> bool:
-        """Whether no slot would gain by another batch now: then results are waited for, and nothing is read while they come.
+        """Whether no slot would gain by another batch now: then results are waited for, and another batch is read when some have
+        come, while no thread wants the interpreter; without any only now and then, for the group's sake.
 
         *Bites*: of one hot key a single job is ready, however many wait behind it; read on for more that are ready, the partition
         fills up, is paused and resumed, and what the client had fetched ahead is thrown away each time.
