@@ -6,6 +6,8 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from streamjobs import App
 from streamjobs.core.dispatch import Dispatcher, Partition
 from streamjobs.testing.app import Testing
@@ -86,6 +88,28 @@ def test_enough_is_out_when_nothing_more_would_be_handed_out() -> None:
     world.dispatcher.ready["threads"].clear()
     world.execution._parallel["threads"].value = 2
     assert not world.execution.saturated()
+
+
+@pytest.mark.parametrize(("taken", "fetches"), [(0, 1), (1, 10)])
+def test_a_loop_that_has_enough_reads_when_results_come_and_polls_when_not(on_memory: Callable[[App], Testing], taken: int, fetches: int) -> None:
+    """Without the one its keys' partitions fill up; without the other it is thrown out of its group."""
+    app = App("shop", partitions=1)
+    app.job(name="mail", queue="mails")(lambda: None)
+    t = on_memory(app)
+    t.run()
+    loop: Any = t.process.loops[0]
+    t.clock.advance(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_has_enough", lambda: True)
+        patch.setattr(loop.execution, "take_results", lambda *, wait: taken)
+        fetched: list[int] = []
+        patch.setattr(loop.poller, "fetch", lambda limit, timeout: fetched.append(limit) or [])
+        for _ in range(10):
+            loop.turn()
+        assert len(fetched) == fetches
+        t.clock.advance(1)
+        loop.turn()
+        assert len(fetched) == fetches + 1
 
 
 def test_a_loop_that_turns_and_runs_nothing_of_what_is_ready_is_sick(on_memory: Callable[[App], Testing]) -> None:
