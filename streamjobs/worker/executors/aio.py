@@ -91,7 +91,7 @@ class Aio:
 
     async def _run_lanes(self, chunk: Chunk, row: Row, task: asyncio.Task[None]) -> None:
         """Runs each head and those behind it, until its lane or the visit ends; as the threads do, with one look at the clock a job."""
-        gate, clock, done, set_current = self._gate, time.perf_counter, chunk.done, CURRENT.set
+        gate, clock, done, set_current, cells = self._gate, time.perf_counter, chunk.done, CURRENT.set, row.cells
         marked: Partition | None = None
         run = 0
         now = clock()
@@ -104,11 +104,15 @@ class Aio:
                     chunk.returned.append(job)
                     break
                 if home is marked and job.run == run:
-                    row.cells[OFFSET] = job.offset
+                    cells[OFFSET] = job.offset
                 else:
                     marked, run = home, job.run
                     row.mark(home.place, job.offset, run)
-                job.start(now + EPOCH_OFFSET)
+                job.started_at = at = now + EPOCH_OFFSET
+                since = job.appended_at
+                if job.due:
+                    since = max(since, job.due)
+                job.wait_s = at - since if at > since else 0.0
                 set_current(job)
                 job_type = job.job_type
                 try:
@@ -129,7 +133,8 @@ class Aio:
                 left -= 1
                 behind = job.next
                 if behind is None or left == 0 or now > until or behind.kind != job.kind:
-                    chunk.stops.append(job)
+                    if job.lane is not None:
+                        chunk.stops.append(job)
                     break
                 job = behind  # type: ignore[assignment]
 
