@@ -140,7 +140,7 @@ class MemoryProducer:
         if error and error.fatal:
             self._fatal = error
         failed = MemoryMessage(item.record, item.record.partition)
-        self._answers.append(Answer(item.ack, error, message or failed))
+        self._answers.append(Answer(item.ack, error, failed if message is None else message))
         self._state.changed()
 
     def _serve(self) -> int:
