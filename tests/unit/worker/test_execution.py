@@ -112,6 +112,24 @@ def test_a_loop_that_has_enough_reads_when_results_come_and_polls_when_not(on_me
         assert len(fetched) == fetches + 1
 
 
+def test_a_loop_is_at_rest_when_nothing_is_under_way_the_next_commit_included(on_memory: Callable[[App], Testing]) -> None:
+    """Else it would wait for records when it is to commit: what had finished by then runs again after a crash."""
+    app = App("shop", partitions=1)
+    mail = app.job(name="mail", queue="mails")(lambda: None)
+    t = on_memory(app)
+    mail.publish()
+    t.run()
+    loop: Any = t.process.loops[0]
+    (home,) = loop.poller.partitions.values()
+    home.committed_version = home.tracker.version
+    assert loop._at_rest()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(loop.settler), "open", 1)
+        assert not loop._at_rest()
+    home.tracker.touch()
+    assert not loop._at_rest()
+
+
 def test_a_loop_that_turns_and_runs_nothing_of_what_is_ready_is_sick(on_memory: Callable[[App], Testing]) -> None:
     """It polls, so it keeps its partitions; nobody would ever run their jobs."""
     app = App("shop", partitions=1)

@@ -1,0 +1,67 @@
+"""The dispatcher by hand: what is ready, for whom, and what is not any more (PROTOCOLS §4)."""
+
+from __future__ import annotations
+
+from streamjobs.core.dispatch import Dispatcher, Entry, Partition
+from streamjobs.core.offsets import Tracker
+
+
+def a_home(number: int = 0) -> Partition:
+    return Partition("jobs.mails", number, "mails", retry=False, topic_id=b"0" * 16, epoch=1, tracker=Tracker(0))
+
+
+def an_entry(home: Partition, offset: int = 0, lane: bytes | None = None, kind: str = "threads") -> Entry:
+    entry = Entry()
+    entry.home, entry.epoch, entry.offset, entry.lane, entry.kind, entry.next = home, home.epoch, offset, lane, kind, None
+    return entry
+
+
+def test_entries_of_one_list_go_to_the_executors_that_run_them() -> None:
+    dispatcher: Dispatcher[Entry] = Dispatcher(["threads", "aio"])
+    home = a_home()
+    entries = [an_entry(home, offset, kind=kind) for offset, kind in enumerate(("threads", "threads", "aio", "threads", "aio"))]
+    dispatcher.add_all(entries)
+    assert [entry.offset for entry in dispatcher.take("threads", 9)] == [0, 1, 3]
+    assert [entry.offset for entry in dispatcher.take("aio", 9)] == [2, 4]
+
+
+def test_no_more_are_taken_than_asked_for_and_those_of_leaving_partitions_are_dropped() -> None:
+    dispatcher: Dispatcher[Entry] = Dispatcher(["threads"])
+    leaving, staying = a_home(0), a_home(1)
+    dispatcher.add_all([an_entry((leaving, staying)[offset % 2], offset) for offset in range(10)])
+    leaving.serving = -1
+    assert [entry.offset for entry in dispatcher.take("threads", 3)] == [1, 3, 5]
+    assert [entry.offset for entry in dispatcher.take("threads", 9)] == [7, 9]
+    assert dispatcher.count() == 0
+    dispatcher.add_all([an_entry(home, 10) for home in (leaving, *[staying] * 8)])
+    assert len(dispatcher.take("threads", 3)) == 3
+
+
+def test_each_is_asked_about_once_and_those_that_may_not_run_keep_aside() -> None:
+    """The question may have a consequence: of a held type one job is let through, to see."""
+    dispatcher: Dispatcher[Entry] = Dispatcher(["threads"])
+    home = a_home()
+    dispatcher.add_all([an_entry(home, offset) for offset in range(8)])
+    asked: list[int] = []
+
+    def why_held(entry: Entry) -> str | None:
+        asked.append(entry.offset)
+        return "paused" if entry.offset % 2 else None
+
+    assert [entry.offset for entry in dispatcher.take("threads", 3, why_held)] == [0, 2, 4]
+    assert asked == sorted(set(asked))
+    assert [entry.offset for entry in dispatcher.held["paused"]] == [offset for offset in asked if offset % 2]
+
+
+def test_a_lane_of_an_epoch_that_is_over_readies_nothing() -> None:
+    """Its next entry is the next owner's. What is behind a head that ended is ready, once; of an empty lane nothing is left."""
+    dispatcher: Dispatcher[Entry] = Dispatcher(["threads"])
+    gone, here = a_home(0), a_home(1)
+    entries = [an_entry(home, offset, b"key") for home in (gone, here) for offset in (0, 1)]
+    dispatcher.add_all(entries)
+    assert dispatcher.take("threads", 9) == [entries[0], entries[2]]
+    gone.epoch = gone.serving = -1
+    dispatcher.stopped_all([entries[0], entries[2]])
+    assert list(dispatcher.ready["threads"]) == [entries[3]]
+    dispatcher.stopped_all(dispatcher.take("threads", 9))
+    assert here.lanes == {}
