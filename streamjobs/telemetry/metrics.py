@@ -73,9 +73,9 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
-    def observe(self, values: list[float]) -> None:
-        """Values of one list mostly share a bucket: then two comparisons a value are all there is."""
-        if values and not self.within(Range.of(values)):
+    def observe(self, values: list[float], known: Range | None = None) -> None:
+        """Values of one list mostly share a bucket: then two comparisons a value are all there is; with their `known` range, none."""
+        if values and not self.within(known or Range.of(values)):
             self._spread(values)
 
     def within(self, values: Range) -> bool:
@@ -296,10 +296,8 @@ def _grouped(ended: Ended) -> Iterable[tuple[_Key, Ended]]:
 def _observe_times(group: _Group, ended: Ended) -> None:
     """A job without headers of ours was neither delayed nor run before: from end to end it waited and ran, nothing else."""
     waits, durations = Range.of(ended.waits), Range.of(ended.durations)
-    if not group.waits.within(waits):
-        group.waits.observe(ended.waits)
-    if not group.runs.within(durations):
-        group.runs.observe(ended.durations)
+    group.waits.observe(ended.waits, waits)
+    group.runs.observe(ended.durations, durations)
     if group.end_to_end is not None and not (ended.plain and group.end_to_end.within(waits.plus(durations))):
         group.end_to_end.observe(_end_to_end(ended))
 
