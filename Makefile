@@ -23,7 +23,7 @@ check: $(VENV)/.ready  ## ruff and mypy
 	@$(BIN)/mypy
 
 test: check  ## everything that must hold, on a real broker too (KAFKA from Maven, Docker or STREAMJOBS_TEST_BOOTSTRAP)
-	@$(RUN) -m pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder
+	@$(RUN) -m pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test-long: $(VENV)/.ready  ## what takes longer than `make test` may
 	@$(RUN) -m pytest -m long

@@ -276,6 +276,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("broker")
 
 
+# -- a process of the suite that dies ------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Says how it ended: by which signal, or with which code. The run ends then (`--max-worker-restart 0`): a replacement would get the
+    rest of its tests, and now and then wait for ever for one more."""
+    if error:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            ended = node.gateway._io.popen.wait(10)
+            sys.stderr.write(f"\n*** {node.gateway.id} ended with {ended} (negative: a signal)\n")
+
+
 # -- the end of a run -----------------------------------------------------------------------------------------------------
 
 

@@ -300,7 +300,7 @@ def _fetch_jars() -> None:
     fetched = LIBS.with_name("libs.fetched")
     shutil.rmtree(fetched, ignore_errors=True)
     command = ["mvn", "-B", "-q", "-f", str(HERE / "pom.xml"), "dependency:copy-dependencies"]
-    if subprocess.run([*command, f"-DoutputDirectory={fetched}"], stdout=sys.stderr, check=False).returncode:
+    if subprocess.run([*command, f"-DoutputDirectory={fetched}"], stdout=2, check=False).returncode:
         raise LocalKafkaError(f"Maven could not fetch Kafka; see why with:\n  {' '.join(command)}")
     (fetched / "pom.sha256").write_text(digest)
     shutil.rmtree(LIBS, ignore_errors=True)
