@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from queue import Empty, SimpleQueue
 
-from streamjobs.core.dispatch import QUARANTINE, Dispatcher, Parallelism, chunk_size
+from streamjobs.core.dispatch import QUARANTINE, Dispatcher, Inline, Parallelism, chunk_size
 from streamjobs.job import Job
 from streamjobs.worker.executors import Chunk, Executor
 
@@ -24,7 +24,8 @@ class Execution:
     """The chunks of one loop that are out. One owner: the loop's thread.
 
     `finished` gets the jobs that ran to an end, `returned` those that were handed out and not started, `overdue` each that still
-    runs in a chunk that is out for long; `wavers` says of which types runs failed lately.
+    runs in a chunk that is out for long; `wavers` says of which types runs failed lately. `run_inline`: runs a chunk in this thread,
+    or says that it can't.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Execution:
         returned: Callable[[Sequence[Job]], None],
         overdue: Callable[[Chunk, Job], None],
         wavers: Callable[[str], bool],
+        run_inline: Callable[[Chunk], bool] = lambda _: False,
     ) -> None:
         self.out: dict[Chunk, float] = {}
         self._executors = executors
@@ -46,21 +48,36 @@ class Execution:
         self._returned = returned
         self._overdue = overdue
         self._wavers = wavers
+        self._run_inline = run_inline
+        self._inline = Inline()
         self._results: SimpleQueue[Chunk] = SimpleQueue()
         self._out_by_kind = dict.fromkeys(executors, 0)
         self._parallel = {kind: Parallelism(executor.slots) for kind, executor in executors.items()}
 
-    def hand_out(self, why_held: Callable[[Job], str | None] | None = None) -> None:
-        """Gives every executor as many chunks as are worth having out. `why_held`: see `Dispatcher.take`."""
-        ready = self._dispatcher.ready
-        for kind, executor in self._executors.items():
-            room = self._parallel[kind].value - self._out_by_kind[kind]
-            while room > 0 and ready[kind]:
-                size = self._size(ready[kind][0])
-                jobs = self._dispatcher.take(kind, size, why_held)
-                if jobs:
-                    executor.submit(self._new_chunk(kind, jobs, brief=size >= BRIEF))
-                    room -= 1
+    def hand_out(self, why_held: Callable[[Job], str | None] | None = None, *, inline: bool = False) -> None:
+        """Gives every executor as many chunks as are worth having out. `why_held`: see `Dispatcher.take`.
+
+        `inline`: brief jobs may run right here, as the last thing that this call does.
+        """
+        chunks = [chunk for kind in self._executors for chunk in self._new_chunks(kind, why_held)]
+        if inline and chunks and self._may_run_inline(chunks[0]) and self._run_inline(chunks[0]):
+            return
+        for chunk in chunks:
+            self._executors[chunk.kind].submit(chunk)
+
+    def _new_chunks(self, kind: str, why_held: Callable[[Job], str | None] | None) -> Iterator[Chunk]:
+        ready = self._dispatcher.ready[kind]
+        room = self._parallel[kind].value - self._out_by_kind[kind]
+        while room > 0 and ready:
+            size = self._size(ready[0])
+            jobs = self._dispatcher.take(kind, size, why_held)
+            if jobs:
+                yield self._new_chunk(kind, jobs, brief=size >= BRIEF)
+                room -= 1
+
+    def _may_run_inline(self, chunk: Chunk) -> bool:
+        """Whether it is all that is out: else other results would wait for it, and who is held up by a handler has one out already."""
+        return chunk.brief and chunk.kind == "threads" and len(self.out) == 1 and self._inline.allowed(self._mono())
 
     def saturated(self) -> bool:
         """Whether as many chunks as are worth having out are out or ready."""
@@ -111,11 +128,14 @@ class Execution:
                 parallel.missed()
 
     def _over(self, chunk: Chunk) -> None:
-        del self.out[chunk]
+        since = self.out.pop(chunk)
         self._out_by_kind[chunk.kind] -= 1
         calm = chunk.brief and all(other.brief for other in self.out)
         waiting = bool(self._dispatcher.ready[chunk.kind])
-        self._parallel[chunk.kind].returned(time.process_time(), self._mono(), calm=calm, waiting=waiting)
+        now = self._mono()
+        self._parallel[chunk.kind].returned(time.process_time(), now, calm=calm, waiting=waiting)
+        if chunk.inline:
+            self._inline.ran(now - since, chunk.waited_s, now)
         self.harvest([chunk])
         if chunk.returned:
             self._returned(chunk.returned)

@@ -34,6 +34,7 @@ from streamjobs.worker.settle import Settler
 from streamjobs.worker.shared import Shared
 from streamjobs.worker.sleepers import Sleepers
 from streamjobs.worker.transact import Gathered, Telling, Transactor, is_gone
+from streamjobs.worker.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +59,9 @@ class Loop:
         self.tier = "main" if name == "main" else "retry"
         self.metrics = shared.new_metrics(group, self.tier)
         self.events = EventBatch(shared.worker_id, shared.group, shared.events_mode)
+        self.turns = Turns()
         self.topic_ids: SimpleQueue[Mapping[str, bytes]] = SimpleQueue()
-        self.draining = False
+        self.draining = self._begun = False
         self._shared = shared
         self._desired = shared.view()
         self._now, self._mono = shared.clock.now, shared.clock.monotonic
@@ -103,7 +105,14 @@ class Loop:
             returned=self.outcomes.returned,
             overdue=self.outcomes.overdue,
             wavers=self._shared.breakers.wavers,
+            run_inline=self._run_inline,
         )
+
+    def _run_inline(self, chunk: Chunk) -> bool:
+        if self._shared.run_inline is None:
+            return False
+        with self.turns.lent():
+            return self._shared.run_inline(chunk)
 
     def _new_arrivals(self) -> Arrivals:
         shared = self._shared
@@ -161,10 +170,13 @@ class Loop:
     # Life -------------------------------------------------------------------------------------------------------------
 
     def run(self, stop: Callable[[], bool]) -> bool:
-        """Turns until `stop()`, then drains. False: work was abandoned at drain. Raises Stopped."""
-        self.committer.begin()
-        self.poller.subscribe(self.topics)
+        """Turns until `stop()`, then drains. False: work was abandoned at drain. Raises Stopped, and TakenOver: called again, in another
+        thread, it goes on."""
         try:
+            if not self._begun:
+                self._begun = True
+                self.committer.begin()
+                self.poller.subscribe(self.topics)
             while not stop():
                 self.turn()
         except Stopped:
@@ -185,7 +197,7 @@ class Loop:
             self._fetched = self.turned_at
             happened += self._fetch()
         if not self.draining:
-            self._hand_out()
+            self._hand_out(inline=True)
             if self.execution.out and not self._dispatcher.count():
                 time.sleep(0)  # a thread that was woken gets the interpreter now, not when this one next waits
         if self.execution.out or not self._dispatcher.count() or self.committer.doubted:
@@ -204,12 +216,12 @@ class Loop:
         uncommitted = any(home.committed_version != home.tracker.version for home in homes if home.fetching)
         return self.idle and not self.settler.open and not uncommitted
 
-    def _hand_out(self) -> None:
-        """Gives out what may run; takes back what was not begun while partitions may be another's."""
+    def _hand_out(self, *, inline: bool = False) -> None:
+        """Gives out what may run; takes back what was not begun while partitions may be another's. Raises TakenOver if `inline`."""
         if self.committer.doubts():
             self.execution.recall()
         elif not self.draining:
-            self.execution.hand_out(self.holds.judge())
+            self.execution.hand_out(self.holds.judge(), inline=inline)
 
     def drain(self, deadline: float) -> bool:
         """Admits nothing more, keeps polling, ends what runs, commits and leaves the group. False: something was abandoned."""

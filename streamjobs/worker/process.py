@@ -43,6 +43,7 @@ from streamjobs.worker.settle import Routes
 from streamjobs.worker.shared import IDLE_POLL_S, Gatherer, Shared
 from streamjobs.worker.timer import Timer
 from streamjobs.worker.transact import Transactions
+from streamjobs.worker.turns import TakenOver, Turns
 
 if TYPE_CHECKING:
     from streamjobs.avro.store import SchemaStore
@@ -135,7 +136,7 @@ class Process:
         self._learn = learn
         self._learners: list[threading.Thread] = []
         self._stopping = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._threads: list[threading.Thread | Turns] = []
         self._broker = app.broker
         self._names = app.names
         self.control = ControlReader(self._broker, app.names)
@@ -148,6 +149,7 @@ class Process:
         made = executors(self.gate) if executors else self._executors(settings, load)
         self.executors = {executor.kind: executor for executor in made}
         self.breakers = Breakers(self.gate)
+        threads = self.executors.get("threads")
         self._transactions = None if outbox is None else Transactions(self._broker, _member(settings, slot, member))
         shared = self._share(
             decoder=Decoder(app.job_types, store),
@@ -158,6 +160,7 @@ class Process:
             idle_poll_s=IDLE_POLL_S if executors is None else 0.0,
             session_timeout_s=self.gate.session_s,
             outbox=outbox,
+            run_inline=threads.run_inline if isinstance(threads, Threads) else None,
         )
         main = [app.names.main(queue) for queue in queues]
         retry = [app.names.retry(queue, app.group) for queue in queues]
@@ -215,7 +218,8 @@ class Process:
         self.control.start()
         self._call_hooks(self.app.start_hooks)
         for loop in self.loops:
-            self._spawn(loop.name, lambda loop=loop: self._run_loop(loop))  # type: ignore[misc]
+            self._threads.append(loop.turns)
+            loop.turns.start(f"streamjobs-{loop.name}", lambda loop=loop: self._guarded(lambda: self._run_loop(loop)))  # type: ignore[misc]
         if self.timer is not None:
             self._spawn("timer", self._run_timer)
         self._spawn("topics", self._watch_topics)
@@ -256,6 +260,8 @@ class Process:
         """A loop that can't go on ends the whole process: its siblings drain, and the supervisor starts another one."""
         try:
             run()
+        except TakenOver:
+            raise
         except BaseException as error:
             logger.exception("%s ended", threading.current_thread().name)
             self.failure = self.failure or error

@@ -13,7 +13,7 @@ from streamjobs.core.control import Desired
 from streamjobs.core.dispatch import Partition
 from streamjobs.job import Job, JobType, Outbox
 from streamjobs.worker.decode import Decoder
-from streamjobs.worker.executors import Executor
+from streamjobs.worker.executors import Chunk, Executor
 from streamjobs.worker.holds import Breakers
 from streamjobs.worker.marks import Marks
 from streamjobs.worker.quarantine import Orders
@@ -79,6 +79,8 @@ class Shared:
     """Where handlers' exceptions are kept for a test; None: nowhere."""
     idle_poll_s: float = IDLE_POLL_S
     """See `longest_wait`; 0.0 where turns are made by hand."""
+    run_inline: Callable[[Chunk], bool] | None = None
+    """Runs a chunk in the thread of the loop that lends itself; None where turns are made by hand."""
     transactions: Transactions | None = None
     """Of a transactional app; None: settlements and commits are acknowledged one after the other."""
     outbox: Outbox | None = None

@@ -50,8 +50,8 @@ class Chunk:
     """
 
     __slots__ = (
-        "born", "brief", "current", "done", "harvested", "heads", "jobs", "kind", "results", "returned", "stopped", "stops",
-        "zombie",
+        "born", "brief", "current", "done", "harvested", "heads", "inline", "jobs", "kind", "results", "returned", "stopped", "stops",
+        "waited_s", "zombie",
     )  # fmt: skip
 
     def __init__(self, kind: str, jobs: list[Job], results: SimpleQueue[Chunk]) -> None:
@@ -70,6 +70,8 @@ class Chunk:
         self.stopped = 0  # how many of `stops`
         self.zombie: Job | None = None  # a job that runs on past its timeout
         self.brief = False  # its jobs take microseconds by the mean so far: they wait for nothing
+        self.inline = False  # it was run by its loop's thread, which used no processor for `waited_s` of that
+        self.waited_s = 0.0
 
     def give_up(self) -> None:
         """After a fault outside a handler: what has no end, the job at hand included, goes back, so that its lane goes on."""

@@ -36,6 +36,7 @@ class Threads:
         self._idle: list[SimpleQueue[bool]] = []
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()  # of the list of threads
+        self._free = threading.Semaphore(slots)  # slots: taken by a thread while it is awake, and by whoever runs a chunk inline
 
     def submit(self, chunk: Chunk) -> None:
         self._backlog.append(chunk)
@@ -63,7 +64,8 @@ class Threads:
         go_on = True
         with self._seat() as run:
             while go_on:
-                self._empty_backlog(run)
+                with self._free:
+                    self._empty_backlog(run)
                 self._idle.append(mailbox)
                 if self._backlog:
                     self._wake()
@@ -82,6 +84,18 @@ class Threads:
             except IndexError:
                 return
             run(chunk)
+
+    def run_inline(self, chunk: Chunk) -> bool:
+        """Runs it in the calling thread, which takes one of the slots for that; False if none is free."""
+        if not self._free.acquire(blocking=False):
+            return False
+        try:
+            with self._seat() as run:
+                chunk.inline = True
+                run(chunk)
+        finally:
+            self._free.release()
+        return True
 
     def cancel(self, job: Job) -> None:
         """Nothing to do: a thread can't be interrupted; the handler sees `job.cancelled`."""
@@ -111,6 +125,7 @@ def run_chunk(
     `to_epoch`: what makes the clock's seconds seconds since the epoch. `row`: where it notes what it starts.
     """
     row = row or nowhere()
+    began, burned = time.monotonic(), time.thread_time()
     try:
         gate.turns_back(chunk)
         _run_lanes(chunk, gate, clock, to_epoch, row)
@@ -121,6 +136,7 @@ def run_chunk(
         row.clear()
         CURRENT.set(None)
         chunk.current = None
+        chunk.waited_s = time.monotonic() - began - (time.thread_time() - burned)
         chunk.results.put(chunk)
 
 

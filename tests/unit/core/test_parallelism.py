@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamjobs.core.dispatch import Parallelism
+from streamjobs.core.dispatch import Inline, Parallelism
 
 SLOTS = 100
 
@@ -80,3 +80,34 @@ def test_one_chunk_of_others_among_them_is_enough_to_keep_the_slots() -> None:
     parallel.returned(0.0, 2.0, calm=True)
 
     assert parallel.value == before
+
+
+def test_what_waits_in_the_loops_thread_is_banned_from_it_for_longer_each_time() -> None:
+    inline, now, banned_s = Inline(), 0.0, []
+
+    for _ in range(7):
+        assert inline.allowed(now)
+        inline.ran(0.06, 0.02, now)
+        assert not inline.allowed(now)
+        until = next(until for until in (1, 2, 4, 8, 16, 30) if inline.allowed(now + until))
+        assert not inline.allowed(now + until - 0.01)
+        banned_s.append(until)
+        now += until
+
+    assert banned_s == [1, 2, 4, 8, 16, 30, 30]
+    inline.ran(0.06, 0.01, now)
+    inline.ran(0.06, 0.06, now)
+    assert inline.allowed(now + 1), "what ran well in between is not held against it"
+
+
+def test_a_little_waiting_is_none() -> None:
+    """A thread is now and then not given its turn for some milliseconds: judged is what 50 ms of running were spent on."""
+    inline = Inline()
+
+    inline.ran(0.01, 0.01, 0.0)
+    for _ in range(6):
+        assert inline.allowed(0.0)
+        inline.ran(0.01, 0.0, 0.0)
+    for _ in range(10):
+        inline.ran(0.01, 0.004, 0.0)
+    assert not inline.allowed(0.0)

@@ -35,8 +35,9 @@ class Idle:
 
 
 class World:
-    def __init__(self, mean_s: float) -> None:
+    def __init__(self, mean_s: float, *, inline: bool = False) -> None:
         self.now = 0.0
+        self.inline: list[Chunk] = []
         self.executor = Idle()
         self.dispatcher: Dispatcher[Any] = Dispatcher(["threads"])
         self.home = Partition("t", 0, "q", retry=False, topic_id=b"", epoch=1, tracker=None)
@@ -49,13 +50,26 @@ class World:
             returned=lambda _: None,
             overdue=lambda *_: None,
             wavers=lambda _: False,
+            run_inline=self.run_inline,
         )
-        for offset in range(1000):
+        for offset in range(2000):
             job = SimpleNamespace(
                 job_type=self.job_type, kind="threads", type="t", home=self.home, epoch=1, offset=offset, lane=None, next=None
             )
             self.dispatcher.add(job)
-        self.execution.hand_out()
+        self.execution.hand_out(inline=inline)
+
+    def run_inline(self, chunk: Chunk) -> bool:
+        """As an executor that runs nothing of it."""
+        self.inline.append(chunk)
+        chunk.inline = True
+        return True
+
+    def come_back(self, chunk: Chunk, waited_s: float = 0.0, after_s: float = 0.001) -> None:
+        self.now += after_s
+        chunk.waited_s = waited_s
+        chunk.results.put(chunk)
+        self.execution.take_results()
 
     def miss(self) -> None:
         self.execution.take_results()
@@ -73,6 +87,45 @@ def test_a_missed_result_of_brief_jobs_is_patience() -> None:
     world = World(BRIEF_S)
     world.miss()
     assert len(world.executor.chunks) == 1
+
+
+def test_brief_jobs_run_in_the_loops_thread_while_nothing_else_is_out() -> None:
+    """Were another chunk out, its results would wait meanwhile; and who is held up by a handler has one out."""
+    world = World(BRIEF_S, inline=True)
+    assert len(world.inline) == 1 and not world.executor.chunks
+    world.execution._parallel["threads"].value = 2
+    world.execution.hand_out(inline=True)
+    assert len(world.inline) == 1 and len(world.executor.chunks) == 1
+
+
+def test_jobs_that_are_not_brief_or_known_do_not() -> None:
+    for mean_s in (LONG_S, 60e-6, None):
+        world = World(mean_s, inline=True)  # type: ignore[arg-type]
+        assert not world.inline and len(world.executor.chunks) == 1
+
+
+def test_nor_do_they_where_the_loop_does_not_offer_itself() -> None:
+    """In the callback of a rebalance, for example: nobody could take the loop over there."""
+    world = World(BRIEF_S)
+    assert not world.inline and len(world.executor.chunks) == 1
+
+
+def test_brief_jobs_that_wait_run_in_threads_for_a_while() -> None:
+    world = World(BRIEF_S, inline=True)
+    world.come_back(world.inline[0], waited_s=0.05, after_s=0.1)
+    world.execution.hand_out(inline=True)
+    assert len(world.inline) == 1 and len(world.executor.chunks) == 1
+    world.come_back(world.executor.chunks[0], after_s=1.0)
+    world.execution.hand_out(inline=True)
+    assert len(world.inline) == 2
+
+
+def test_without_a_free_slot_they_wait_for_one() -> None:
+    world = World(BRIEF_S)
+    world.come_back(world.executor.chunks[0])
+    world.execution._run_inline = lambda _: False
+    world.execution.hand_out(inline=True)
+    assert not world.inline and len(world.executor.chunks) == 2
 
 
 def test_brief_jobs_that_hang_after_all_do_not_hold_up_the_rest() -> None:
@@ -145,7 +198,7 @@ def test_a_loop_that_turns_and_runs_nothing_of_what_is_ready_is_sick(on_memory: 
         return t.process.sick()
 
     assert [turn() for _ in range(4)] == [{}] * 4, "with nothing to run, to run nothing is well"
-    hand_out, loop.execution.hand_out = loop.execution.hand_out, lambda *_: None
+    hand_out, loop.execution.hand_out = loop.execution.hand_out, lambda *_, **__: None
     app.job_types["mail"].publish()
     assert [turn() for _ in range(2)] == [{}, {}]
     assert turn() == {"main": f"has had jobs to run and run none for {STUCK_LOOP_S * 1.5:.0f} s"}

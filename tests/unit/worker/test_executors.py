@@ -73,6 +73,38 @@ def threads(bench: Bench) -> Iterator[Threads]:
     executor.stop(1)
 
 
+def test_a_chunk_that_runs_inline_takes_a_slot(bench: Bench) -> None:
+    """With one slot nothing runs beside it, and it does not run beside anything."""
+    threads = Threads(1, bench.gate)
+    started, release, ran = threading.Event(), threading.Event(), []
+
+    def blocks() -> None:
+        started.set()
+        assert release.wait(20)
+        ran.append("first")
+
+    first = bench.chunk("threads", blocks)
+    inline = threading.Thread(target=lambda: ran.append(threads.run_inline(first)))
+    inline.start()
+    assert started.wait(20)
+    threads.submit(bench.chunk("threads", lambda: ran.append("second")))
+    assert not threads.run_inline(bench.chunk("threads", lambda: ran.append("never")))
+    release.set()
+    inline.join(20)
+    assert bench.result() is first and first.inline and not bench.result().inline
+    assert ran[0] == "first" and set(ran) == {"first", True, "second"}
+    threads.stop(1)
+
+
+def test_a_chunk_tells_how_long_its_jobs_used_no_processor(bench: Bench, threads: Threads) -> None:
+    waits, works = threading.Event(), bench.chunk("threads", lambda: sum(range(200_000)))
+    threads.submit(bench.chunk("threads", lambda: waits.wait(0.05)))
+    assert bench.result().waited_s > 0.04
+    threads.submit(works)
+    chunk = bench.result()
+    assert chunk.waited_s < chunk.done[0].duration_s / 2
+
+
 def test_an_async_timeout_is_real(bench: Bench, aio: Aio) -> None:
     async def forever() -> None:
         await asyncio.Event().wait()
