@@ -65,9 +65,9 @@ class LosingBroker:
         self._flag = flag
 
     def consumer(
-        self, group: str | None, *, instance: str | None = None, isolation: Isolation = "read_committed"
+        self, group: str | None, *, instance: str | None = None, isolation: Isolation = "read_committed", patient: bool = False
     ) -> Consumer:
-        return self._broker.consumer(group, instance=instance, isolation=isolation)
+        return self._broker.consumer(group, instance=instance, isolation=isolation, patient=patient)
 
     def producer(self) -> Producer:
         return LosingProducer(self._broker.producer(), self._names, self._flag)

@@ -57,16 +57,21 @@ class KafkaBroker:
                 self._protocol_found = self._protocol_choice
         return self._protocol_found
 
-    def consumer(self, group: str | None, *, instance: str | None = None, isolation: Isolation = "read_committed") -> Consumer:
-        """A member of `group` (`instance`: static membership), or with None a reader. Raises BrokerError."""
+    def consumer(
+        self, group: str | None, *, instance: str | None = None, isolation: Isolation = "read_committed", patient: bool = False
+    ) -> Consumer:
         from streamjobs.kafka.consumer import KafkaConsumer
 
-        return KafkaConsumer(self._consumer_config(group, instance, isolation))
+        return KafkaConsumer(self._consumer_config(group, instance, isolation, patient=patient))
 
-    def _consumer_config(self, group: str | None, instance: str | None, isolation: Isolation) -> config.Config:
+    def _consumer_config(self, group: str | None, instance: str | None, isolation: Isolation, *, patient: bool) -> config.Config:
+        settings = self._adapted(self._reader_or_member(group, instance, isolation))
+        return config.patient(settings, self._kafka) if patient else settings
+
+    def _reader_or_member(self, group: str | None, instance: str | None, isolation: Isolation) -> config.Config:
         if group is None:
-            return self._adapted(config.reader(self.bootstrap, self._client_id, self._kafka, isolation))
-        settings = config.member(
+            return config.reader(self.bootstrap, self._client_id, self._kafka, isolation)
+        return config.member(
             self.bootstrap,
             self._client_id,
             self._kafka,
@@ -77,7 +82,6 @@ class KafkaBroker:
             session_timeout_s=self._session_timeout_s,
             max_poll_interval_s=self._max_poll_interval_s,
         )
-        return self._adapted(settings)
 
     def producer(self) -> Producer:
         from streamjobs.kafka.producer import KafkaProducer

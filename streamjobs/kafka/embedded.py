@@ -58,10 +58,12 @@ class EmbeddedBroker(KafkaBroker):
         """
         return "classic" if self._protocol_choice == "classic" else "consumer"
 
-    def consumer(self, group: str | None, *, instance: str | None = None, isolation: Isolation = "read_committed") -> Consumer:
+    def consumer(
+        self, group: str | None, *, instance: str | None = None, isolation: Isolation = "read_committed", patient: bool = False
+    ) -> Consumer:
         from streamjobs.kafka.embedded_clients import EmbeddedConsumer
 
-        settings = self._consumer_config(group, instance, isolation)
+        settings = self._consumer_config(group, instance, isolation, patient=patient)
         return EmbeddedConsumer(settings, self.members.member(group or "", self._client_id, instance))
 
     def _new_admin(self) -> KafkaAdmin:

@@ -62,7 +62,7 @@ class MemoryBroker:
     # -- the port
 
     def consumer(
-        self, group: str | None, *, instance: str | None = None, isolation: Isolation = "read_committed"
+        self, group: str | None, *, instance: str | None = None, isolation: Isolation = "read_committed", patient: bool = False
     ) -> MemoryConsumer:
         return MemoryConsumer(self._state, group, instance, isolation)
 

@@ -44,7 +44,7 @@ class ControlReader:
         self._heard = 0.0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._consumer = broker.consumer(None)
+        self._consumer = broker.consumer(None, patient=True)
 
     def view(self) -> View:
         """A view for one more loop; to be asked for before `start`, so that it misses nothing."""

@@ -39,6 +39,15 @@ def test_fetch_waits_for_the_first_record_as_long_as_it_was_told_to(broker: Brok
     assert 0.25 < time.monotonic() - started < 5
 
 
+def test_a_patient_reader_gets_what_comes_while_it_waits(broker: Broker, world: Any) -> None:
+    topic = world.topic()
+    reader = world.reader({TopicPartition(topic, 0): 0}, patient=True)
+    for value in (b"a", b"b"):
+        assert reader.fetch(1, 0.7) == []
+        world.send(topic, value)
+        assert [found.value() for found in world.read(reader, 1)] == [value]
+
+
 def test_fetch_returns_at_most_its_limit_and_in_order(broker: Broker, world: Any) -> None:
     topic = world.topic()
     world.send(topic, *[b"%d" % i for i in range(50)])

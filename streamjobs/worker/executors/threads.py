@@ -181,9 +181,8 @@ def _run_lanes(chunk: Chunk, gate: Gate, clock: Callable[[], float], to_epoch: f
             done.append(job)
             if waits:
                 break
-            left -= 1
             behind = job.next
-            if behind is None or left == 0 or now > until or behind.kind != job.kind:
+            if behind is None or now > until or behind.kind != job.kind or (left := left - 1) == 0:
                 if job.lane is not None:
                     stops.append(job)
                 break

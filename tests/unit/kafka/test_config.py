@@ -55,6 +55,12 @@ def test_a_default_that_is_not_ours_to_keep_can_be_changed() -> None:
     assert config.producer("h:1", "app", {"linger.ms": 50}, 1000)["linger.ms"] == 50
 
 
+def test_a_patient_reader_asks_seldom_unless_it_is_told_how_often() -> None:
+    reader = config.reader("h:1", "app", {}, "read_committed")
+    assert reader["fetch.wait.max.ms"] < config.patient(reader, {})["fetch.wait.max.ms"] == 500
+    assert config.patient(reader, {"fetch.wait.max.ms": 10})["fetch.wait.max.ms"] == 10
+
+
 def test_nothing_is_ever_committed_or_begun_by_the_client_itself() -> None:  # edge 20
     for settings in (
         member("consumer"),
