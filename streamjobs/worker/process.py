@@ -428,8 +428,8 @@ def children_of(settings: Settings) -> int:
 
 
 def marks_of(settings: Settings) -> int:
-    """How many slots a process has: rows of its table of marks."""
-    return 2 * settings.worker.slots + children_of(settings) + 1
+    """How many rows its table of marks needs: for the slots of threads and asyncio, the children, the quarantine, and both loops."""
+    return 2 * settings.worker.slots + children_of(settings) + 1 + 2
 
 
 def _member(settings: Settings, slot: int, member: str) -> str:

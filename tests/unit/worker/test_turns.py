@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ import pytest
 from streamjobs import App
 from streamjobs.clock import SystemClock
 from streamjobs.testing import MemoryBroker
+from streamjobs.worker.marks import Legacy, Marks, memory
+from streamjobs.worker.process import marks_of
 from streamjobs.worker.turns import HELD_UP_S, TakenOver, Turns
 from tests.support.workers import eventually
 
@@ -129,6 +132,15 @@ def world() -> Iterator[tuple[App, MemoryBroker]]:
     app.take_back(before)
 
 
+def test_a_loop_has_a_row_to_note_what_it_runs_when_all_slots_have_theirs() -> None:
+    """Idle threads keep theirs. Without one a job that kills the process would not be found."""
+    settings = App("shop", **{"worker.slots": 3, "worker.children": 2}).settings
+    marks = Marks(memory(marks_of(settings)))
+    with ExitStack() as stack:
+        rows = [stack.enter_context(marks.row()).number for _ in range(3 + 3 + 2 + 1 + 2)]
+    assert min(rows) >= 0 and len(set(rows)) == len(rows)
+
+
 class Brief:
     """A job type that takes nothing, unless `blocking` says that the next one blocks."""
 
@@ -173,7 +185,7 @@ def test_a_brief_job_that_blocks_after_all_holds_up_its_slot_and_not_the_loop(wo
     partitions stay), no second job starts beside it, and when it ends all goes on as before. Every job ran once.
     """
     app, broker = world
-    brief, process = Brief(app), app.process()
+    brief, process = Brief(app), app.process(legacy=Legacy(memory(marks_of(app.settings))))
     loop: Any = process.loops[0]
     subscribe, subscribed = loop.poller.subscribe, []
     loop.poller.subscribe = lambda topics: subscribed.append(topics) or subscribe(topics)
@@ -187,6 +199,7 @@ def test_a_brief_job_that_blocks_after_all_holds_up_its_slot_and_not_the_loop(wo
         brief.publish(100)
         eventually(lambda: loop.turned_at > turned + 0.2, 20, "the loop goes on")
         assert len(brief.ran) == ran
+        assert [(mark.topic, mark.run) for mark in process.marks.running()] == [("jobs.mails", 1)], "should it kill the process"
         brief.release.set()
         eventually(brief.all_ran, 20, "all of them")
         brief.become_inline()
