@@ -140,7 +140,7 @@ class Worker(Section):
     """[worker]"""
 
     group: Name = _setting("", "Consumer group; empty: the app's name.")
-    slots: Count = _setting(32, "Jobs that one process runs at the same time.")
+    slots: Count = _setting(32, "Jobs that one process runs at the same time; in any of its threads, even if it is one.")
     processes: Count = _setting(1, "Worker processes that the supervisor keeps alive.")
     children: Natural = _setting(0, "Child processes of one process for jobs with executor='processes'; 0: one a processor.")
     zombies: Natural = _setting(0, "Threads past their timeouts with which a process makes room for another; 0: a quarter of slots, two at least.")

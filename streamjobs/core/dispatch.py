@@ -304,6 +304,7 @@ class Inline:
     """
 
     LOOK_S, WAITED = 0.05, 0.25
+    LONG_S = 0.01
     DOUBT_S, MAX_DOUBT_S = 1.0, 30.0
 
     def __init__(self) -> None:
@@ -315,10 +316,13 @@ class Inline:
         return now >= self._until
 
     def ran(self, took_s: float, waited_s: float, now: float) -> None:
-        """Jobs ran there for `took_s`, and used no processor for `waited_s` of it. After 50 ms of such it is decided anew: if a quarter
-        was waiting, none runs there for a second; for twice as long, up to 30 s, if it is found so again at once."""
+        """A chunk ran there for `took_s`, and used no processor for `waited_s` of it. After 50 ms of such it is decided anew: if a quarter
+        was waiting, none runs there for a second; for twice as long, up to 30 s, if it is found so again at once.
+
+        A chunk is 2 ms of work. What it takes beyond 10 ms counts as waiting, whatever it did: everybody else waited for it.
+        """
         self._ran_s += took_s
-        self._waited_s += waited_s
+        self._waited_s += max(waited_s, took_s - self.LONG_S)
         if self._ran_s < self.LOOK_S:
             return
         if self._waited_s >= self.WAITED * self._ran_s:

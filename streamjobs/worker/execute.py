@@ -24,8 +24,8 @@ class Execution:
     """The chunks of one loop that are out. One owner: the loop's thread.
 
     `finished` gets the jobs that ran to an end, `returned` those that were handed out and not started, `overdue` each that still
-    runs in a chunk that is out for long; `wavers` says of which types runs failed lately. `run_inline`: runs a chunk in this thread,
-    or says that it can't.
+    runs in a chunk that is out for long; `wavers` says of which types runs failed lately. `run_inline` takes a brief chunk, to run it in
+    this thread if that can be; None: nothing runs here.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Execution:
         returned: Callable[[Sequence[Job]], None],
         overdue: Callable[[Chunk, Job], None],
         wavers: Callable[[str], bool],
-        run_inline: Callable[[Chunk], bool] = lambda _: False,
+        run_inline: Callable[[Chunk], None] | None = None,
     ) -> None:
         self.out: dict[Chunk, float] = {}
         self._executors = executors
@@ -60,7 +60,8 @@ class Execution:
         `inline`: brief jobs may run right here, as the last thing that this call does.
         """
         chunks = [chunk for kind in self._executors for chunk in self._new_chunks(kind, why_held)]
-        if inline and chunks and self._may_run_inline(chunks[0]) and self._run_inline(chunks[0]):
+        if inline and self._run_inline is not None and chunks and self._may_run_inline(chunks[0]):
+            self._run_inline(chunks[0])
             return
         for chunk in chunks:
             self._executors[chunk.kind].submit(chunk)
@@ -128,14 +129,14 @@ class Execution:
                 parallel.missed()
 
     def _over(self, chunk: Chunk) -> None:
-        since = self.out.pop(chunk)
+        del self.out[chunk]
         self._out_by_kind[chunk.kind] -= 1
         calm = chunk.brief and all(other.brief for other in self.out)
         waiting = bool(self._dispatcher.ready[chunk.kind])
         now = self._mono()
         self._parallel[chunk.kind].returned(time.process_time(), now, calm=calm, waiting=waiting)
         if chunk.inline:
-            self._inline.ran(now - since, chunk.waited_s, now)
+            self._inline.ran(chunk.took_s, chunk.waited_s, now)
         self.harvest([chunk])
         if chunk.returned:
             self._returned(chunk.returned)
@@ -196,7 +197,11 @@ def _observe_mean(done: Sequence[Job]) -> None:
     """Of jobs that one thread ran one after the other, by their first start and their last end: a pause of the thread counts as little
     as it should."""
     first, last = done[0], done[-1]
-    if first.job_type is last.job_type:
-        last.job_type.observe_mean((last.started_at + last.duration_s - first.started_at) / len(done))
-    else:
-        last.job_type.observe_mean(last.duration_s)
+    job_type = last.job_type
+    if first.job_type is not job_type:
+        job_type.observe_mean(last.duration_s)
+        return
+    known_s, mean_s = job_type.mean_s, (last.started_at + last.duration_s - first.started_at) / len(done)
+    news = known_s is None or not known_s / 2 < mean_s < known_s * 2
+    sure = news and all(job.job_type is job_type for job in done)  # looked through only where it makes a difference
+    job_type.observe_mean(mean_s, len(done) if sure else 1)

@@ -105,14 +105,13 @@ class Loop:
             returned=self.outcomes.returned,
             overdue=self.outcomes.overdue,
             wavers=self._shared.breakers.wavers,
-            run_inline=self._run_inline,
+            run_inline=None if self._shared.run_inline is None else self._run_inline,
         )
 
-    def _run_inline(self, chunk: Chunk) -> bool:
-        if self._shared.run_inline is None:
-            return False
+    def _run_inline(self, chunk: Chunk) -> None:
+        assert self._shared.run_inline is not None
         with self.turns.lent():
-            return self._shared.run_inline(chunk)
+            self._shared.run_inline(chunk)
 
     def _new_arrivals(self) -> Arrivals:
         shared = self._shared

@@ -160,7 +160,7 @@ class Process:
             idle_poll_s=IDLE_POLL_S if executors is None else 0.0,
             session_timeout_s=self.gate.session_s,
             outbox=outbox,
-            run_inline=threads.run_inline if isinstance(threads, Threads) else None,
+            run_inline=threads.run_inline if executors is None and isinstance(threads, Threads) else None,
         )
         main = [app.names.main(queue) for queue in queues]
         retry = [app.names.retry(queue, app.group) for queue in queues]

@@ -79,8 +79,8 @@ class Shared:
     """Where handlers' exceptions are kept for a test; None: nowhere."""
     idle_poll_s: float = IDLE_POLL_S
     """See `longest_wait`; 0.0 where turns are made by hand."""
-    run_inline: Callable[[Chunk], bool] | None = None
-    """Runs a chunk in the thread of the loop that lends itself; None where turns are made by hand."""
+    run_inline: Callable[[Chunk], None] | None = None
+    """Takes a chunk, to run it in the thread of a loop that lends itself for that; None where turns are made by hand."""
     transactions: Transactions | None = None
     """Of a transactional app; None: settlements and commits are acknowledged one after the other."""
     outbox: Outbox | None = None

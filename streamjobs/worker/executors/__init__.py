@@ -1,4 +1,4 @@
-"""Executors: where handlers run, off the loop's thread. Work comes and results go in chunks (PERFORMANCE.md §3)."""
+"""Executors: where handlers run, off the loop's thread (brief ones on it). Work comes and results go in chunks (PERFORMANCE.md §3)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Chunk:
 
     __slots__ = (
         "born", "brief", "current", "done", "harvested", "heads", "inline", "jobs", "kind", "results", "returned", "stopped", "stops",
-        "waited_s", "zombie",
+        "took_s", "waited_s", "zombie",
     )  # fmt: skip
 
     def __init__(self, kind: str, jobs: list[Job], results: SimpleQueue[Chunk]) -> None:
@@ -70,8 +70,8 @@ class Chunk:
         self.stopped = 0  # how many of `stops`
         self.zombie: Job | None = None  # a job that runs on past its timeout
         self.brief = False  # its jobs take microseconds by the mean so far: they wait for nothing
-        self.inline = False  # it was run by its loop's thread, which used no processor for `waited_s` of that
-        self.waited_s = 0.0
+        self.inline = False  # its loop's thread runs it: for `took_s` in all, `waited_s` of it without using a processor
+        self.took_s = self.waited_s = 0.0
 
     def give_up(self) -> None:
         """After a fault outside a handler: what has no end, the job at hand included, goes back, so that its lane goes on."""

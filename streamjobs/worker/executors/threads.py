@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from queue import SimpleQueue
 
 from streamjobs.core.dispatch import Partition
@@ -85,17 +86,21 @@ class Threads:
                 return
             run(chunk)
 
-    def run_inline(self, chunk: Chunk) -> bool:
-        """Runs it in the calling thread, which takes one of the slots for that; False if none is free."""
-        if not self._free.acquire(blocking=False):
-            return False
+    def run_inline(self, chunk: Chunk) -> None:
+        """Runs it in the calling thread, which takes one of the slots for that. If none is free, or others wait for one, it is submitted.
+
+        *Bites*, without a look at who waits: two loops, one slot; one of them runs chunk after chunk inline, and each time it gives the
+        slot back it has it again before the thread that waits for the other's chunk is awake.
+        """
+        if self._backlog or not self._free.acquire(blocking=False):
+            self.submit(chunk)
+            return
         try:
             with self._seat() as run:
                 chunk.inline = True
-                run(chunk)
+                copy_context().run(run, chunk)  # what a handler leaves set is not the loop's
         finally:
             self._free.release()
-        return True
 
     def cancel(self, job: Job) -> None:
         """Nothing to do: a thread can't be interrupted; the handler sees `job.cancelled`."""
@@ -125,7 +130,7 @@ def run_chunk(
     `to_epoch`: what makes the clock's seconds seconds since the epoch. `row`: where it notes what it starts.
     """
     row = row or nowhere()
-    began, burned = time.monotonic(), time.thread_time()
+    began, burned_s = time.monotonic(), time.thread_time() if chunk.inline else 0.0
     try:
         gate.turns_back(chunk)
         _run_lanes(chunk, gate, clock, to_epoch, row)
@@ -136,7 +141,9 @@ def run_chunk(
         row.clear()
         CURRENT.set(None)
         chunk.current = None
-        chunk.waited_s = time.monotonic() - began - (time.thread_time() - burned)
+        if chunk.inline:
+            chunk.took_s = time.monotonic() - began
+            chunk.waited_s = chunk.took_s - (time.thread_time() - burned_s)
         chunk.results.put(chunk)
 
 

@@ -95,7 +95,8 @@ def test_what_waits_in_the_loops_thread_is_banned_from_it_for_longer_each_time()
         now += until
 
     assert banned_s == [1, 2, 4, 8, 16, 30, 30]
-    inline.ran(0.06, 0.01, now)
+    for _ in range(6):
+        inline.ran(0.01, 0.0, now)
     inline.ran(0.06, 0.06, now)
     assert inline.allowed(now + 1), "what ran well in between is not held against it"
 
@@ -111,3 +112,15 @@ def test_a_little_waiting_is_none() -> None:
     for _ in range(10):
         inline.ran(0.01, 0.004, 0.0)
     assert not inline.allowed(0.0)
+
+
+def test_what_holds_the_loop_up_by_computing_is_banned_too() -> None:
+    """Slow jobs among brief ones: everybody else waits for them, whatever they do."""
+    inline = Inline()
+    for _ in range(3):
+        inline.ran(0.02, 0.0, 0.0)
+    assert not inline.allowed(0.0)
+    brief = Inline()
+    for _ in range(20):
+        brief.ran(0.01, 0.0, 0.0)
+    assert brief.allowed(0.0)

@@ -10,8 +10,9 @@ import pytest
 
 from streamjobs import App
 from streamjobs.core.dispatch import Dispatcher, Partition
+from streamjobs.job import JobType
 from streamjobs.testing.app import Testing
-from streamjobs.worker.execute import STUCK_S, Execution
+from streamjobs.worker.execute import STUCK_S, Execution, _observe_mean
 from streamjobs.worker.executors import Chunk
 from streamjobs.worker.process import STUCK_LOOP_S
 
@@ -59,15 +60,14 @@ class World:
             self.dispatcher.add(job)
         self.execution.hand_out(inline=inline)
 
-    def run_inline(self, chunk: Chunk) -> bool:
+    def run_inline(self, chunk: Chunk) -> None:
         """As an executor that runs nothing of it."""
         self.inline.append(chunk)
         chunk.inline = True
-        return True
 
-    def come_back(self, chunk: Chunk, waited_s: float = 0.0, after_s: float = 0.001) -> None:
-        self.now += after_s
-        chunk.waited_s = waited_s
+    def come_back(self, chunk: Chunk, took_s: float = 0.001, waited_s: float = 0.0) -> None:
+        self.now += 1.0
+        chunk.took_s, chunk.waited_s = took_s, waited_s
         chunk.results.put(chunk)
         self.execution.take_results()
 
@@ -112,20 +112,12 @@ def test_nor_do_they_where_the_loop_does_not_offer_itself() -> None:
 
 def test_brief_jobs_that_wait_run_in_threads_for_a_while() -> None:
     world = World(BRIEF_S, inline=True)
-    world.come_back(world.inline[0], waited_s=0.05, after_s=0.1)
+    world.come_back(world.inline[0], took_s=0.1, waited_s=0.05)
     world.execution.hand_out(inline=True)
     assert len(world.inline) == 1 and len(world.executor.chunks) == 1
-    world.come_back(world.executor.chunks[0], after_s=1.0)
+    world.come_back(world.executor.chunks[0], took_s=0.1, waited_s=0.1)  # that is what threads are for
     world.execution.hand_out(inline=True)
     assert len(world.inline) == 2
-
-
-def test_without_a_free_slot_they_wait_for_one() -> None:
-    world = World(BRIEF_S)
-    world.come_back(world.executor.chunks[0])
-    world.execution._run_inline = lambda _: False
-    world.execution.hand_out(inline=True)
-    assert not world.inline and len(world.executor.chunks) == 2
 
 
 def test_brief_jobs_that_hang_after_all_do_not_hold_up_the_rest() -> None:
@@ -205,3 +197,28 @@ def test_a_loop_that_turns_and_runs_nothing_of_what_is_ready_is_sick(on_memory: 
     loop.execution.hand_out = hand_out
     turn()
     assert turn() == {}
+
+
+def test_a_long_list_says_more_about_a_type_than_its_first_job() -> None:
+    """A first job takes as long as a cold process does; chunks are too small for as long as that counts."""
+    app = App("shop")
+    mail = app.job(name="mail", queue="mails")(lambda: None)
+    mail.observe_mean(0.0001)
+    mail.observe_mean(0.000002, 20)
+    assert mail.mean_s is not None and 0.000002 < mail.mean_s < 0.000015
+    mail.observe_mean(0.1)
+    assert 0.01 < mail.mean_s < 0.0101, "a single one says little"
+
+
+def test_a_list_of_several_types_says_little_about_one() -> None:
+    """[slow, brief × 98, slow] takes 1 ms in all: by that the slow type would be brief."""
+    slow, brief = (JobType(print, name=name, queue="q", publisher=lambda: None) for name in ("slow", "brief"))  # type: ignore[arg-type, return-value]
+    slow.observe_mean(0.001)
+
+    def done(*types: Any) -> list[Any]:
+        return [SimpleNamespace(job_type=each, started_at=n * 1e-5, duration_s=1e-5) for n, each in enumerate(types)]
+
+    _observe_mean(done(slow, *[brief] * 98, slow))
+    assert slow.mean_s is not None and slow.mean_s > 0.0009
+    _observe_mean(done(*[slow] * 100))
+    assert slow.mean_s == pytest.approx(1e-5, rel=0.01)

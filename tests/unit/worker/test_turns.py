@@ -16,11 +16,12 @@ from streamjobs.clock import SystemClock
 from streamjobs.testing import MemoryBroker
 from streamjobs.worker.marks import Legacy, Marks, memory
 from streamjobs.worker.process import marks_of
-from streamjobs.worker.turns import HELD_UP_S, TakenOver, Turns
+from streamjobs.worker.turns import HELD_UP_S, UNWATCHED_S, TakenOver, Turns
 from tests.support.workers import eventually
 
 
-def test_a_loop_that_is_not_held_up_keeps_its_thread() -> None:
+def test_a_loop_that_is_not_held_up_keeps_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamjobs.worker.turns.HELD_UP_S", 5.0)  # the machine may take longer than 20 ms for nothing
     turns, threads = Turns(), []
 
     def body() -> None:
@@ -70,6 +71,18 @@ def test_the_loop_ends_although_a_handler_never_does() -> None:
     assert not called[0].is_alive() and len(called) == 2, "it comes back to nothing"
 
 
+def test_a_body_that_fails_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    turns = Turns()
+
+    def body() -> None:
+        raise ZeroDivisionError
+
+    turns.start("loop", body)
+    turns.join(20)
+    assert not turns.is_alive()
+
+
 def test_what_the_handler_raises_is_the_callers() -> None:
     turns = Turns()
     with pytest.raises(ZeroDivisionError), turns.lent():
@@ -93,11 +106,19 @@ def test_a_loan_that_begins_while_the_watch_lies_down_is_watched() -> None:
 
     class Late(threading.Event):
         def clear(self) -> None:
-            turns._loan = [time.monotonic()]
+            turns._loan = [None]
             super().clear()
 
     turns._lending = Late()
+    turns._lending.set()
     assert not turns._takes_over() and turns._lending.is_set()
+    turns._loan = []
+    turns._lent_at = time.monotonic()
+    turns._lending = threading.Event()
+    turns._lending.set()
+    assert not turns._takes_over() and turns._lending.is_set(), "it lies down a second after the last one"
+    turns._lent_at -= UNWATCHED_S
+    assert not turns._takes_over() and not turns._lending.is_set()
 
 
 def test_one_thread_at_a_time_whatever_the_moments() -> None:
