@@ -52,7 +52,7 @@ class Endpoint:
             ) from error
         # The interval is how long `close` may take.
         threading.Thread(
-            target=self._server.serve_forever, args=(0.1,), name="streamjobs-http", daemon=True
+            target=self._server.serve_forever, args=(0.5,), name="streamjobs-http", daemon=True
         ).start()
 
     @property

@@ -31,7 +31,7 @@ SILENT_S = 45.0
 SICK_S = 15.0
 #: A process may take so long to its first report: start hooks open pools.
 STARTING_S = 300.0
-REPORT_S = 0.5
+REPORT_S = 1.0
 #: A process that can't begin because no broker answers says so once in a while, and asks again after a moment.
 TELL_S, ASK_AGAIN_S = 30.0, 1.0
 #: A process that asks to be replaced is, at once, unless it has lived for less than this.
