@@ -195,13 +195,17 @@ class Execution:
 
 def _observe_mean(done: Sequence[Job]) -> None:
     """Of jobs that one thread ran one after the other, by their first start and their last end: a pause of the thread counts as little
-    as it should."""
+    as it should.
+
+    That a type is brief is believed at once, of a list of its own; that it is not, slowly. *Bites*, if both are: a thread has to wait
+    10 ms for its turn in the middle of a chunk, and the next ten are too small.
+    """
     first, last = done[0], done[-1]
     job_type = last.job_type
     if first.job_type is not job_type:
         job_type.observe_mean(last.duration_s)
         return
-    known_s, mean_s = job_type.mean_s, (last.started_at + last.duration_s - first.started_at) / len(done)
-    news = known_s is None or not known_s / 2 < mean_s < known_s * 2
+    mean_s = (last.started_at + last.duration_s - first.started_at) / len(done)
+    news = job_type.mean_s is not None and mean_s < job_type.mean_s / 2
     sure = news and all(job.job_type is job_type for job in done)  # looked through only where it makes a difference
     job_type.observe_mean(mean_s, len(done) if sure else 1)
