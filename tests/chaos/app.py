@@ -12,7 +12,11 @@ import signal
 import time
 
 from streamjobs import App, Backoff, Job, Reject, Retry, Snooze
+from streamjobs.worker import execute
 from tests.chaos.history import Fault, Handling, Journal, Place
+
+#: Jobs of half a millisecond pass for brief, so that some run in their loop's thread on a busy machine, too.
+execute.BRIEF = 4
 
 app = App(
     os.environ.get("CHAOS_APP", "chaos"),
@@ -58,6 +62,12 @@ def shaky(job: Job, ms: int, fails: int) -> None:
 
 @app.job(queue="keyed", key="customer")
 def keyed(job: Job, ms: int, customer: str) -> None:
+    work(job, ms)
+
+
+@app.job(queue="brief", key="customer")
+def brief(job: Job, ms: int, customer: str) -> None:
+    """Takes so little that it runs in its loop's thread, and now and then holds that up."""
     work(job, ms)
 
 

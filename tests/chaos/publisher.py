@@ -20,7 +20,8 @@ from tests.chaos.history import Place, Publication
 THREADS = 4
 #: How many of a hundred jobs have each type.
 MIX = {
-    "step": 26, "keyed": 24, "shaky": 14, "strict": 10, "step_async": 10, "sleepy": 5, "refused": 5, "tardy": 3, "delayed": 3, "toxic": 0.15,
+    "step": 16, "keyed": 14, "brief": 20, "shaky": 14, "strict": 10, "step_async": 10,
+    "sleepy": 5, "refused": 5, "tardy": 3, "delayed": 3, "toxic": 0.15,
 }  # fmt: skip
 
 
@@ -52,6 +53,7 @@ def _delayed(rng: random.Random) -> tuple[str, dict[str, Any], dict[str, Any]]:
 MAKERS: dict[str, Callable[[random.Random], tuple[str, dict[str, Any], dict[str, Any]]]] = {
     "step": lambda rng: ("step", {"ms": _ms(rng)}, {}),
     "keyed": lambda rng: ("keyed", {"ms": _ms(rng), "customer": _customer(rng, "c")}, {}),
+    "brief": lambda rng: ("brief", {"ms": rng.randint(30, 1_000) if rng.random() < 0.01 else 0, "customer": _customer(rng, "b")}, {}),
     "shaky": lambda rng: ("shaky", {"ms": rng.randint(0, 20), "fails": _fails(rng)}, {}),
     "strict": lambda rng: ("strict", {"ms": rng.randint(0, 20), "fails": _fails(rng), "account": _customer(rng, "a")}, {}),
     "step_async": lambda rng: ("step_async", {"ms": _ms(rng)}, {}),
