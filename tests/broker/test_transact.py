@@ -20,6 +20,7 @@ from streamjobs.core.topics import retry_group, timer_group
 from streamjobs.kafka import KafkaBroker
 from streamjobs.telemetry import events
 from tests.broker.conftest import World
+from tests.support.story import processes_of
 from tests.support.workers import Worker, eventually
 
 APP = "tests.support.transact_app:app"
@@ -137,9 +138,10 @@ class TransactionalWorld(World):
         return sum(len(self.read(topic, "read_uncommitted")) - len(self.read(topic)) for topic in topics)
 
     def processes(self) -> list[int]:
-        """The worker processes that live and have run anything."""
-        pids = {entry["pid"] for entry in self.ledger.entries()} - {os.getpid()}
-        return sorted(pid for pid in pids if Path(f"/proc/{pid}").exists())
+        """The worker processes that live and have run anything. *Bites*, asked whether /proc knows the pid: it is one of a process that
+        was killed, and by now that of a thread of somebody else's, who would be killed next."""
+        ours = {pid for worker in self.workers for pid in processes_of(worker)}
+        return sorted(ours & {entry["pid"] for entry in self.ledger.entries()})
 
 
 @pytest.fixture
