@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from streamjobs import App
+from streamjobs import App, Backoff, Retry
 from streamjobs.clock import SystemClock
 from streamjobs.testing import MemoryBroker
 from streamjobs.worker.marks import Legacy, Marks, memory
@@ -165,12 +165,12 @@ def test_a_loop_has_a_row_to_note_what_it_runs_when_all_slots_have_theirs() -> N
 class Brief:
     """A job type that takes nothing, unless `blocking` says that the next one blocks."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, **options: Any) -> None:
         self.ran: list[tuple[int, str]] = []
         self.most = self._at_once = 0
         self.blocking = False
         self.blocked, self.release = threading.Event(), threading.Event()
-        self._type = app.job(queue="mails", name="brief")(self._run)
+        self._type = app.job(queue="mails", name="brief", **options)(self._run)
         self._published = 0
 
     def _run(self, n: int) -> None:
@@ -230,6 +230,28 @@ def test_a_brief_job_that_blocks_after_all_holds_up_its_slot_and_not_the_loop(wo
         assert process.join(20) == 0
     assert brief.all_ran() and brief.most == len(subscribed) == 1
     assert sum(commit.offset for commit in broker.admin().committed("shop").values()) == len(brief.ran)
+
+
+def test_a_brief_job_that_hangs_is_settled_at_its_timeout(world: tuple[App, MemoryBroker]) -> None:
+    """By the thread that has the loop now; the first one comes back to a job that is over."""
+    app, broker = world
+    brief, process = Brief(app, timeout="300ms", on_timeout="retry", retry=Retry(backoff=Backoff.fixed("1h"))), app.process()
+    process.start()
+    try:
+        brief.become_inline()
+        brief.blocking = True
+        brief.publish(1)
+        assert brief.blocked.wait(20)
+        eventually(lambda: [r for topic in broker.admin().topics() if "delay" in topic for r in broker.records(topic)], 20, "a retry")
+        assert process.loops[0].zombies()
+        ran = len(brief.ran)
+        brief.release.set()
+        eventually(lambda: len(brief.ran) > ran, 20, "the handler's end")
+        brief.become_inline()
+    finally:
+        brief.release.set()
+        process.stop()
+        assert process.join(20) == 0
 
 
 def test_a_process_ends_although_a_job_holds_up_its_loops_thread(world: tuple[App, MemoryBroker]) -> None:
