@@ -139,8 +139,9 @@ class TransactionalWorld(World):
 
     def processes(self) -> list[int]:
         """The worker processes that live and have run anything. *Bites*, asked whether /proc knows the pid: it is one of a process that
-        was killed, and by now that of a thread of somebody else's, who would be killed next."""
-        ours = {pid for worker in self.workers for pid in processes_of(worker)}
+        was killed, and by now that of a thread of somebody else's, who would be killed next. Nor one that a worker process has
+        started to run a suspect: the death of that one is the job's failure, as it should be."""
+        ours = {pid for worker in self.workers for pid in processes_of(worker, directly=True)}
         return sorted(ours & {entry["pid"] for entry in self.ledger.entries()})
 
 

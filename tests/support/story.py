@@ -125,12 +125,12 @@ def probe(port: int, page: str) -> tuple[int, dict[str, str]]:
         return 0, {}
 
 
-def processes_of(worker: Worker) -> list[int]:
-    """The worker's processes that live: its session."""
+def processes_of(worker: Worker, *, directly: bool = False) -> list[int]:
+    """The worker's processes that live: its session; `directly`: those that its supervisor started."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         fields = _stat(path)
-        if fields and int(fields[3]) == worker.pid and fields[0] != "Z":
+        if fields and int(fields[1 if directly else 3]) == worker.pid and fields[0] != "Z":
             found.append(int(path.parent.name))
     return found
 
