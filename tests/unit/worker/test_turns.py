@@ -199,6 +199,13 @@ class Brief:
                 return
         raise AssertionError(f"no job ran in the loop's thread: {self.ran[-20:]}")
 
+    def hold_up_the_loop(self) -> None:
+        """One more, in their loop's thread, that blocks until `release`."""
+        self.become_inline()
+        self.blocking = True
+        self.publish(1)
+        assert self.blocked.wait(20)
+
 
 def test_a_brief_job_that_blocks_after_all_holds_up_its_slot_and_not_the_loop(world: tuple[App, MemoryBroker]) -> None:
     """
@@ -212,10 +219,7 @@ def test_a_brief_job_that_blocks_after_all_holds_up_its_slot_and_not_the_loop(wo
     loop.poller.subscribe = lambda topics: subscribed.append(topics) or subscribe(topics)
     process.start()
     try:
-        brief.become_inline()
-        brief.blocking = True
-        brief.publish(1)
-        assert brief.blocked.wait(20)
+        brief.hold_up_the_loop()
         turned, ran = loop.turned_at, len(brief.ran)
         brief.publish(100)
         eventually(lambda: loop.turned_at > turned + 0.2, 20, "the loop goes on")
@@ -238,10 +242,7 @@ def test_a_brief_job_that_hangs_is_settled_at_its_timeout(world: tuple[App, Memo
     brief, process = Brief(app, timeout="300ms", on_timeout="retry", retry=Retry(backoff=Backoff.fixed("1h"))), app.process()
     process.start()
     try:
-        brief.become_inline()
-        brief.blocking = True
-        brief.publish(1)
-        assert brief.blocked.wait(20)
+        brief.hold_up_the_loop()
         eventually(lambda: [r for topic in broker.admin().topics() if "delay" in topic for r in broker.records(topic)], 20, "a retry")
         assert process.loops[0].zombies()
         ran = len(brief.ran)
@@ -260,10 +261,7 @@ def test_a_process_ends_although_a_job_holds_up_its_loops_thread(world: tuple[Ap
     brief, process = Brief(app), app.process()
     process.start()
     try:
-        brief.become_inline()
-        brief.blocking = True
-        brief.publish(1)
-        assert brief.blocked.wait(20)
+        brief.hold_up_the_loop()
         process.stop()
         assert process.join(20) == 4
     finally:
