@@ -134,8 +134,11 @@ class Consumer(Protocol):
 class Producer(Protocol):
     """Idempotent, acks=all, murmur2 partitioner. May be called by any thread of the process that built it."""
 
-    def send(self, record: Record, ack: Ack | None = None) -> None:
-        """Queues a record. Raises BrokerError `_QUEUE_FULL` (poll, then try again) or `MSG_SIZE_TOO_LARGE` at once."""
+    def send(self, record: Record, ack: Ack | None = None, *, alone: bool = False) -> None:
+        """Queues a record. Raises BrokerError `_QUEUE_FULL` (poll, then try again) or `MSG_SIZE_TOO_LARGE` at once.
+
+        `alone`: it shares no batch. Kafka refuses a batch whole for one record in it, or for the size of all; only of a record that
+        was alone in its batch does `MSG_SIZE_TOO_LARGE` say that it is too large itself. A transactional producer waits for it."""
         ...
 
     def poll(self, timeout: float = 0.0) -> int:

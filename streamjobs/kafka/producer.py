@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka.cimpl import KafkaError, KafkaException
@@ -20,6 +22,11 @@ from streamjobs.kafka.log import QuietLog
 
 log = logging.getLogger(__name__)
 
+#: Between two looks at the one client while the other one is waited for.
+SLICE_S = 0.01
+#: Seconds in which a transactional producer's batch is written.
+ALONE_S = 1.0
+
 Delivered = Callable[[KafkaError | None, ClientMessage], None]
 
 
@@ -27,36 +34,60 @@ class KafkaProducer:
     """Implements `streamjobs.broker.Producer`. Belongs to the process that built it: after a fork, build another one."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = config
         self._fatal: BrokerError | None = None
-        with as_broker_error("start a producer"):
-            self._client = Client({**config, "error_cb": self._on_error, "logger": QuietLog()})
+        self._lock = threading.Lock()
+        self._client = self._connect(config)
+        self._single: Client | None = None  # whose batches hold one record; made when it is needed
         tell_of_forks(self)
+
+    def _connect(self, config: Mapping[str, Any]) -> Client:
+        with as_broker_error("start a producer"):
+            return Client({**config, "error_cb": self._on_error, "logger": QuietLog()})
 
     def forked(self) -> None:
         never_free(self)
 
-    def send(self, record: Record, ack: Ack | None = None) -> None:
+    def send(self, record: Record, ack: Ack | None = None, *, alone: bool = False) -> None:
+        client = self._single_client() if alone else self._client
         topic, value, key, headers, partition = record
         wanted: Any = headers if type(headers) is list else list(headers)
         try:
-            self._client.produce(topic, value, key, partition, None if ack is None else _Delivery(ack), headers=wanted)
+            client.produce(topic, value, key, partition, None if ack is None else _Delivery(ack), headers=wanted)
         except BufferError:
             raise BrokerError("_QUEUE_FULL", "send a record: the producer's buffer is full", retriable=True) from None
         except KafkaException as error:
             raise self._noted(from_exception(error, f"send a record to {record.topic}")) from error
 
+    def _single_client(self) -> Client:
+        with self._lock:
+            if self._single is None:
+                self._single = self._connect({**self._config, "batch.num.messages": 1})
+            return self._single
+
     def poll(self, timeout: float = 0.0) -> int:
-        return self._client.poll(timeout)
+        single = self._single
+        if not single:  # as a client, it is as long as it has records open
+            return self._client.poll(timeout)
+        return single.poll(min(timeout, SLICE_S)) + self._client.poll(0)
 
     def flush(self, timeout: float) -> int:
+        deadline = time.monotonic() + timeout
+        return sum(self._flush(client, max(0.0, deadline - time.monotonic())) for client in self._clients)
+
+    @property
+    def _clients(self) -> Sequence[Client]:
+        return (self._client,) if self._single is None else (self._client, self._single)
+
+    def _flush(self, client: Client, timeout: float) -> int:
         try:
-            return self._client.flush(timeout)
+            return client.flush(timeout)
         except KafkaException as error:  # a transactional producer that was fenced
             self._noted(from_exception(error, "flush"))
-            return len(self._client)
+            return len(client)
         except SystemError:
             # The client (2.16) fails so, naming no error, where an acknowledgement meets a producer that is being fenced.
-            return len(self._client)
+            return len(client)
 
     def fatal(self) -> BrokerError | None:
         return self._fatal
@@ -66,8 +97,9 @@ class KafkaProducer:
         if left:
             log.warning("closing a producer with %d records that were not acknowledged", left)
         # Without this, destroying the client would wait for what is on its way.
-        self._client.purge()
-        self._client.poll(0)
+        for client in self._clients:
+            client.purge()
+            client.poll(0)
 
     def _on_error(self, error: KafkaError) -> None:
         self._noted(translated(error))
@@ -80,6 +112,13 @@ class KafkaProducer:
 
 class KafkaTransactionalProducer(KafkaProducer):
     """Implements `streamjobs.broker.TransactionalProducer`."""
+
+    def send(self, record: Record, ack: Ack | None = None, *, alone: bool = False) -> None:
+        if alone and self.flush(ALONE_S):
+            raise BrokerError("_QUEUE_FULL", "send a record alone: others are on their way", retriable=True)
+        super().send(record, ack)
+        if alone:
+            self.flush(ALONE_S)
 
     def init(self, timeout: float = 30.0) -> None:
         self._call("start transactions", self._client.init_transactions, timeout)

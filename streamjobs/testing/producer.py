@@ -45,7 +45,7 @@ class Answer:
 
 
 class MemoryProducer:
-    """See `streamjobs.broker.Producer`. A record is stored by `send`, and acknowledged by `poll`."""
+    """See `streamjobs.broker.Producer`. A record is stored by `send`, always alone, and acknowledged by `poll`."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -56,7 +56,7 @@ class MemoryProducer:
         with state.lock:
             state.senders.append(self)
 
-    def send(self, record: Record, ack: Ack | None = None) -> None:
+    def send(self, record: Record, ack: Ack | None = None, *, alone: bool = False) -> None:
         with self._state.lock:
             self._check(record)
             deadline = self._state.clock.monotonic() + self._state.limits.message_timeout
@@ -180,7 +180,7 @@ class MemoryTransactionalProducer(MemoryProducer):
             self._transaction = Transaction(self._state.clock.monotonic())
             owner.open, self._failed = self._transaction, None
 
-    def send(self, record: Record, ack: Ack | None = None) -> None:
+    def send(self, record: Record, ack: Ack | None = None, *, alone: bool = False) -> None:
         with self._state.lock:
             self._owner()
             self._opened()

@@ -29,8 +29,6 @@ logger = logging.getLogger(__name__)
 LONGEST_BACKOFF_S = 30.0
 #: A record is refused for its size, not because of its topic.
 TOO_LARGE = frozenset({"MSG_SIZE_TOO_LARGE", "RECORD_LIST_TOO_LARGE"})
-#: Between two records that must not share a batch: well above the client's linger.
-ALONE_S = 0.05
 #: Headers that survive on a letter that is too large with all of them (PROTOCOLS §2).
 _BARE = frozenset({"ce_type", "ce_id", "content-type", "sj_run", "sj_attempt", "sj_origin", "sj_reason", "sj_null", "sj_key"})
 
@@ -223,7 +221,7 @@ class Open:
         self.too_large = too_large
         self.retreat: Callable[[float, BrokerError], Record | None] | None = None
         self.failing_since = 0.0
-        self.alone = False  # sent at a time of its own, after a batch that it was in was refused
+        self.alone = False  # to share no batch, after one that it was in was refused for its size
         self.job: Job | None = None
 
     @property
@@ -245,7 +243,6 @@ class Settler:
     def __init__(self, producer: Callable[[], Producer], now: Callable[[], float]) -> None:
         self._producer = producer
         self._now = now
-        self._alone_at = 0.0
         self._acks: deque[tuple[Open, int, BrokerError | None]] = deque()
         self._later: list[tuple[float, int, Open]] = []
         self._number = itertools.count()
@@ -279,7 +276,7 @@ class Settler:
         producer, tries = self._producer(), item.tries
         self._follow(producer)
         try:
-            producer.send(item.record, lambda error, _: self._acks.append((item, tries, error)))
+            producer.send(item.record, lambda error, _: self._acks.append((item, tries, error)), alone=item.alone)
         except BrokerError as error:
             self._failed(item, error)
         else:
@@ -309,9 +306,7 @@ class Settler:
             if item not in self._unacked or tries != item.tries:
                 continue  # sent again since, by another producer: that acknowledgement counts
             self._unacked.remove(item)
-            if error is not None and error.code in TOO_LARGE and not item.alone:
-                self._send_alone(item)
-            elif error is not None:
+            if error is not None:
                 self._failed(item, error)
             elif item.epoch == item.home.epoch:
                 self.settled += 1
@@ -322,15 +317,14 @@ class Settler:
             self._send(heapq.heappop(self._later)[2])
         return self.settled - before
 
-    def _send_alone(self, item: Open) -> None:
-        """Kafka refuses a whole batch for one record that is too large. *Bites*: retries beside it in the batch, of any size, became
-        letters `too_large`. So each is sent once more at a time of its own, and only what is refused then is too large."""
-        item.alone = True
-        self._alone_at = max(self._alone_at, self._now()) + ALONE_S
-        self._schedule(item, self._alone_at - self._now())
-
     def _failed(self, item: Open, error: BrokerError) -> None:
         if item.epoch != item.home.epoch:
+            return
+        if error.code in TOO_LARGE and not item.alone:
+            # Kafka refuses a whole batch for one record that is too large. *Bites*: retries beside it, of any size, became letters
+            # `too_large`. So each is sent once more without a batch, and only what is refused then is too large.
+            item.alone = True
+            self._schedule(item, 0.0)
             return
         if error.code in TOO_LARGE:
             smaller = item.too_large() if item.too_large else slimmed(item.record)

@@ -180,7 +180,9 @@ class Gathered(Settler):
         self._shut[record.topic] = self._now() + delay_s, delay_s
 
     def _refuse(self, item: Open, record: Record, error: BrokerError) -> None:
-        if isinstance(item, Family) and any(record is child for child in item.children):
+        if error.code in TOO_LARGE and not item.alone:
+            self._failed(item, error)
+        elif isinstance(item, Family) and any(record is child for child in item.children):
             self._note_blocked(record.topic, error)
             self._schedule(item, backoff(item.tries))
         else:
@@ -377,7 +379,7 @@ class Transactor(Committer):
         sent.work.unacked.add(sent)
         for _ in _slices(deadline - self._now()):
             try:
-                return producer.send(sent.record, sent)
+                return producer.send(sent.record, sent, alone=sent.item is not None and sent.item.alone)
             except BrokerError as error:
                 if error.fatal or error.code == "_STATE":
                     raise
@@ -454,7 +456,7 @@ class Transactor(Committer):
         """Everything again in the next transaction, but for what made this one abort. True: something did."""
         if self._telling is not None and work.cut is not None:
             self._telling.batch.put_back(work.cut, is_gone)
-        of_items = {sent.item: (sent, error) for sent, error in _blamed(work.refused) if sent.item is not None}
+        of_items = {sent.item: (sent, error) for sent, error in work.refused if sent.item is not None}
         self._gathered.put_back(item for item in work.items if item not in of_items)
         for item, (sent, error) in of_items.items():
             self._gathered.refuse(item, sent.record, error)
@@ -489,22 +491,6 @@ class Transactor(Committer):
                 return False
             self._initiated = True
         return True
-
-
-def _blamed(refused: Sequence[tuple[Sent, BrokerError]]) -> list[tuple[Sent, BrokerError]]:
-    """Without those that shared a batch with one that is too large: the broker refuses the batch, and only the largest is to blame."""
-    largest: dict[str, int] = {}
-    for sent, error in refused:
-        if error.code in TOO_LARGE:
-            largest[sent.record.topic] = max(largest.get(sent.record.topic, 0), _size(sent.record))
-    return [
-        (sent, error) for sent, error in refused
-        if error.code not in TOO_LARGE or _size(sent.record) >= largest[sent.record.topic]
-    ]  # fmt: skip
-
-
-def _size(record: Record) -> int:
-    return len(record.value or b"") + len(record.key or b"") + sum(len(name) + len(value) for name, value in record.headers)
 
 
 def _slices(left_s: float) -> range:

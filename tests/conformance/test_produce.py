@@ -130,6 +130,38 @@ def test_a_record_too_large_for_its_topic_fails_in_its_ack(broker: Broker, world
     assert not error.retriable
 
 
+@pytest.mark.needs("topic_config")
+def test_records_that_are_sent_alone_share_no_batch(broker: Broker, world: Any) -> None:  # edge 43
+    """Twenty at once, every other one too large: sent together, all would be refused, and nobody could say for which of them."""
+    topic = world.topic(max_message_bytes="20000")
+    producer = broker.producer()
+    answers: dict[int, str] = {}
+
+    for number in range(20):
+        record = Record(topic, bytes(30_000) if number % 2 else b"small", None, (), 0)
+        producer.send(record, lambda error, _, number=number: answers.update({number: error.code if error else "ok"}), alone=True)
+    assert producer.flush(20) == 0
+    producer.close()
+
+    assert answers == {number: "MSG_SIZE_TOO_LARGE" if number % 2 else "ok" for number in range(20)}
+
+
+@pytest.mark.needs("topic_config")
+def test_an_answer_is_polled_whoever_else_was_sent_alone(broker: Broker, world: Any) -> None:
+    topic = world.topic()
+    producer = broker.producer()
+    answers: list[str] = []
+
+    producer.send(Record(topic, b"alone"), lambda error, _: answers.append("alone"), alone=True)
+    producer.send(Record(topic, b"not alone"), lambda error, _: answers.append("not alone"))
+    deadline = time.monotonic() + 20
+    while len(answers) < 2 and time.monotonic() < deadline:
+        producer.poll(1.0)
+    producer.close()
+
+    assert sorted(answers) == ["alone", "not alone"]
+
+
 @pytest.mark.needs("compaction")
 def test_a_compacted_topic_refuses_a_record_without_key(broker: Broker, world: Any) -> None:  # edge 54
     error, _ = outcome_of(broker, Record(world.topic(cleanup_policy="compact"), b""))

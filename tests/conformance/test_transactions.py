@@ -220,6 +220,23 @@ def test_a_failed_record_makes_its_transaction_one_to_abort(broker: Broker, worl
     assert [m.value() for m in world.read(world.reader({TopicPartition(topic, 0): 0}), 1)] == [b"small"]
 
 
+@pytest.mark.needs("topic_config")
+def test_a_record_that_is_sent_alone_in_a_transaction_shares_no_batch(world: Any, transactions: Transactions) -> None:  # edge 43
+    """Those before it are stored however large it is: whose fault the refusal is can be told, and the next transaction goes without."""
+    topic = world.topic(max_message_bytes="2000")
+    producer = transactions.producer()
+    answers: dict[int, str] = {}
+
+    producer.begin()
+    for number in range(20):
+        record = Record(topic, b"x" * 4000 if number == 19 else b"small", None, (), 0)
+        producer.send(record, lambda error, _, number=number: answers.update({number: error.code if error else "ok"}), alone=number == 19)
+    producer.flush(10)
+    producer.abort()
+
+    assert answers == {number: "MSG_SIZE_TOO_LARGE" if number == 19 else "ok" for number in range(20)}
+
+
 def test_whoever_comes_second_fences_the_first(broker: Broker, world: Any, transactions: Transactions) -> None:  # edge 55
     topic = world.topic()
     first = transactions.producer()

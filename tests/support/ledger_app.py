@@ -9,7 +9,11 @@ import time
 from streamjobs import App, Backoff, Job, Reject, Retry
 from tests.support.ledger import Ledger
 
-app = App(os.environ.get("LEDGER_APP", "ledger"), partitions=int(os.environ.get("LEDGER_PARTITIONS", "8")))
+app = App(
+    os.environ.get("LEDGER_APP", "ledger"),
+    partitions=int(os.environ.get("LEDGER_PARTITIONS", "8")),
+    transactional=os.environ.get("TRANSACTIONAL") == "1",
+)
 ledger = Ledger(os.environ.get("LEDGER", "/dev/null"))
 QUEUE = os.environ.get("LEDGER_QUEUE", "work")
 

@@ -21,12 +21,64 @@ class Acks:
     def __init__(self) -> None:
         self.open: list[Ack] = []
 
-    def send(self, record: Record, ack: Ack | None = None) -> None:
+    def send(self, record: Record, ack: Ack | None = None, *, alone: bool = False) -> None:
         assert ack is not None
         self.open.append(ack)
 
     def poll(self, timeout: float = 0.0) -> int:
         return 0
+
+
+class Batches:
+    """A producer that gathers what is sent until it is polled; a batch is refused whole for one record of over 1,000 bytes."""
+
+    def __init__(self) -> None:
+        self.open: list[list[tuple[Record, Ack]]] = [[]]
+        self.stored: list[bytes | None] = []
+
+    def send(self, record: Record, ack: Ack | None = None, *, alone: bool = False) -> None:
+        assert ack is not None
+        if alone:
+            self.open.append([(record, ack)])
+        else:
+            self.open[0].append((record, ack))
+
+    def poll(self, timeout: float = 0.0) -> int:
+        batches, self.open = self.open, [[]]
+        for batch in batches:
+            refused = any(len(record.value or b"") > 1_000 for record, _ in batch)
+            self.stored += [] if refused else [record.value for record, _ in batch]
+            for _, ack in batch:
+                ack(broker_error("MSG_SIZE_TOO_LARGE") if refused else None, None)  # type: ignore[arg-type]
+        return len(batches)
+
+    def fatal(self) -> None:
+        return None
+
+
+def test_a_record_beside_one_that_is_too_large_is_not_too_large_however_late_its_loop_is() -> None:  # edge 43
+    """
+    A retry of 10 kB and a small one share a batch, which is refused. What bit: both were to be sent again 50 ms apart; the loop came
+    by after that (the machine was busy), sent both at once, they shared a batch again, and the small one became a letter `too_large`.
+    """
+    producer, now = Batches(), 0.0
+    settler = Settler(lambda: producer, lambda: now)  # type: ignore[arg-type,return-value]
+    home = Partition("jobs.q", 0, "q", retry=False, topic_id=b"id", epoch=1, tracker=Tracker(0))
+    letters: list[int] = []
+
+    def letter(offset: int) -> Record:
+        letters.append(offset)
+        return Record("dlt", b"letter")
+
+    for offset, value in enumerate((bytes(10_000), b"small", bytes(20_000), b"tiny")):
+        settler.settle(Open(home, offset, Record("retry", value), lambda: None, lambda offset=offset: letter(offset)))  # type: ignore[misc]
+    for _ in range(6):
+        settler.serve()
+        now += 60.0
+
+    assert letters == [0, 2]
+    assert sorted(value or b"" for value in producer.stored) == [b"letter", b"letter", b"small", b"tiny"]
+    assert settler.open == 0
 
 
 def test_an_answer_of_a_replaced_producer_is_not_that_of_the_new_one() -> None:

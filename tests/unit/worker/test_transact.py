@@ -15,13 +15,12 @@ import pytest
 from streamjobs import App, Backoff, BrokerError, Cancel, Job, PublishError, Reject, Retry, RetryAfter, Snooze, UsageError
 from streamjobs.broker import Commit, TopicPartition
 from streamjobs.core import offsets
-from streamjobs.core.record import Meta, Record
+from streamjobs.core.record import Meta
 from streamjobs.telemetry import events
 from streamjobs.testing.app import Testing
 from streamjobs.testing.faults import broker_error
 from streamjobs.testing.producer import MemoryTransactionalProducer
-from streamjobs.worker import Stopped, transact
-from streamjobs.worker.commit import Snapshot
+from streamjobs.worker import Stopped
 
 OnMemory = Callable[[App], Testing]
 ONCE_AGAIN = Retry(attempts=2, backoff=Backoff.fixed("1s"))
@@ -419,18 +418,6 @@ def test_a_record_that_is_too_large_is_put_right_alone(on_memory: OnMemory) -> N
 
     assert len(records(t, app.names.retry("orders", app.group))) == 2
     assert sorted(letter.reason for letter in t.dead_letters("orders")) == ["exhausted", "exhausted", "too_large"]
-
-
-def test_only_the_largest_record_of_a_refused_batch_is_to_blame() -> None:
-    """Kafka refuses a batch for one record in it, and all of its records fail alike."""
-    work = transact.Work(Snapshot(0.0), [], None)
-    small, large = Record("a", b"x"), Record("a", b"x" * 100)
-    elsewhere, gone = Record("b", b"x"), Record("c", b"x")
-    too_large = broker_error("MSG_SIZE_TOO_LARGE")
-    refused = [(transact.Sent(work, None, record), too_large) for record in (small, large, elsewhere)]
-    refused.append((transact.Sent(work, None, gone), broker_error("UNKNOWN_TOPIC_OR_PART")))
-
-    assert [sent.record for sent, _ in transact._blamed(refused)] == [large, elsewhere, gone]
 
 
 # --- partitions that leave ------------------------------------------------------------------------------------------------
