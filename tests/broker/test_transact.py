@@ -145,6 +145,20 @@ class TransactionalWorld(World):
         return sorted(ours & {entry["pid"] for entry in self.ledger.entries()})
 
 
+    def await_settled(self, origins: dict[str, int], timeout: float, what: str) -> None:
+        """Until nothing is left to do: everything was read, and what every run led to was read again."""
+        expected = [(n, run, i) for n in origins.values() for run in outcome_of(n).fruitful for i in range(outcome_of(n).children)]
+
+        def unread() -> set[tuple[int, int, int]]:
+            return set(expected) - {(e["n"], e["run"], e["number"]) for e in self.ledger.entries() if e["what"] == "child"}
+
+        def why() -> str:
+            logs = "".join(f"\n--- {worker.log.name}, alive: {worker.alive}\n{worker.tail(2_000)}" for worker in self.workers)
+            return f"\nlag: {self.lag()}\nchildren (parent, run, number) that did not run: {sorted(unread())[:50]}{logs}"
+
+        eventually(lambda: not self.lag() and not unread(), timeout, what, why)
+
+
 @pytest.fixture
 def transactional(kafka: Broker, kafka_bootstrap: str, prefix: str, tmp_path: Path) -> Iterator[Callable[..., TransactionalWorld]]:
     assert isinstance(kafka, KafkaBroker)
@@ -196,15 +210,6 @@ def judge(world: TransactionalWorld, origins: dict[str, int]) -> Counter[str]:
     return seen
 
 
-def settled(world: TransactionalWorld, origins: dict[str, int]) -> bool:
-    """Whether nothing is left to do: everything was read, and what every run led to was read again."""
-    if world.lag():
-        return False
-    children = {(e["n"], e["run"], e["number"]) for e in world.ledger.entries() if e["what"] == "child"}
-    expected = [(n, run, i) for n in origins.values() for run in outcome_of(n).fruitful for i in range(outcome_of(n).children)]
-    return children >= set(expected)
-
-
 def test_one_outcome_of_each_run_whatever_is_killed(transactional: Callable[..., TransactionalWorld]) -> None:  # edge 15, 16, 38, 71
     """
     Three workers run jobs that succeed, fail, are snoozed, rejected, go down the ladder and publish child jobs, while 24 times at a
@@ -233,7 +238,7 @@ def test_one_outcome_of_each_run_whatever_is_killed(transactional: Callable[...,
             world.worker("--slots", "8")
             kills["worker"] += 1
     began = time.monotonic()
-    eventually(lambda: settled(world, origins), 120, "all is settled")
+    world.await_settled(origins, 120, "all is settled")
 
     seen = judge(world, origins)
     starts = Counter((e["n"], e["run"]) for e in world.ledger.entries() if e["what"] == "start")
@@ -266,7 +271,7 @@ def test_a_process_may_die_at_any_step_of_a_transaction(transactional: Callable[
         batch += 1
         known = len(origins)
         eventually(lambda known=known: world.started() >= known - 200, 60, "the jobs begin to run")  # type: ignore[misc]
-    eventually(lambda: settled(world, origins), 120, "all is settled")
+    world.await_settled(origins, 120, "all is settled")
 
     seen = judge(world, origins)
     print(f"\ndeaths after {dict(Counter(deaths()))}; {dict(seen)} seen once each; {world.aborted()} records aborted")
@@ -284,16 +289,16 @@ def test_a_worker_that_comes_back_from_the_dead_settles_nothing(transactional: C
     world = transactional(partitions=2)
     frozen = world.worker("--slots", "8")
     origins = world.publish(range(40))
-    eventually(lambda: settled(world, origins), 60, "the worker works")
+    world.await_settled(origins, 60, "the worker works")
     origins |= world.publish(range(40, 120), ms=300)
     eventually(lambda: world.started() > 50, 30, "it runs the long jobs")
     frozen.signal_all(signal.SIGSTOP)
     world.worker("--slots", "8")
-    eventually(lambda: settled(world, origins), 90, "the other one has done everything")
+    world.await_settled(origins, 90, "the other one has done everything")
 
     frozen.signal_all(signal.SIGCONT)
     origins |= world.publish(range(120, 160))
-    eventually(lambda: settled(world, origins), 60, "both go on")
+    world.await_settled(origins, 60, "both go on")
     assert frozen.stop() in (0, 4)
 
     seen = judge(world, origins)
@@ -312,13 +317,13 @@ def test_a_process_that_was_fenced_is_replaced(
     world = transactional(partitions=2)
     worker = world.worker("--instance", "only")
     origins = world.publish(range(20))
-    eventually(lambda: settled(world, origins), 60, "the worker works")
+    world.await_settled(origins, 60, "the worker works")
     usurper = kafka.transactional_producer(f"streamjobs.{world.app.group}.only-0")
     usurper.init()
     usurper.close(1)
 
     origins |= world.publish(range(20, 60))
-    eventually(lambda: settled(world, origins), 90, "its successor does the rest")
+    world.await_settled(origins, 90, "its successor does the rest")
 
     judge(world, origins)
     assert "_FENCED" in worker.tail(20_000)
@@ -332,11 +337,11 @@ def test_jobs_are_settled_while_the_events_topic_is_gone(transactional: Callable
     world = transactional(partitions=2)
     world.worker("--slots", "8")
     origins = world.publish(range(20))
-    eventually(lambda: settled(world, origins), 60, "the worker works")
+    world.await_settled(origins, 60, "the worker works")
     world.app.broker.admin().delete_topics([world.app.names.events])
 
     origins |= world.publish(range(20, 60))
-    eventually(lambda: settled(world, origins), 60, "all is settled without events")
+    world.await_settled(origins, 60, "all is settled without events")
     assert "settles without events" in world.workers[0].tail(20_000)
 
 
@@ -345,7 +350,7 @@ def test_what_a_child_process_publishes_joins_the_transaction(transactional: Cal
     world = transactional(partitions=2)
     worker = world.worker("--slots", "4", STREAMJOBS_WORKER__CHILDREN="2")
     origins = world.publish(range(100), job_type="isolated")
-    eventually(lambda: settled(world, origins), 90, "all is settled")
+    world.await_settled(origins, 90, "all is settled")
 
     judge(world, origins)
     assert worker.stop() == 0

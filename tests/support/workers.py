@@ -72,10 +72,10 @@ class Worker:
         return self.log.read_text(errors="replace")[-size:]
 
 
-def eventually(fact: Callable[[], object], timeout: float, what: str) -> None:
-    """Waits on a fact, never on time. Raises AssertionError that says what did not come."""
+def eventually(fact: Callable[[], object], timeout: float, what: str, why: Callable[[], str] = lambda: "") -> None:
+    """Waits on a fact, never on time. Raises AssertionError that says what did not come; `why`: what there is instead."""
     deadline = time.monotonic() + timeout
     while not fact():
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout:g} s: {what}")
+            raise AssertionError(f"not within {timeout:g} s: {what}{why()}")
         time.sleep(0.05)
