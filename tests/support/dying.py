@@ -31,12 +31,12 @@ def die_in_transactions(ledger: Ledger, share: float, at_most: int) -> None:
     def dying(name: str) -> Any:
         plain = getattr(KafkaTransactionalProducer, name)
 
-        def call(producer: Any, *args: Any) -> Any:
+        def call(producer: Any, *args: Any, **options: Any) -> Any:
             if name == "begin":
                 doom[:] = [chance.choice(STEPS)] if chance.random() < share and deaths() < at_most else []
             if name == "commit" and doom == ["within"]:
                 threading.Timer(chance.uniform(0, 0.004), die, ["within"]).start()
-            result = plain(producer, *args)
+            result = plain(producer, *args, **options)
             if doom == [name]:
                 die(name)
             return result
