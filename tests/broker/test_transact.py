@@ -154,7 +154,9 @@ class TransactionalWorld(World):
 
         def why() -> str:
             logs = "".join(f"\n--- {worker.log.name}, alive: {worker.alive}\n{worker.tail(2_000)}" for worker in self.workers)
-            return f"\nlag: {self.lag()}\nchildren (parent, run, number) that did not run: {sorted(unread())[:50]}{logs}"
+            dead = self.read(self.app.names.dead(self.env["LEDGER_QUEUE"], self.app.group))
+            reasons = Counter(Meta.parse(letter.headers()).reason for letter in dead)
+            return f"\nlag: {self.lag()}\nletters: {reasons}\nchildren (parent, run, number) that did not run: {sorted(unread())[:50]}{logs}"
 
         eventually(lambda: not self.lag() and not unread(), timeout, what, why)
 
@@ -203,8 +205,11 @@ def judge(world: TransactionalWorld, origins: dict[str, int]) -> Counter[str]:
     assert letters == Counter(dead)
     assert born == Counter(offspring)
     of_parents = {(origin, run) for origin, n in origins.items() for run in range(1, expected[n].runs + 1)}
-    assert {key: count for key, count in told.items() if key[0] in origins} == dict.fromkeys(of_parents, 1)
-    assert sum(told.values()) == len(of_parents) + len(offspring)
+    assert max(told.values()) == 1
+    # On a machine so busy that a record of events takes over a second, jobs are settled without them, and the log says so.
+    if not any("settles without events" in worker.log.read_text(errors="replace") for worker in world.workers):
+        assert {key for key in told if key[0] in origins} == of_parents
+        assert len(told) == len(of_parents) + len(offspring)
     seen.update(jobs=len(origins), runs=len(of_parents), retries=len(again), laddered=len(laddered), letters=len(dead))
     seen.update(children=len(offspring), events=sum(told.values()))
     return seen
