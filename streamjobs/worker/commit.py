@@ -31,6 +31,8 @@ UNCOMMITTED_S = 60.0
 FIRST_S = 2.0
 #: An unchanged base is committed again, or the broker forgets it (PROTOCOLS §3).
 REFRESH_S = 3600.0
+#: A member that has nothing to commit asks so often within a session whether it still is one.
+ASKS = 3
 #: A map of more characters than this is committed every 2 s at most.
 LARGE_MAP = 512
 LARGE_MAP_S = 2.0
@@ -94,6 +96,7 @@ class Committer:
         self._waiting: Snapshot | None = None
         self._in_flight: Snapshot | None = None
         self._failing_since: float | None = None  # when the first commit was asked for since the last good one
+        self._heard_at = self._now()  # when the last commit that succeeded was asked for
         self._doubted_at: float | None = None  # since when it is open whether this is still a member
         self.errors: dict[TopicPartition, BrokerError] = {}
 
@@ -122,7 +125,7 @@ class Committer:
         """
         now = self._now()
         stood_still = now - self._looked > self._session_s
-        unheard = self._failing_since is not None and now - self._failing_since > self._session_s
+        unheard = now - self._heard_at > self._session_s and any(home.fetching for home in self._poller.partitions.values())
         self._looked = now
         if not self._poller.has_any:
             self._doubted_at = None  # what comes is ours; and with nothing to commit it would stay open for ever
@@ -138,6 +141,7 @@ class Committer:
         for home in self._poller.partitions.values():
             if self._wants_commit(home, now):
                 self._take(snapshot, home)
+        self._ask_whether_member(snapshot)
         self._send_events(snapshot, events)
         if snapshot.offsets or snapshot.unacked:
             self._waiting = snapshot
@@ -155,6 +159,18 @@ class Committer:
         if tracker.version == home.committed_version:
             return since > REFRESH_S
         return since >= LARGE_MAP_S or tracker.map_size <= LARGE_MAP
+
+    def _ask_whether_member(self, snapshot: Snapshot) -> None:
+        """Commits one partition again where nothing was committed for long, so that a silence of the group is noticed.
+
+        *Bites*: an idle worker is cut off for longer than its session. It has nothing to commit, so nothing tells it; what its first
+        fetch brings when the network is back, it starts, and another member has run it long ago.
+        """
+        if snapshot.offsets or snapshot.began - self._heard_at < self._session_s / ASKS:
+            return
+        home = next((home for home in self._poller.partitions.values() if home.fetching and home.epoch >= 0), None)
+        if home is not None:
+            self._take(snapshot, home)
 
     def _take(self, snapshot: Snapshot, home: Partition, *, clean: bool = False, also: Collection[int] = ()) -> None:
         tp, commit, version = self._poller.snapshot(home, clean=clean, also=also)
@@ -225,6 +241,7 @@ class Committer:
         if self._in_flight is snapshot:
             self._in_flight = None
         if any(error is None for error in results.values()):
+            self._heard_at = snapshot.began
             self._failing_since = None  # of partitions that have left since, too: they may be the last to be committed for long
             if self._doubted_at is not None and snapshot.began >= self._doubted_at:
                 self._doubted_at = None  # not by an older one: its answer may have waited as long as we did

@@ -333,6 +333,7 @@ class Transactor(Committer):
             leaves = home in leaving and home.fetching
             if also or leaves or self._wants_commit(home, self._last):
                 self._take(snapshot, home, clean=leaves, also=also)
+        self._ask_whether_member(snapshot)
         if self._telling is None:
             return Work(snapshot, items, None)
         cut = self._telling.batch.cut([item.job for item in items if item.job is not None], self._telling.now())

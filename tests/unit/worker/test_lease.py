@@ -135,6 +135,34 @@ def test_who_can_commit_nothing_starts_nothing_after_a_session(worker: Frozen) -
     assert worker.loop.stalled_for() < 1
 
 
+def test_who_was_cut_off_with_nothing_to_commit_starts_nothing_before_it_knows(worker: Frozen) -> None:  # edge 2
+    """What bit: an idle loop, cut off for 14 s; its first fetch after that brought eight jobs that the new owner had run, and they ran."""
+    worker.publish(1)
+    worker.turn(2)
+    fault = worker.t.broker.fail("commit", topic=MAIN.topic, error="_TRANSPORT", times=None)
+    worker.turn(17)
+    worker.publish(2)
+    worker.turn(3)
+    assert worker.ran == [0, 1]
+    fault.lift()
+    worker.turn(3)
+    assert worker.ran == [0, 1, 2]
+
+
+def test_an_idle_member_goes_on_asking_and_never_doubts(worker: Frozen) -> None:
+    for _ in range(40):
+        worker.turn(1)
+        assert "membership of main" not in worker.t.process.unready()
+
+
+def test_a_loop_that_reads_nothing_for_another_reason_is_not_asked(worker: Frozen) -> None:
+    """Nothing may be committed of such a partition, so no answer could end the doubt."""
+    (home,) = worker.loop.poller.partitions.values()
+    home.fetching = False
+    worker.turn(40)
+    assert "membership of main" not in worker.t.process.unready()
+
+
 def test_a_thawed_timer_moves_nothing_until_it_knows(on_memory: OnMemory) -> None:
     """What it moves, the new owner of its partitions moves, too."""
     worker = Frozen(on_memory)
