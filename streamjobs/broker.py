@@ -138,7 +138,8 @@ class Producer(Protocol):
         """Queues a record. Raises BrokerError `_QUEUE_FULL` (poll, then try again) or `MSG_SIZE_TOO_LARGE` at once.
 
         `alone`: it shares no batch. Kafka refuses a batch whole for one record in it, or for the size of all; only of a record that
-        was alone in its batch does `MSG_SIZE_TOO_LARGE` say that it is too large itself. A transactional producer waits for it."""
+        was alone in its batch does `MSG_SIZE_TOO_LARGE` say that it is too large itself. A transactional producer's queue is full for
+        it until what was sent before is out, and for others until it is."""
         ...
 
     def poll(self, timeout: float = 0.0) -> int:

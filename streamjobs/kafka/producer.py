@@ -24,8 +24,6 @@ log = logging.getLogger(__name__)
 
 #: Between two looks at the one client while the other one is waited for.
 SLICE_S = 0.01
-#: Seconds in which a transactional producer's batch is written.
-ALONE_S = 1.0
 
 Delivered = Callable[[KafkaError | None, ClientMessage], None]
 
@@ -113,12 +111,13 @@ class KafkaProducer:
 class KafkaTransactionalProducer(KafkaProducer):
     """Implements `streamjobs.broker.TransactionalProducer`."""
 
+    _last_alone = False
+
     def send(self, record: Record, ack: Ack | None = None, *, alone: bool = False) -> None:
-        if alone and self.flush(ALONE_S):
+        if (alone or self._last_alone) and len(self._client):
             raise BrokerError("_QUEUE_FULL", "send a record alone: others are on their way", retriable=True)
+        self._last_alone = alone
         super().send(record, ack)
-        if alone:
-            self.flush(ALONE_S)
 
     def init(self, timeout: float = 30.0) -> None:
         self._call("start transactions", self._client.init_transactions, timeout)

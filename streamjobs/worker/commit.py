@@ -87,7 +87,7 @@ class Committer:
     def __init__(self, poller: Poller, producer: Callable[[], Producer], how: Ticking) -> None:
         self._poller = poller
         self._producer = producer
-        self._tick_s = how.tick_s
+        self._tick_s = min(how.tick_s, how.session_s / ASKS)
         self._now = how.now
         self._committed = how.committed
         self._dropped = how.dropped
@@ -125,14 +125,18 @@ class Committer:
         """
         now = self._now()
         stood_still = now - self._looked > self._session_s
-        unheard = now - self._heard_at > self._session_s and any(home.fetching for home in self._poller.partitions.values())
+        unheard = now - self._heard_at > self._session_s and not self._poller.inside_fetch and self._can_ask()
         self._looked = now
         if not self._poller.has_any:
             self._doubted_at = None  # what comes is ours; and with nothing to commit it would stay open for ever
+            self._heard_at = now
         elif stood_still or (unheard and not self.doubted):
             logger.warning("group %s: nothing is started until a commit shows that the partitions are still ours", self._poller.group)
             self._doubted_at = now
         return self.doubted
+
+    def _can_ask(self) -> bool:
+        return any(home.fetching for home in self._poller.partitions.values())
 
     def tick(self, events: Events) -> None:
         """Begins a tick: the events gathered since the last one, and the partitions as they are now."""
@@ -150,7 +154,7 @@ class Committer:
     def _wants_commit(self, home: Partition, now: float) -> bool:
         if not home.fetching or home.epoch < 0:
             return False
-        if self.doubted:
+        if self.doubted or (self.errors and TopicPartition(home.topic, home.number) in self.errors):
             return True
         tracker = home.tracker
         if tracker.unfinished == 0:
@@ -166,11 +170,11 @@ class Committer:
         *Bites*: an idle worker is cut off for longer than its session. It has nothing to commit, so nothing tells it; what its first
         fetch brings when the network is back, it starts, and another member has run it long ago.
         """
-        if snapshot.offsets or snapshot.began - self._heard_at < self._session_s / ASKS:
+        if snapshot.began - self._heard_at < self._session_s / ASKS:
             return
-        home = next((home for home in self._poller.partitions.values() if home.fetching and home.epoch >= 0), None)
-        if home is not None:
-            self._take(snapshot, home)
+        homes = [home for tp, home in self._poller.partitions.items() if home.fetching and home.epoch >= 0 and tp not in self.errors]
+        if homes:
+            self._take(snapshot, homes[0])
 
     def _take(self, snapshot: Snapshot, home: Partition, *, clean: bool = False, also: Collection[int] = ()) -> None:
         tp, commit, version = self._poller.snapshot(home, clean=clean, also=also)
@@ -241,7 +245,7 @@ class Committer:
         if self._in_flight is snapshot:
             self._in_flight = None
         if any(error is None for error in results.values()):
-            self._heard_at = snapshot.began
+            self._heard_at = max(self._heard_at, snapshot.began)  # an older answer may come after a newer one
             self._failing_since = None  # of partitions that have left since, too: they may be the last to be committed for long
             if self._doubted_at is not None and snapshot.began >= self._doubted_at:
                 self._doubted_at = None  # not by an older one: its answer may have waited as long as we did

@@ -81,6 +81,11 @@ class Poller:
         self._fetching = False
 
     @property
+    def inside_fetch(self) -> bool:
+        """Whether a callback of its consumer asks: no answer of a commit arrives now."""
+        return self._fetching
+
+    @property
     def has_any(self) -> bool:
         """Whether it has any partition, one that is about to begin again included."""
         return bool(self.partitions or self._lookups)
@@ -349,7 +354,7 @@ class Poller:
         Not inside a fetch. *Bites*: the client has taken this partition's next records out of its queue when it meets the revoke of
         another one; it commits, by a position past records that the tracker has not seen, and drops them as finished.
         """
-        if self._fetching:
+        if self.inside_fetch:
             return
         position = self.consumer.position(TopicPartition(home.topic, home.number))
         if position > home.tracker.position:

@@ -43,6 +43,8 @@ ANSWER_S = 5.0
 SLICE_S = 0.05
 #: What an aborted transaction put back waits for about so long; exactly, for the tick.
 AGAIN_S = 0.1
+#: So many records that share no batch go with one transaction: each takes a round trip, and a transaction has ten seconds.
+MOST_ALONE = 50
 #: While something waits for it, a transaction comes early, but the loop spends no more than a tenth of its time in them.
 SHARE = 10
 #: After the events topic made a transaction abort, transactions go without events for so long, then twice as long …
@@ -147,11 +149,14 @@ class Gathered(Settler):
         self.fresh = False
         taken, kept = [], []
         tried: set[str] = set()
+        alone = 0
         for item in self._ready:
             if item.epoch != item.home.epoch:
                 continue
             shut = self._shut and {record.topic for record in item.records} & self._shut.keys()
-            if shut and (shut & tried or any(self._shut[topic][0] > self._now() for topic in shut)):
+            alone += item.alone
+            too_many = item.alone and alone > MOST_ALONE
+            if too_many or (shut and (shut & tried or any(self._shut[topic][0] > self._now() for topic in shut))):
                 kept.append(item)
             else:
                 tried |= shut or set()
@@ -216,6 +221,8 @@ class Sent:
 
     def __call__(self, error: BrokerError | None, _: Message | None = None) -> None:
         self.work.unacked.discard(self)
+        if error is not None and error.code == RECOUNTS:
+            self.work.recounts = True
         if error is not None and error.code not in FELL:
             self.work.refused.append((self, error))
 
@@ -229,9 +236,9 @@ class Telling(NamedTuple):
 
 
 class Work:
-    """One transaction: what goes into it, and what became of it. `silent`: it goes without its events."""
+    """One transaction: what goes into it, and what became of it. `silent`: it goes without its events. `recounts`: see RECOUNTS."""
 
-    __slots__ = ("commits", "cut", "error", "items", "refused", "silent", "snapshot", "unacked")
+    __slots__ = ("commits", "cut", "error", "items", "recounts", "refused", "silent", "snapshot", "unacked")
 
     def __init__(self, snapshot: Snapshot, items: list[Open], cut: Cut | None, *, silent: bool = False) -> None:
         self.snapshot = snapshot
@@ -241,7 +248,7 @@ class Work:
         self.unacked: set[Sent] = set()
         self.refused: list[tuple[Sent, BrokerError]] = []
         self.error: BrokerError | None = None
-        self.commits = False
+        self.commits = self.recounts = False
 
     @property
     def packets(self) -> Sequence[Packet]:
@@ -466,7 +473,7 @@ class Transactor(Committer):
         if work.error is not None and not work.refused:
             logger.warning("a transaction of group %s was aborted: %s; it is produced again", self._poller.group, work.error)
             self.errors |= {tp: work.error for tp in work.snapshot.offsets if self._current(work.snapshot, tp)}
-        return bool(work.refused) or (work.error is not None and work.error.code == RECOUNTS)
+        return bool(work.refused) or work.recounts or (work.error is not None and work.error.code == RECOUNTS)
 
     def _leave_out_events(self, error: BrokerError) -> None:
         """Events never keep a job from being settled: for a while transactions go without."""

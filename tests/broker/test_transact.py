@@ -46,7 +46,7 @@ class Outcome(NamedTuple):
 
 def outcome_of(n: int) -> Outcome:
     ends = {1: "rejected", 2: "snoozed"}.get(n % 5, "")
-    fails = {3: 1, 7: 2}.get(n % 8, 0)  # so few that no breaker opens
+    fails = 2 if n % 32 == 7 else 1 if n % 8 == 3 else 0  # so few that no breaker opens, also where only second runs are left
     return Outcome(fails=fails, children=n % 3, ends=ends, ladder=n % 7 == 0)
 
 
@@ -260,7 +260,7 @@ def test_a_process_may_die_at_any_step_of_a_transaction(transactional: Callable[
     is committed, or before anybody could take note of the commit. Its successor ends what it left open, and of every run there is
     one outcome; aborted records are in the logs, and nobody sees them.
     """
-    world = transactional(partitions=4, STREAMJOBS_DELAY__TIERS="5s,1m", DIE_IN_TRANSACTIONS="0.08", DEATHS="24")
+    world = transactional(partitions=4, STREAMJOBS_DELAY__TIERS="5s,1m", DIE_IN_TRANSACTIONS="0.08", DEATHS="20")
     for _ in range(3):
         world.worker("--slots", "4", "--processes", "2")
     origins: dict[str, int] = {}
@@ -270,7 +270,7 @@ def test_a_process_may_die_at_any_step_of_a_transaction(transactional: Callable[
         return [entry["step"] for entry in world.ledger.entries() if entry["what"] == "death"]
 
     deadline = time.monotonic() + 120
-    while len(deaths()) < 20:
+    while len(deaths()) < 20:  # after that none dies any more, and all can be settled
         assert time.monotonic() < deadline, f"only {Counter(deaths())}"
         origins |= world.publish(range(50 * batch, 50 * batch + 50), ms=2)
         batch += 1

@@ -57,6 +57,33 @@ def test_transactions_without_a_broker_time_out() -> None:
     producer.close(0.0)
 
 
+def test_both_clients_are_polled_while_one_waits_for_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent alone goes by a second client. What bites: its broker is silent, and nothing else is acknowledged meanwhile."""
+    polls: dict[str, int] = {"many": 0, "single": 0}
+
+    class Client:
+        def __init__(self, config: dict[str, Any]) -> None:
+            self.name = "single" if config.get("batch.num.messages") == 1 else "many"
+
+        def produce(self, *args: Any, **options: Any) -> None: ...
+
+        def poll(self, timeout: float) -> int:
+            polls[self.name] += 1
+            return 0
+
+        def __len__(self) -> int:
+            return 1 if self.name == "single" else 0
+
+    monkeypatch.setattr("streamjobs.kafka.producer.Client", Client)
+    producer = KafkaProducer({})
+    producer.poll(0.01)
+    assert polls == {"many": 1, "single": 0}, "a client that nobody needed yet is not made"
+
+    producer.send(Record("t", b"x"), alone=True)
+    producer.poll(1.0)
+    assert polls == {"many": 2, "single": 1}
+
+
 def test_a_flush_that_the_client_gets_wrong_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen with two replays at once: `flush` of a producer that is being fenced "returned NULL without setting an exception",
     and the SystemError hid that another replay had taken over."""

@@ -15,12 +15,16 @@ import pytest
 from streamjobs import App, Backoff, BrokerError, Cancel, Job, PublishError, Reject, Retry, RetryAfter, Snooze, UsageError
 from streamjobs.broker import Commit, TopicPartition
 from streamjobs.core import offsets
-from streamjobs.core.record import Meta
+from streamjobs.core.dispatch import Partition
+from streamjobs.core.record import Meta, Record
 from streamjobs.telemetry import events
 from streamjobs.testing.app import Testing
 from streamjobs.testing.faults import broker_error
 from streamjobs.testing.producer import MemoryTransactionalProducer
-from streamjobs.worker import Stopped
+from streamjobs.worker import Stopped, transact
+from streamjobs.worker.commit import Snapshot
+from streamjobs.worker.settle import Open
+from streamjobs.worker.transact import Gathered
 
 OnMemory = Callable[[App], Testing]
 ONCE_AGAIN = Retry(attempts=2, backoff=Backoff.fixed("1s"))
@@ -418,6 +422,40 @@ def test_a_record_that_is_too_large_is_put_right_alone(on_memory: OnMemory) -> N
 
     assert len(records(t, app.names.retry("orders", app.group))) == 2
     assert sorted(letter.reason for letter in t.dead_letters("orders")) == ["exhausted", "exhausted", "too_large"]
+
+
+def test_records_that_share_no_batch_go_a_few_at_a_time() -> None:
+    """Each takes a round trip: a thousand of them, 10 ms each, and the broker ends the transaction, fences its producer and all begins anew."""
+    gathered = Gathered(lambda: None, lambda: 0.0)  # type: ignore[arg-type,return-value]
+    home = Partition("jobs.q", 0, "q", retry=False, topic_id=b"id", epoch=1, tracker=offsets.Tracker(0))
+    for offset in range(2 * transact.MOST_ALONE + 3):
+        item = Open(home, offset, Record("retry", b""), lambda: None)
+        item.alone = offset % 2 == 0
+        gathered.settle(item)
+
+    first, second = gathered.take(), gathered.take()
+
+    assert [sum(item.alone for item in taken) for taken in (first, second)] == [transact.MOST_ALONE, 2]
+    assert len(first) + len(second) == 2 * transact.MOST_ALONE + 3
+
+
+def test_who_counts_anew_tries_again_at_once_whatever_fell_after_it(on_memory: OnMemory) -> None:
+    """After a refusal the next transaction is aborted once (OUT_OF_ORDER_SEQUENCE_NUMBER). That may come in the answer of its first
+    record, and its second one meets a transaction that is over (`_STATE`). What bites, inside a revoke: there is no second attempt, and
+    what was settled runs again elsewhere."""
+    app = App("shop", transactional=True, partitions=1)
+    app.job(name="mail", queue="mails")(lambda: None)
+    t = on_memory(app)
+    t.run()
+    transactor: Any = t.process.loops[0].committer
+    work = transact.Work(Snapshot(0.0), [], None)
+    work.error = broker_error("_STATE")
+    assert not transactor._put_back(work)
+
+    transact.Sent(work, None, Record("retry", b""))(broker_error("OUT_OF_ORDER_SEQUENCE_NUMBER"))
+
+    assert work.refused == []
+    assert transactor._put_back(work)
 
 
 # --- partitions that leave ------------------------------------------------------------------------------------------------
