@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection
 
 from streamjobs.broker import Message, Producer
@@ -24,13 +25,15 @@ from streamjobs.errors import BrokerError
 from streamjobs.job import Job
 from streamjobs.worker.executors import Chunk, Gate
 from streamjobs.worker.executors.child import Load
-from streamjobs.worker.executors.processes import Child, Keeper, Processes
+from streamjobs.worker.executors.processes import Batch, Child, Keeper, Processes
 from streamjobs.worker.marks import Mark, Marks, Row
 
 logger = logging.getLogger(__name__)
 
 #: How long to wait before an order that was refused is written again.
 AGAIN_S = 0.5
+#: How long an end is kept from its loop until the strike is taken back: many times what a broker takes that answers at all.
+ORDER_S = 2.0
 
 
 class Orders:
@@ -62,13 +65,18 @@ class Orders:
                 return True
         return False
 
-    def note(self, job: Job) -> None:
-        """The strikes that it has now. Not waited for."""
-        self._send(self._order(job.topic, job.partition, job.offset, job.run, job.strikes, "strikes that stand"))
+    def take_back(self, job: Job, give_up: Callable[[], bool]) -> None:
+        """The strike for a start whose end was seen; acknowledged, or given up. What failed and has older strikes stays a suspect until
+        its next record, which carries them, is acknowledged."""
+        (self.acquit if job.error is None or job.strikes == 0 else self.note)(job).wait_for(self._producer, give_up)
 
-    def acquit(self, job: Job) -> None:
-        """It is no suspect any more: it ended well, or what becomes of it is settled. Not waited for."""
-        self._send(self._record(suspect_key(self._group, job.topic, job.partition, job.offset), None))
+    def note(self, job: Job) -> _Acked:
+        """The strikes that it has now."""
+        return self._send(self._order(job.topic, job.partition, job.offset, job.run, job.strikes, "strikes that stand"))
+
+    def acquit(self, job: Job) -> _Acked:
+        """It is no suspect any more: it ended well, or what becomes of it is settled."""
+        return self._send(self._record(suspect_key(self._group, job.topic, job.partition, job.offset), None))
 
     def _order(self, topic: str, partition: int, offset: int, run: int, strikes: int, reason: str) -> Record:
         now = self._now()
@@ -116,6 +124,7 @@ class Warden(Keeper):
     def __init__(self, orders: Orders, load: Load, gate: Gate, marks: Marks, row: Row, stopping: threading.Event) -> None:
         super().__init__(load, gate, marks, row, stopping)
         self._orders = orders
+        self._strikes = 0  # those of the job that runs, before it started
 
     def _run_heads(self, chunk: Chunk, heads: list[Job], child: Child) -> None:
         for job in heads:
@@ -123,10 +132,11 @@ class Warden(Keeper):
             if self._gate.bars(job) or not self._charge(job):
                 chunk.returned.append(job)
                 continue
-            before = job.strikes
-            logger.warning("%r is a suspect (strikes: %d): it runs alone", job, before)
+            self._strikes = job.strikes
+            logger.warning("%r is a suspect (strikes: %d): it runs alone", job, job.strikes)
             self._run(chunk, [job], [(0, 0)], child)
-            self._account(chunk, job, died=job.strikes > before)
+            if job not in chunk.done:
+                self._orders.note(job)
 
     def _charge(self, job: Job) -> bool:
         if self._orders.charge(job, lambda: self._gate.bars(job) or self._stopping.is_set()):
@@ -134,14 +144,17 @@ class Warden(Keeper):
         self._orders.note(job)
         return False
 
-    def _account(self, chunk: Chunk, job: Job, *, died: bool) -> None:
-        """Takes the strike back, unless the child died of the job. What failed and has older strikes stays a suspect until its
-        next record, which carries them, is acknowledged."""
-        ended = job in chunk.done
-        if not died and ended and (job.error is None or job.strikes == 0):
-            self._orders.acquit(job)
-        elif not died:
-            self._orders.note(job)
+    def _end(self, chunk: Chunk, batch: Batch, index: int) -> None:
+        """Takes the strike back, unless the child died of the job; then the loop hears of the end.
+
+        *Bites*, the other way round: the loop settles it at once, and the worker is killed in the middle of that. The strike stands,
+        for a job that had ended; the third time it is buried as poison, and it never did any harm.
+        """
+        job = batch.jobs[index]
+        if job.strikes == self._strikes:
+            until = time.monotonic() + ORDER_S
+            self._orders.take_back(job, lambda: self._stopping.is_set() or time.monotonic() > until)
+        super()._end(chunk, batch, index)
 
 
 class Quarantine(Processes):

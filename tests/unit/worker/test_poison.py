@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,6 +31,7 @@ from streamjobs.worker.executors.aio import Aio
 from streamjobs.worker.executors.threads import Threads
 from streamjobs.worker.marks import HEAD, Legacy, Mark, Marks, memory
 from streamjobs.worker.process import Process
+from streamjobs.worker.quarantine import Orders
 from streamjobs.worker.recycle import resident, why_recycle
 from streamjobs.worker.settle import Routes, held_record
 from streamjobs.worker.supervise import Report, Supervisor
@@ -182,6 +184,28 @@ def test_a_suspect_runs_alone_and_is_acquitted(world: World, job_type: str) -> N
     assert {said[0], charged[0], acquitted[0]} == {key}
     assert (b'"strikes":0' in (said[1] or b""), b'"strikes":1' in (charged[1] or b""), acquitted[1]) == (True, True, None)
     assert process.suspects_told
+
+
+def test_a_strike_is_taken_back_before_the_loop_hears_of_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What bit: the loop settled the end at once, the worker was killed in that, and the strike stood: after three deaths that came
+    after its end the job was buried as poison."""
+    bases: list[int] = []
+    take_back = Orders.take_back
+
+    def slowly(orders: Orders, job: Job, give_up: Callable[[], bool]) -> None:
+        take_back(orders, job, give_up)
+        bases.append(world.base())
+        time.sleep(0.5)  # ten ticks, in which the loop would commit the end if it knew of it
+        bases.append(world.base())
+
+    monkeypatch.setattr(Orders, "take_back", slowly)
+    world.provision()
+    world.types["plain"].publish_many([{"n": 0}])
+    world.start(Mark(MAIN, 0, 0, 1))
+
+    eventually(lambda: world.base() == 1, 30, "the commit")
+    assert bases == [0, 0]
+    assert world.charges()[:3] == [0, 1, None]
 
 
 def test_nothing_starts_before_its_strike_is_acknowledged(world: World) -> None:
