@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from streamjobs.core import duration
 from streamjobs.core.delay import STRICT_BACKOFF_S, STRICT_BLOCK_S
 from streamjobs.core.dispatch import QUARANTINE, Dispatcher
 from streamjobs.core.lifecycle import Failure, Outcome, Reason, Settlement, decide
@@ -24,6 +25,17 @@ from streamjobs.worker.sleepers import Sleepers
 from streamjobs.worker.transact import DECIDED, Family
 
 logger = logging.getLogger(__name__)
+
+#: What the log tells of, and how loudly; snoozed, cancelled and expired jobs went as somebody wanted.
+LEVELS = {
+    "failed": logging.WARNING,
+    "discarded": logging.WARNING,
+    "rejected": logging.WARNING,
+    "retry_after": logging.INFO,
+    "poison": logging.ERROR,
+}
+#: Whose traceback is logged: what no handler raised on purpose.
+UNWANTED = ("failed", "discarded")
 
 
 class Outcomes:
@@ -144,6 +156,7 @@ class Outcomes:
         settlement = decide(
             failure, job.job_type.retry, run=job.run, attempt=job.attempt, origin=job.origin, now=now
         )
+        _log(job, failure, settlement, now)
         if settlement.due is not None and job.job_type.strict and self._park(job, settlement, now):
             self._send_from_place(job)
             return
@@ -244,3 +257,20 @@ class Outcomes:
             self._shared.suspects.note(job)
         self._sleepers.wake_at(due, job, self._dispatcher.again)
         return True
+
+
+def _log(job: Job, failure: Failure, settlement: Settlement, now: float) -> None:
+    """Tells of a run that did not end well. The type is part of the message, so that one that fails a thousand times a second does not
+    hide the others (`telemetry.log.Repeats`)."""
+    level = LEVELS.get(failure.kind)
+    if level is None or not logger.isEnabledFor(level):
+        return
+    if settlement.letter is not None:
+        then = f"it becomes a dead letter ({settlement.letter.value})"
+    else:
+        delay_s = (settlement.due or now) - now
+        then = f"it runs again in {duration.text(min(delay_s, STRICT_BACKOFF_S) if job.job_type.strict else delay_s)}"
+    why = f"{failure.error_type}: {failure.reason}" if failure.error_type else failure.reason
+    message = job.type.replace("%", "%%") + ": %s; attempt %d of %d, %s"
+    error = job.error if failure.kind in UNWANTED else None
+    logger.log(level, message, why, job.attempt, job.max_attempts, then, exc_info=error, extra={"job": job})

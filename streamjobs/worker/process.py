@@ -224,6 +224,8 @@ class Process:
             self._spawn("timer", self._run_timer)
         self._spawn("topics", self._watch_topics)
         self._spawn("health", self._watch_itself)
+        topics = ", ".join(sorted(self.loops[0].topics))
+        logger.info("started: group %s reads %s at %s", self.app.group, topics, self.app.settings.bootstrap)
 
     def _tell_suspects(self) -> None:
         """What ran when the process before this one died. Then the control topic is read again, so that the loops know of it, too,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from streamjobs import App, Backoff, BrokerError, Job, Retry
+from streamjobs import App, Backoff, BrokerError, Job, Reject, Retry, Snooze
 from streamjobs.broker import TopicPartition
 from streamjobs.core.record import Meta, Record
 from streamjobs.testing.app import Testing
@@ -202,3 +202,33 @@ def test_a_record_beside_one_that_is_too_large_is_not_too_large(on_memory: OnMem
     assert attempts == [1, 2]
     (letter,) = t.dead_letters("mails")
     assert letter.reason == "exhausted"
+
+
+def test_the_log_tells_of_runs_that_failed_and_of_no_other(on_memory: OnMemory, caplog: pytest.LogCaptureFixture) -> None:
+    """What bit: a worker whose every job failed said nothing at all."""
+    app, _ = failing_app()
+    app.job(name="rejects", queue="mails")(_raising(Reject("never wanted")))
+    app.job(name="sleeps", queue="mails")(_raising(Snooze("1h")))
+    app.job(name="works", queue="mails")(lambda: None)
+    t = on_memory(app)
+    caplog.set_level("INFO", "streamjobs.worker.outcomes")
+    app.job_types["fails"].publish(n=7)
+    for name in ("rejects", "sleeps", "works"):
+        app.job_types[name].publish()
+    settle_and_tick(t, 10, step=1.0)
+
+    told = {(r.levelname, r.getMessage()): r for r in caplog.records if r.name == "streamjobs.worker.outcomes"}
+    assert set(told) == {
+        ("WARNING", "fails: ValueError: 7; attempt 1 of 2, it runs again in 1s"),
+        ("WARNING", "fails: ValueError: 7; attempt 2 of 2, it becomes a dead letter (exhausted)"),
+        ("WARNING", "rejects: never wanted; attempt 1 of 15, it becomes a dead letter (rejected)"),
+    }
+    assert {message.split(":")[0] for (_, message), record in told.items() if record.exc_info} == {"fails"}
+    assert {record.job.type for record in told.values()} == {"fails", "rejects"}  # type: ignore[attr-defined]
+
+
+def _raising(error: BaseException) -> Callable[[], None]:
+    def handler() -> None:
+        raise error
+
+    return handler
