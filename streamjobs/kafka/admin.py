@@ -27,7 +27,7 @@ from confluent_kafka.cimpl import TopicPartition as ClientPartition
 
 from streamjobs.broker import At, Cluster, Commit, Group, Isolation, Member, Topic, TopicPartition
 from streamjobs.errors import BrokerError
-from streamjobs.kafka.errors import as_broker_error, persistently, translated
+from streamjobs.kafka.errors import ADVICE, as_broker_error, persistently, translated
 from streamjobs.kafka.forks import never_free, tell_of_forks
 from streamjobs.kafka.log import QuietLog
 
@@ -187,10 +187,24 @@ class KafkaAdmin:
             isolation_level=_ISOLATION[isolation],
             request_timeout=REQUEST_TIMEOUT,
         )
-        return {
-            TopicPartition(p.topic, p.partition): _result(future, f"list offsets of {p.topic}/{p.partition}").offset
-            for p, future in asked.items()
-        }
+        try:
+            return {
+                TopicPartition(p.topic, p.partition): _result(future, f"list offsets of {p.topic}/{p.partition}").offset
+                for p, future in asked.items()
+            }
+        except BrokerError as error:
+            raise self._why_no_leader(partitions) if error.code == "_NOENT" else error from None
+
+    def _why_no_leader(self, partitions: Sequence[TopicPartition]) -> BrokerError:
+        """The client says the same of partitions that don't exist and of those whose replicas are all away. *Bites*: a broker is lost, a
+        worker starts meanwhile, takes that for a mistake, and ends instead of asking again."""
+        known = self.topics({where.topic for where in partitions})
+        missing = [f"{topic}/{number}" for topic, number in partitions if topic not in known or number >= known[topic].partitions]
+        if missing:
+            return BrokerError("UNKNOWN_TOPIC_OR_PART", f"list offsets: there is no {missing[0]}: {ADVICE['UNKNOWN_TOPIC_OR_PART']}")
+        topic, number = partitions[0]
+        text = f"list offsets of {topic}/{number} and {len(partitions) - 1} more: no replica is there to lead them"
+        return BrokerError("LEADER_NOT_AVAILABLE", text, retriable=True)
 
     # -- groups -----------------------------------------------------------------------------------------------------
 

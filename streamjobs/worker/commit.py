@@ -170,7 +170,8 @@ class Committer:
         *Bites*: an idle worker is cut off for longer than its session. It has nothing to commit, so nothing tells it; what its first
         fetch brings when the network is back, it starts, and another member has run it long ago.
         """
-        if snapshot.began - self._heard_at < self._session_s / ASKS:
+        asked = snapshot.offsets.keys() - self.errors.keys()
+        if asked or snapshot.began - self._heard_at < self._session_s / ASKS:
             return
         homes = [home for tp, home in self._poller.partitions.items() if home.fetching and home.epoch >= 0 and tp not in self.errors]
         if homes:

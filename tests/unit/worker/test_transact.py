@@ -458,6 +458,28 @@ def test_who_counts_anew_tries_again_at_once_whatever_fell_after_it(on_memory: O
     assert transactor._put_back(work)
 
 
+def test_who_asks_whether_it_is_a_member_commits_no_less_than_it_settles(on_memory: OnMemory) -> None:
+    """What bit: the answer before was long ago, so one partition was taken again, without what the transaction finishes of it: the retry
+    was stored and its offset not committed, and the next owner ran the job again and stored a second one."""
+    app = App("shop", transactional=True, partitions=1)
+
+    @app.job(queue="orders", retry=ONCE_AGAIN)
+    def order(n: int) -> None:
+        raise ValueError(n)
+
+    t = on_memory(app)
+    runs(t)
+    committer: Any = t.process.loops[0].committer
+    committer._session_s = 100.0
+    committer._heard_at = t.clock.monotonic() - 60.0
+    order.publish(n=1)
+    while not records(t, app.names.retry("orders", app.group)):
+        t.process.loops[0].turn()
+        t.clock.advance(0.1)
+
+    assert committed(t, app.names.main("orders")) == 1
+
+
 # --- partitions that leave ------------------------------------------------------------------------------------------------
 
 

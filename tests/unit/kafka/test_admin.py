@@ -1,0 +1,52 @@
+"""Answers of the cluster that the client gives one name."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from streamjobs.broker import Topic, TopicPartition
+from streamjobs.errors import BrokerError
+from streamjobs.kafka.admin import KafkaAdmin
+
+WHERE = TopicPartition("jobs.mails", 1)
+
+
+class Answers(KafkaAdmin):
+    """Of a cluster with one topic, of two partitions; `offsets`: one answer after the other about where its log ends."""
+
+    def __init__(self, *offsets: int | None) -> None:
+        super().__init__({})
+        self.left = list(offsets)
+
+    @property
+    def _client(self) -> Any:
+        return SimpleNamespace(list_offsets=self._answer)
+
+    def _answer(self, asked: dict[Any, Any], **_: Any) -> dict[Any, Future[Any]]:
+        answer: Future[Any] = Future()
+        offset = self.left.pop(0)
+        if offset is None:
+            answer.set_exception(KafkaException(KafkaError(KafkaError._NOENT)))
+        else:
+            answer.set_result(SimpleNamespace(offset=offset))
+        return dict.fromkeys(asked, answer)
+
+    def topics(self, *_: Any, **__: Any) -> dict[str, Topic]:
+        return {"jobs.mails": Topic("jobs.mails", 2)}
+
+
+def test_a_partition_without_a_leader_is_asked_about_again() -> None:
+    """What bit: a broker was lost; a worker that started meanwhile took that for its user's mistake, and ended with exit code 1."""
+    assert Answers(None, None, 17).offsets([WHERE], "latest") == {WHERE: 17}
+
+
+@pytest.mark.parametrize("where", [TopicPartition("nosuch", 0), TopicPartition("jobs.mails", 2)], ids=["topic", "partition"])
+def test_what_does_not_exist_is_not_waited_for(where: TopicPartition) -> None:
+    with pytest.raises(BrokerError, match=f"there is no {where.topic}/{where.partition}.*topic plan") as refused:
+        Answers(None).offsets([where], "latest")
+    assert (refused.value.code, refused.value.retriable) == ("UNKNOWN_TOPIC_OR_PART", False)
