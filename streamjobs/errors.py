@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+#: Codes of BrokerErrors after which nobody knows whether there is a broker: it does not answer, or its address is wrong.
+OUT_OF_REACH = frozenset({"_ALL_BROKERS_DOWN", "_MSG_TIMED_OUT", "_RESOLVE", "_TIMED_OUT", "_TRANSPORT"})
+
+
 class StreamjobsError(Exception):
     """Base of all errors of streamjobs."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from enum import IntEnum
 from pathlib import Path
@@ -17,7 +18,7 @@ import click
 from streamjobs.cli.render import clean
 from streamjobs.cli.session import Session
 from streamjobs.core.duration import seconds
-from streamjobs.errors import StreamjobsError, UsageError
+from streamjobs.errors import OUT_OF_REACH, BrokerError, StreamjobsError, UsageError
 
 
 class Exit(IntEnum):
@@ -75,13 +76,29 @@ class Polite(click.Command):
         if not standalone_mode:
             return super().main(args=args, standalone_mode=False, **extra)
         try:
-            try:
-                code = super().main(args=args, standalone_mode=False, **extra)
-            finally:
-                session.close()
+            with _client_kept_quiet(session):
+                try:
+                    code = super().main(args=args, standalone_mode=False, **extra)
+                finally:
+                    session.close()
         except Exception as error:  # noqa: BLE001 (the one place where every error becomes a line and an exit code)
             code = report(error, verbose=session.verbose)
         sys.exit(code if type(code) in (int, Exit) else Exit.DONE)
+
+
+@contextmanager
+def _client_kept_quiet(session: Session) -> Iterator[None]:
+    """What librdkafka logs is shown with -v only: a person is told of what failed by the command, in its words.
+
+    *Bites*: a replay succeeds, and `GETPID […] Failed to acquire transactional PID` stands above its result.
+    """
+    log = logging.getLogger("streamjobs.kafka")
+    shown: Callable[[logging.LogRecord], bool] = lambda _: session.verbose  # noqa: E731
+    log.addFilter(shown)
+    try:
+        yield
+    finally:
+        log.removeFilter(shown)
 
 
 class Command(Polite):
@@ -165,8 +182,15 @@ def _message(error: BaseException) -> str:
     if isinstance(error, click.ClickException):
         return error.format_message()
     if isinstance(error, StreamjobsError):
-        return str(error)
+        return f"{error}; `streamjobs doctor` looks for the cause" if _is_far(error) else str(error)
     return f"{type(error).__name__}: {error}; this was not foreseen: -v shows where"
+
+
+def _is_far(error: BaseException | None) -> bool:
+    """Whether it says, or rests on one that says, that no broker answered."""
+    if isinstance(error, BrokerError):
+        return error.code in OUT_OF_REACH
+    return isinstance(error, StreamjobsError) and _is_far(error.__cause__)
 
 
 # --- options that every command takes, on either side of the verb -----------------------------------------------------

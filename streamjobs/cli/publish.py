@@ -17,7 +17,7 @@ from streamjobs.cli import completion, render
 from streamjobs.cli.command import Command, Exit, as_seconds, counted, did_you_mean, pass_session
 from streamjobs.cli.render import Column
 from streamjobs.cli.session import Session
-from streamjobs.errors import PayloadError, PublishError, UsageError
+from streamjobs.errors import BrokerError, PayloadError, PublishError, UsageError
 
 if TYPE_CHECKING:
     from streamjobs.job import JobType, Receipt
@@ -59,6 +59,7 @@ def publish(
     A line that is refused is named with its number, and the others are published all the same; the exit code is 1 then.
     """
     job_type = _job_type(session, job)
+    _reach(session)
     options |= {"at": _instant(at), "id": job_id, "headers": dict(map(_header, options["headers"]))}
     if arguments != "-":
         receipt = job_type.publish_arguments(_object(arguments), **options)
@@ -74,6 +75,16 @@ def _job_type(session: Session, name: str) -> JobType[Any, Any]:
     if name not in known:
         raise UsageError(f"{session.app_ref} has no job type {name!r}: {did_you_mean(name, known)}")
     return known[name]
+
+
+def _reach(session: Session) -> None:
+    """Ends a publish at an address at which there is no broker. *Bites*: the address is mistyped, and the producer tries it for nine
+    seconds; a program wants that, for a broker that is started anew is back by then, but a person waits for it and is told nothing."""
+    try:
+        session.app.broker.admin().topics([session.app.names.schemas])
+    except BrokerError as error:
+        if error.code in ("_RESOLVE", "_TRANSPORT"):
+            raise
 
 
 def _object(text: str | bytes) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, TopicC
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it has them, but does not say so in __all__
     AdminClient,
     AlterConfigOpType,
+    ClusterMetadata,
     ConfigEntry,
     ConfigResource,
     ConfigSource,
@@ -22,16 +23,21 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it has them
     ResourceType,
     TopicDescription,
 )
-from confluent_kafka.cimpl import NewPartitions, NewTopic
+from confluent_kafka.cimpl import KafkaException, NewPartitions, NewTopic
 from confluent_kafka.cimpl import TopicPartition as ClientPartition
 
 from streamjobs.broker import At, Cluster, Commit, Group, Isolation, Member, Topic, TopicPartition
-from streamjobs.errors import BrokerError
-from streamjobs.kafka.errors import ADVICE, as_broker_error, persistently, translated
+from streamjobs.errors import OUT_OF_REACH, BrokerError
+from streamjobs.kafka.errors import ADVICE, Contact, as_broker_error, persistently, translated
 from streamjobs.kafka.forks import never_free, tell_of_forks
 from streamjobs.kafka.log import QuietLog
 
 REQUEST_TIMEOUT = 15.0
+#: The client itself ends a request before that.
+ANSWER_TIMEOUT = REQUEST_TIMEOUT * 2
+#: Of the first call: refused all through the second of them, it ends. In the first one, `localhost` may be tried at an address at
+#: which nobody listens before the right one.
+FIRST_WINDOWS = (0.5, 1.0)
 #: A new topic is known to all brokers within so long; a caller that reads what it made must not be told that it is missing.
 VISIBLE_TIMEOUT = 5.0
 #: The broker's word for what group protocols it speaks.
@@ -58,6 +64,7 @@ class KafkaAdmin:
     def _begin(self) -> None:
         self._lock = threading.Lock()
         self._built: AdminClient | None = None
+        self._contact = Contact(str(self._config.get("bootstrap.servers", "")))
 
     def forked(self) -> None:
         """*Bites*: a child that asks the parent's client, such as for the partitions of a topic, waits for ever."""
@@ -69,15 +76,60 @@ class KafkaAdmin:
         with self._lock:
             if self._built is None:
                 with as_broker_error("start an admin client"):
-                    self._built = AdminClient(self._config, logger=QuietLog())
+                    config: dict[str, Any] = {**self._config, "error_cb": self._contact.heard}
+                    self._built = AdminClient(config, logger=QuietLog())
             return self._built
+
+    def _asked(self, ask: Callable[[float], Answer], doing: str) -> Answer:
+        """What `ask` answers within the time that it is given; it may be called again."""
+        with self._contact.as_broker_error(doing):
+            answer = ask(ANSWER_TIMEOUT) if self._contact.met else self._first(ask, doing)
+        self._contact.met = True
+        return answer
+
+    def _first(self, ask: Callable[[float], Answer], doing: str) -> Answer:
+        """*Bites*: somebody forgets to start the broker, or mistypes its address; the client tries for 15 seconds and says that time is
+        up. So who has met no broker yet and is refused by all of them waits no longer; one that is silent has the whole time."""
+        for patience in FIRST_WINDOWS:
+            self._contact.listen_again()
+            try:
+                return ask(patience)
+            except TimeoutError:
+                pass
+            except KafkaException as error:
+                if error.args[0].name() not in OUT_OF_REACH:
+                    raise  # that is an answer
+            self._client.poll(0)
+        if self._contact.refused:
+            raise self._contact.refusal(doing)
+        return ask(ANSWER_TIMEOUT)
+
+    def _result(self, future: Future[Answer], doing: str) -> Answer:
+        return self._asked(future.result, doing)
+
+    def _metadata(self, doing: str) -> ClusterMetadata:
+        return self._asked(lambda timeout: self._client.list_topics(timeout=min(timeout, REQUEST_TIMEOUT)), doing)
+
+    def _error(self, future: Future[Any], doing: str) -> BrokerError | None:
+        try:
+            self._result(future, doing)
+        except BrokerError as error:
+            return error
+        return None
+
+    def _unless_absent(self, future: Future[Answer], doing: str) -> Answer | None:
+        try:
+            return self._result(future, doing)
+        except BrokerError as error:
+            if error.code in _ABSENT:
+                return None
+            raise
 
     # -- the cluster ------------------------------------------------------------------------------------------------
 
     def cluster(self) -> Cluster:
         # From metadata, which any broker gives: DescribeCluster asks the controller, and one that has just died for long.
-        with as_broker_error("describe the cluster"):
-            found = self._client.list_topics(timeout=REQUEST_TIMEOUT)
+        found = self._metadata("describe the cluster")
         brokers = {broker.id: f"{broker.host}:{broker.port}" for broker in found.brokers.values()}
         return Cluster(found.cluster_id or "", tuple(brokers.values()), self._protocols(min(brokers, default=0)))
 
@@ -92,13 +144,13 @@ class KafkaAdmin:
 
     def _describe(self, resource: ConfigResource) -> dict[str, ConfigEntry]:
         asked = self._client.describe_configs([resource], request_timeout=REQUEST_TIMEOUT)
-        return _result(asked[resource], f"read the configuration of {resource.name}")
+        return self._result(asked[resource], f"read the configuration of {resource.name}")
 
     def _alter(self, kind: ResourceType, name: str, config: Mapping[str, str]) -> None:
         entries = [ConfigEntry(key, str(value), incremental_operation=AlterConfigOpType.SET) for key, value in config.items()]
         resource = ConfigResource(kind, name, incremental_configs=entries)
         asked = self._client.incremental_alter_configs([resource], request_timeout=REQUEST_TIMEOUT)
-        _result(asked[resource], f"change the configuration of {name}")
+        self._result(asked[resource], f"change the configuration of {name}")
 
     # -- topics -----------------------------------------------------------------------------------------------------
 
@@ -107,14 +159,13 @@ class KafkaAdmin:
         if not wanted:
             return {}
         asked = self._client.describe_topics(TopicCollection(wanted), request_timeout=REQUEST_TIMEOUT)
-        described = {name: _unless_absent(future, f"describe topic {name}") for name, future in asked.items()}
+        described = {name: self._unless_absent(future, f"describe topic {name}") for name, future in asked.items()}
         found = {name: topic for name, topic in described.items() if topic is not None}
         configs = self._topic_configs(found) if config else {}
         return {name: _topic(topic, configs.get(name, {})) for name, topic in found.items()}
 
     def _all_topics(self) -> list[str]:
-        with as_broker_error("list topics"):
-            return sorted(self._client.list_topics(timeout=REQUEST_TIMEOUT).topics)
+        return sorted(self._metadata("list topics").topics)
 
     def _topic_configs(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
         resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
@@ -122,14 +173,14 @@ class KafkaAdmin:
             return {}
         asked = self._client.describe_configs(resources, request_timeout=REQUEST_TIMEOUT)
         doing = "read the configuration of topics"
-        return {resource.name: _explicit(_result(future, doing)) for resource, future in asked.items()}
+        return {resource.name: _explicit(self._result(future, doing)) for resource, future in asked.items()}
 
     def create_topics(self, topics: Sequence[Topic]) -> dict[str, BrokerError | None]:
         if not topics:
             return {}
         new = [NewTopic(t.name, t.partitions, t.replication, config=dict(t.config)) for t in topics]
         asked = self._client.create_topics(new, request_timeout=REQUEST_TIMEOUT, operation_timeout=REQUEST_TIMEOUT)
-        results = {name: _error(future, f"create topic {name}") for name, future in asked.items()}
+        results = {name: self._error(future, f"create topic {name}") for name, future in asked.items()}
         self._await_topics({t.name: t.partitions for t in topics if results[t.name] is None})
         return results
 
@@ -137,7 +188,7 @@ class KafkaAdmin:
         asked = self._client.create_partitions(
             [NewPartitions(topic, total)], request_timeout=REQUEST_TIMEOUT, operation_timeout=REQUEST_TIMEOUT
         )
-        _result(asked[topic], f"add partitions to {topic}")
+        self._result(asked[topic], f"add partitions to {topic}")
         self._await_topics({topic: total})
 
     def alter_topic_config(self, topic: str, config: Mapping[str, str]) -> None:
@@ -150,7 +201,7 @@ class KafkaAdmin:
             return
         asked = self._client.delete_topics(list(names), request_timeout=REQUEST_TIMEOUT, operation_timeout=REQUEST_TIMEOUT)
         for name, future in asked.items():
-            _result(future, f"delete topic {name}")
+            self._result(future, f"delete topic {name}")
         _await(lambda: not self.topics(names))
 
     def _await_topics(self, partitions: Mapping[str, int]) -> None:
@@ -168,7 +219,7 @@ class KafkaAdmin:
             request_timeout=REQUEST_TIMEOUT,
             operation_timeout=REQUEST_TIMEOUT,
         )
-        return {TopicPartition(p.topic, p.partition): _error(future, "delete records") for p, future in asked.items()}
+        return {TopicPartition(p.topic, p.partition): self._error(future, "delete records") for p, future in asked.items()}
 
     def offsets(
         self, partitions: Sequence[TopicPartition], at: At, isolation: Isolation = "read_committed"
@@ -189,7 +240,7 @@ class KafkaAdmin:
         )
         try:
             return {
-                TopicPartition(p.topic, p.partition): _result(future, f"list offsets of {p.topic}/{p.partition}").offset
+                TopicPartition(p.topic, p.partition): self._result(future, f"list offsets of {p.topic}/{p.partition}").offset
                 for p, future in asked.items()
             }
         except BrokerError as error:
@@ -216,7 +267,7 @@ class KafkaAdmin:
             [ConsumerGroupTopicPartitions(group, wanted)], request_timeout=REQUEST_TIMEOUT
         )
         try:
-            found = _result(asked[group], f"read the commits of group {group}").topic_partitions or []
+            found = self._result(asked[group], f"read the commits of group {group}").topic_partitions or []
         except BrokerError as error:
             if error.code == "GROUP_ID_NOT_FOUND":
                 return {}
@@ -231,44 +282,34 @@ class KafkaAdmin:
             [ConsumerGroupTopicPartitions(group, wanted)], request_timeout=REQUEST_TIMEOUT
         )
         doing = f"change the commits of group {group}"
-        for found in _result(asked[group], doing).topic_partitions or []:
+        for found in self._result(asked[group], doing).topic_partitions or []:
             if found.error is not None:
                 raise translated(found.error, doing)
 
     def group_names(self) -> list[str]:
-        listed = _result(self._client.list_consumer_groups(request_timeout=REQUEST_TIMEOUT), "list groups")
+        listed = self._result(self._client.list_consumer_groups(request_timeout=REQUEST_TIMEOUT), "list groups")
         return sorted(group.group_id for group in listed.valid or [])
 
     def groups(self, names: Sequence[str]) -> dict[str, Group]:
         if not names:
             return {}
         asked = self._client.describe_consumer_groups(list(names), request_timeout=REQUEST_TIMEOUT)
-        return {name: _described(name, future) for name, future in asked.items()}
+        return {name: self._described(name, future) for name, future in asked.items()}
+
+    def _described(self, name: str, future: Future[ConsumerGroupDescription]) -> Group:
+        try:
+            found = self._result(future, f"describe group {name}")
+        except BrokerError as error:
+            if error.code == "GROUP_ID_NOT_FOUND":
+                return Group(name, "dead", "", ())
+            raise
+        state = found.state.name.lower()
+        protocol = "" if state == "dead" else found.type.name.lower()
+        members = tuple(_member(member) for member in found.members)
+        return Group(name, _STATES.get(state, state), protocol if protocol != "unknown" else "", members)
 
     def set_group_config(self, group: str, config: Mapping[str, str]) -> None:
         self._alter(ResourceType.GROUP, group, config)
-
-
-def _result(future: Future[Answer], doing: str) -> Answer:
-    with as_broker_error(doing):
-        return future.result(REQUEST_TIMEOUT * 2)
-
-
-def _error(future: Future[Any], doing: str) -> BrokerError | None:
-    try:
-        _result(future, doing)
-    except BrokerError as error:
-        return error
-    return None
-
-
-def _unless_absent(future: Future[Answer], doing: str) -> Answer | None:
-    try:
-        return _result(future, doing)
-    except BrokerError as error:
-        if error.code in _ABSENT:
-            return None
-        raise
 
 
 def _await(condition: Callable[[], bool]) -> None:
@@ -309,19 +350,6 @@ def _commits(group: str, found: Iterable[ClientPartition]) -> dict[TopicPartitio
         if partition.offset >= 0:
             commits[TopicPartition(partition.topic, partition.partition)] = Commit(partition.offset, partition.metadata or "")
     return commits
-
-
-def _described(name: str, future: Future[ConsumerGroupDescription]) -> Group:
-    try:
-        found = _result(future, f"describe group {name}")
-    except BrokerError as error:
-        if error.code == "GROUP_ID_NOT_FOUND":
-            return Group(name, "dead", "", ())
-        raise
-    state = found.state.name.lower()
-    protocol = "" if state == "dead" else found.type.name.lower()
-    members = tuple(_member(member) for member in found.members)
-    return Group(name, _STATES.get(state, state), protocol if protocol != "unknown" else "", members)
 
 
 def _member(found: Any) -> Member:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,12 +10,14 @@ from typing import TypeVar
 
 from confluent_kafka.cimpl import KafkaError, KafkaException
 
-from streamjobs.errors import BrokerError
+from streamjobs.errors import OUT_OF_REACH, BrokerError
 
 Answer = TypeVar("Answer")
 
 #: Between two attempts of a call that is tried again.
 PAUSE = 0.05
+#: What a client heard of its brokers explains a failure for so long.
+RECENT_S = 30.0
 
 #: The cluster is busy, moving or out of reach: the same call may succeed later.
 _RETRIABLE = """
@@ -66,10 +69,14 @@ PERMANENT = frozenset(_PERMANENT.split())
 #: Several names of one thing: another client with the same transactional id took over.
 SAME_AS = {"PRODUCER_FENCED": "_FENCED", "INVALID_PRODUCER_EPOCH": "_FENCED"}
 
+_IS_IT_THERE = "is the broker running, and is `bootstrap` its address?"
+
 #: What a person can do about the ones that people meet.
 ADVICE = {
-    "_ALL_BROKERS_DOWN": "is the broker running, and is `bootstrap` its address?",
-    "_TRANSPORT": "is the broker running, and is `bootstrap` its address?",
+    "_ALL_BROKERS_DOWN": _IS_IT_THERE,
+    "_MSG_TIMED_OUT": _IS_IT_THERE,
+    "_TIMED_OUT": _IS_IT_THERE,
+    "_TRANSPORT": _IS_IT_THERE,
     "_RESOLVE": "does the host name in `bootstrap` exist?",
     "_AUTHENTICATION": "check the sasl.* keys under [kafka]",
     "SASL_AUTHENTICATION_FAILED": "check the sasl.* keys under [kafka]",
@@ -88,10 +95,10 @@ ADVICE = {
 }
 
 
-def translated(error: KafkaError, doing: str = "") -> BrokerError:
-    """A KafkaError as a BrokerError; `doing` says what was tried, in words such as "commit offsets"."""
+def translated(error: KafkaError, doing: str = "", why: str = "") -> BrokerError:
+    """A KafkaError as a BrokerError; `doing` says what was tried, in words such as "commit offsets", and `why` what else is known."""
     code = SAME_AS.get(error.name(), error.name())
-    text = ": ".join(part for part in (doing, error.str(), ADVICE.get(code, "")) if part)
+    text = ": ".join(part for part in (doing, error.str(), why, ADVICE.get(code, "")) if part)
     fatal = error.fatal() or code in ("_FATAL", "_FENCED")
     return BrokerError(
         code,
@@ -110,6 +117,63 @@ def from_exception(error: BaseException, doing: str = "") -> BrokerError:
     if isinstance(error, TimeoutError):
         return BrokerError("_TIMED_OUT", f"{doing}: no answer in time", retriable=True)
     return BrokerError("_APPLICATION", f"{doing}: {type(error).__name__}: {error}")
+
+
+class Contact:
+    """What a client hears of its brokers (it is its `error_cb`): its errors say only that time was up, not where and why."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self.bootstrap = bootstrap
+        self.met = False
+        self._refused: set[str] = set()
+        self._code, self._why, self._at = "", "", -RECENT_S
+
+    def heard(self, error: KafkaError) -> None:
+        """`nohost:9092/bootstrap: Failed to resolve 'nohost:9092': Name or service not known (after 3ms in state CONNECT)`."""
+        if error.name() in ("_ALL_BROKERS_DOWN", "_MAX_POLL_EXCEEDED", "_FATAL"):
+            return
+        whose, _, why = error.str().partition("/bootstrap: ")
+        if why:
+            self._refused.add(whose)
+        self._code, self._why, self._at = error.name(), _AFTER.sub("", why or whose), time.monotonic()
+
+    def listen_again(self) -> None:
+        """Forgets who refused so far."""
+        self._refused.clear()
+
+    @property
+    def refused(self) -> bool:
+        """Whether each server of `bootstrap` has refused since: one that is only slow has not."""
+        servers = [server for server in self.bootstrap.split(",") if server.strip()]
+        return bool(self._refused) and len(self._refused) >= len(servers)
+
+    def refusal(self, doing: str) -> BrokerError:
+        text = ": ".join(part for part in (self._at_its_address(doing), self._why, ADVICE.get(self._code, "")) if part)
+        return BrokerError(self._code, text, retriable=True)
+
+    def told(self, error: KafkaError, doing: str) -> BrokerError:
+        """As `translated`; of a broker that is out of reach also its address and the reason."""
+        if error.name() not in OUT_OF_REACH:
+            return translated(error, doing)
+        return translated(error, self._at_its_address(doing), self._why if time.monotonic() - self._at < RECENT_S else "")
+
+    def _at_its_address(self, doing: str) -> str:
+        return f"{doing} at {self.bootstrap}"
+
+    @contextmanager
+    def as_broker_error(self, doing: str) -> Iterator[None]:
+        """As the function of that name, in the words of `told`."""
+        try:
+            yield
+        except (KafkaException, TimeoutError) as error:
+            raise self.from_exception(error, doing) from error
+
+    def from_exception(self, error: KafkaException | TimeoutError, doing: str) -> BrokerError:
+        first = error.args[0] if error.args else None
+        return self.told(first if isinstance(first, KafkaError) else KafkaError(KafkaError._TIMED_OUT), doing)
+
+
+_AFTER = re.compile(r" \(after \d+ms in state .*")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from confluent_kafka.cimpl import TopicPartition as ClientPartition
 from streamjobs.broker import Ack, Commit, TopicPartition
 from streamjobs.core.record import Record
 from streamjobs.errors import BrokerError
-from streamjobs.kafka.errors import as_broker_error, from_exception, translated
+from streamjobs.kafka.errors import Contact, as_broker_error, from_exception, translated
 from streamjobs.kafka.forks import never_free, tell_of_forks
 from streamjobs.kafka.log import QuietLog
 
@@ -34,6 +34,7 @@ class KafkaProducer:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = config
         self._fatal: BrokerError | None = None
+        self._contact = Contact(str(config.get("bootstrap.servers", "")))
         self._lock = threading.Lock()
         self._client = self._connect(config)
         self._single: Client | None = None  # whose batches hold one record; made when it is needed
@@ -51,7 +52,7 @@ class KafkaProducer:
         topic, value, key, headers, partition = record
         wanted: Any = headers if type(headers) is list else list(headers)
         try:
-            client.produce(topic, value, key, partition, None if ack is None else _Delivery(ack), headers=wanted)
+            client.produce(topic, value, key, partition, None if ack is None else _Delivery(ack, self._contact), headers=wanted)
         except BufferError:
             raise BrokerError("_QUEUE_FULL", "send a record: the producer's buffer is full", retriable=True) from None
         except KafkaException as error:
@@ -100,6 +101,7 @@ class KafkaProducer:
             client.poll(0)
 
     def _on_error(self, error: KafkaError) -> None:
+        self._contact.heard(error)
         self._noted(translated(error))
 
     def _noted(self, error: BrokerError) -> BrokerError:
@@ -139,7 +141,7 @@ class KafkaTransactionalProducer(KafkaProducer):
         try:
             call(*arguments)
         except KafkaException as error:
-            raise self._noted(from_exception(error, doing)) from error
+            raise self._noted(self._contact.from_exception(error, doing)) from error
 
 
 class _Delivery:
@@ -148,13 +150,14 @@ class _Delivery:
     One object a record: with a closure, which is three, the garbage collector took twice as long.
     """
 
-    __slots__ = ("ack",)
+    __slots__ = ("ack", "contact")
 
-    def __init__(self, ack: Ack) -> None:
+    def __init__(self, ack: Ack, contact: Contact) -> None:
         self.ack = ack
+        self.contact = contact
 
     def __call__(self, error: KafkaError | None, message: ClientMessage) -> None:
         try:
-            self.ack(None if error is None else translated(error, "deliver a record"), message)  # type: ignore[arg-type]
+            self.ack(None if error is None else self.contact.told(error, "deliver a record"), message)  # type: ignore[arg-type]
         except Exception:
             log.exception("an acknowledgement callback failed")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import socket
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import chain
@@ -195,3 +197,19 @@ def test_lines_that_arrive_together_are_published_together() -> None:
         [(3, b"ccc"), (5, b"d")],
         [(6, b"e")],
     ]
+
+
+def test_an_address_at_which_there_is_no_broker_is_told_before_the_producer_gives_up(
+    run: Run, shop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        bootstrap = f"127.0.0.1:{listener.getsockname()[1]}"
+    monkeypatch.setenv("STREAMJOBS_BOOTSTRAP", bootstrap)
+    began = time.monotonic()
+
+    result = run("publish", "-A", f"{shop}:app", "send_invoice", ACME)
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert time.monotonic() - began < 8
+    for part in (f" at {bootstrap}: ", "Connection refused: ", "is the broker running", "`streamjobs doctor`"):
+        assert part in result.stderr

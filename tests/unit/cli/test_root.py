@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from streamjobs.app import App
 from streamjobs.cli import COMMANDS, root
 from streamjobs.cli.command import Command, Exit, Group, approved, pass_session, plan_options
 from streamjobs.cli.session import Session
-from streamjobs.errors import BrokerError, PayloadError
+from streamjobs.errors import BrokerError, PayloadError, PublishError
 
 Run = Callable[..., Result]
 
@@ -162,7 +163,7 @@ def with_command(monkeypatch: pytest.MonkeyPatch) -> Callable[[click.Command], N
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
-        (BrokerError("_TRANSPORT", "no broker"), Exit.FAILED, "error: no broker (_TRANSPORT)\n"),
+        (BrokerError("_TRANSPORT", "no broker"), Exit.FAILED, "error: no broker (_TRANSPORT); `streamjobs doctor` looks for the cause\n"),
         (PayloadError("customer_id is missing"), Exit.USAGE, "error: customer_id is missing\n"),
         (KeyError("x"), Exit.FAILED, "error: KeyError: 'x'; this was not foreseen: -v shows where\n"),
         (BrokerError("X", "\x1b[2Jof a record"), Exit.FAILED, "error: of a record (X)\n"),
@@ -184,13 +185,43 @@ def test_an_error_is_one_line_and_an_exit_code(
     assert result.stdout == ""
 
 
+def test_a_job_that_found_no_broker_sends_its_publisher_to_the_doctor(run: Run, with_command: Callable[[click.Command], None]) -> None:
+    error = PublishError("job 7 was not stored")
+    error.__cause__ = BrokerError("_MSG_TIMED_OUT", "time is up")
+    with_command(failing(error))
+
+    assert run("fail").stderr == "error: job 7 was not stored; `streamjobs doctor` looks for the cause\n"
+
+
+def test_what_the_client_logs_is_for_those_who_ask(run: Run, with_command: Callable[[click.Command], None]) -> None:
+    """The command says what failed; without -v nobody reads of a connection that was made at the second try."""
+
+    def chatter() -> None:
+        logging.getLogger("streamjobs.kafka").warning("GETPID [app#producer-3]: Failed to acquire transactional PID")
+
+    with_command(Command("chatter", callback=chatter))
+    shown: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: shown.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger().addHandler(handler)
+    try:
+        assert run("chatter").exit_code == 0
+        assert shown == []
+        run("-v", "chatter")
+        assert len(shown) == 1
+        chatter()
+        assert len(shown) == 2
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
 def test_an_error_shows_its_traceback_when_asked_to(run: Run, with_command: Callable[[click.Command], None]) -> None:
     with_command(failing(BrokerError("_TRANSPORT", "no broker")))
 
     for args in (["-v", "fail"], ["fail", "-v"]):
         result = run(*args)
         assert "Traceback" in result.stderr
-        assert result.stderr.endswith("error: no broker (_TRANSPORT)\n")
+        assert result.stderr.endswith("error: no broker (_TRANSPORT); `streamjobs doctor` looks for the cause\n")
         assert result.exit_code == Exit.FAILED
 
 
@@ -213,7 +244,7 @@ def test_an_error_while_the_app_is_closed_is_one_line_too(
 
     result = run("fine")
 
-    assert (result.exit_code, result.stderr) == (Exit.FAILED, "error: no broker (_TRANSPORT)\n")
+    assert (result.exit_code, result.stderr) == (Exit.FAILED, "error: no broker (_TRANSPORT); `streamjobs doctor` looks for the cause\n")
 
 
 def test_the_app_s_connections_are_closed_at_the_end(run: Run, app: App, shop: str) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from streamjobs.broker import Cluster, Topic, TopicPartition
 from streamjobs.core.record import Record
 from streamjobs.errors import BrokerError
-from streamjobs.kafka import EmbeddedBroker, KafkaBroker
+from streamjobs.kafka import EmbeddedBroker, KafkaBroker, config
 from streamjobs.kafka.embedded import Members
 
 
@@ -134,3 +136,73 @@ def test_the_embedded_broker_finds_an_instant_between_records(embedded: Any, pre
     producer.close()
 
     assert embedded.admin().offsets([where], between) == {where: 1}
+
+
+# --- an address at which there is no broker ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """An address that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def nobody() -> str:
+    """An address at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def complaint(bootstrap: str, ask: str = "topics", *arguments: Any) -> tuple[BrokerError, float]:
+    """What the first question is answered with, and after how many seconds."""
+    began = time.monotonic()
+    with pytest.raises(BrokerError) as raised:
+        getattr(KafkaBroker(bootstrap).admin(), ask)(*arguments)
+    return raised.value, time.monotonic() - began
+
+
+@pytest.mark.parametrize(("ask", "arguments"), [("topics", (["t"],)), ("cluster", ()), ("group_names", ())])
+def test_an_address_at_which_nobody_listens_is_told_soon(ask: str, arguments: tuple[Any, ...]) -> None:
+    """What was tried, where, why it failed, and what to do: not after 15 seconds that time is up."""
+    bootstrap = nobody()
+
+    error, took = complaint(bootstrap, ask, *arguments)
+
+    assert took < 8
+    assert error.retriable
+    for part in (f" at {bootstrap}: ", "Connection refused: ", "is the broker running"):
+        assert part in str(error)
+
+
+def test_so_is_a_name_that_does_not_exist() -> None:
+    error, took = complaint("nohost.invalid:9092")
+
+    assert took < 10
+    assert error.code == "_RESOLVE"
+    assert " at nohost.invalid:9092: " in str(error)
+
+
+def test_a_broker_that_is_slow_to_answer_has_all_its_time(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also beside one that refuses: one of them may answer yet."""
+    monkeypatch.setattr("streamjobs.kafka.admin.REQUEST_TIMEOUT", 4.0)
+    bootstrap = f"{silent},{nobody()}"
+
+    error, took = complaint(bootstrap, "cluster")
+
+    assert took > 4
+    assert f" at {bootstrap}: " in str(error)
+
+
+def test_a_record_that_found_no_broker_says_where_none_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(config._WRITING, "message.timeout.ms", 1000)  # type: ignore[index]
+    bootstrap = nobody()
+    errors: list[BrokerError | None] = []
+    producer = KafkaBroker(bootstrap).producer()
+    producer.send(Record("t", b"x", b"k"), lambda error, _: errors.append(error))
+    producer.flush(10)
+    producer.close(0)
+
+    assert [error.code for error in errors if error] == ["_MSG_TIMED_OUT"]
+    for part in (f" at {bootstrap}: ", "Connection refused: ", "is the broker running"):
+        assert part in str(errors[0])

@@ -10,6 +10,7 @@ from streamjobs.kafka.errors import (
     ADVICE,
     PERMANENT,
     RETRIABLE,
+    Contact,
     as_broker_error,
     from_exception,
     persistently,
@@ -70,6 +71,35 @@ def test_whatever_the_client_raises_is_a_broker_error() -> None:
     assert raised.value.retriable
 
     assert from_exception(ValueError("x"), "callback").code == "_APPLICATION"
+
+
+def heard(contact: Contact, code: int, *lines: str) -> None:
+    for line in lines:
+        contact.heard(KafkaError(code, line))
+
+
+def test_who_is_refused_by_each_of_its_servers_is_told_by_whom_and_why() -> None:
+    contact = Contact("a:9092, b:9092,")
+    refusal = "{}:9092/bootstrap: Connect to ipv4#10.0.0.1:9092 failed: Connection refused (after 2ms in state CONNECT)"
+
+    heard(contact, KafkaError._TRANSPORT, refusal.format("a"), refusal.format("a"))
+    assert not contact.refused
+    heard(contact, KafkaError._TRANSPORT, refusal.format("b"))
+    heard(contact, KafkaError._ALL_BROKERS_DOWN, "2/2 brokers are down")
+    assert contact.refused
+
+    error = contact.refusal("list topics")
+    assert error.retriable
+    assert str(error).startswith("list topics at a:9092, b:9092,: Connect to ipv4#10.0.0.1:9092 failed: Connection refused: is the")
+    contact.listen_again()
+    assert not contact.refused
+
+
+def test_an_error_of_a_broker_that_answers_has_no_address() -> None:
+    contact = Contact("a:9092")
+
+    assert " at a:9092: " in str(contact.told(KafkaError(KafkaError._MSG_TIMED_OUT), "deliver a record"))
+    assert "a:9092" not in str(contact.told(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED), "deliver a record"))
 
 
 def test_persistence_ends_at_success_a_permanent_error_or_the_timeout() -> None:
