@@ -56,6 +56,10 @@ _PASSED_ON = {"kafka": ["kafka.security.protocol", "kafka.sasl.mechanism", "…"
 #: Keys of the registry's client that `schemas.registry` stands for, or that its reader needs as they are.
 _OF_THE_REGISTRY = {"url": "set schemas.registry", "timeout": "the thread that decodes waits for it", "max.retries": "the job is tried again"}
 
+#: One server as librdkafka reads it, which takes a name without a port for one at 9092, and a port that is no number for 0.
+_SERVER = r"\s*(\w+://)?(\[[0-9a-fA-F:.%\w]+\]|[^:/,\s\[\]]+):\d{1,5}\s*"
+_BROKERS = re.compile(rf"embedded|(embedded:)?{_SERVER}(,{_SERVER})*,?")
+
 #: The one key of librdkafka that a user may want and that is written with an underscore.
 _WITH_UNDERSCORE = ("log_level",)
 
@@ -83,6 +87,12 @@ def _name(value: str) -> str:
 def _prefix(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", value) or len(value) > 60:
         raise ValueError("use up to 60 letters, digits, '-', '_' and single dots: it begins the names of topics")
+    return value
+
+
+def _brokers(value: str) -> str:
+    if value != "memory" and not _BROKERS.fullmatch(value):
+        raise ValueError('give HOST:PORT[,HOST:PORT…] such as "localhost:9092", or "embedded"')
     return value
 
 
@@ -242,11 +252,11 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", frozen=True)
 
     app: str = _setting("", "The app that commands work on, MODULE:ATTR.")
-    bootstrap: str = _setting(
-        "localhost:9092", 'Brokers, HOST:PORT[,HOST:PORT…]; "embedded": one inside the process, gone with it.', min_length=1
+    bootstrap: Annotated[str, AfterValidator(_brokers)] = _setting(
+        "localhost:9092", 'Brokers, HOST:PORT[,HOST:PORT…]; "embedded": one inside the process, gone with it.'
     )
     provision: Literal["check", "auto"] = _setting(
-        "check", "Missing topics: check refuses to start and says what to run, auto creates them."
+        "check", "Topics that a starting worker misses: check refuses to start and says what to run, auto creates them. For workers only."
     )
     jobs_prefix: Prefix = _setting("jobs", "Begins the names of topics that hold jobs.")
     system_prefix: Prefix = _setting("streamjobs", "Begins the names of topics that all queues share.")

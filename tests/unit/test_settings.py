@@ -129,10 +129,28 @@ def test_a_section_is_not_a_value() -> None:
         ({"jobs_prefix": "streamjobs.jobs"}, "begin alike"),
         ({"max_message_bytes": 1000}, "max_message_bytes (code) is 1000"),
         ({"bootstrap": ""}, "bootstrap (code) is ''"),
+        ({"bootstrap": "foo"}, "HOST:PORT"),
+        ({"bootstrap": "localhost:http"}, "HOST:PORT"),
+        ({"bootstrap": "a:1,b"}, "HOST:PORT"),
+        ({"bootstrap": "a:1;b:2"}, "HOST:PORT"),
     ],
 )
 def test_a_value_that_can_not_be_is_refused(code: dict[str, Any], says: str) -> None:
     assert says in refusal(code=code)
+
+
+def test_brokers_that_are_misspelt_are_refused_with_the_place_where_they_stand() -> None:
+    """librdkafka takes the one for `foo:9092` and the other for port 0, and tries them until time is up."""
+    assert "bootstrap (env STREAMJOBS_BOOTSTRAP) is 'foo': give HOST:PORT" in refusal(environ={"STREAMJOBS_BOOTSTRAP": "foo"})
+    assert "bootstrap (env STREAMJOBS_BOOTSTRAP) is 'localhost:http'" in refusal(environ={"STREAMJOBS_BOOTSTRAP": "localhost:http"})
+
+
+@pytest.mark.parametrize(
+    "bootstrap",
+    ["h:1", "a-b.example:9092, c_d:9093", "10.0.0.1:9092,", "[::1]:9092", "SASL_SSL://h:9092", "embedded", "embedded:127.0.0.1:40000"],
+)
+def test_brokers_are_written_in_these_ways(bootstrap: str) -> None:
+    assert load({"bootstrap": bootstrap}, environ={}).bootstrap == bootstrap
 
 
 def test_the_broker_in_memory_is_for_tests_only() -> None:
