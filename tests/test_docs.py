@@ -4,7 +4,10 @@ promise and example in it exists."""
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -220,27 +223,51 @@ def test_the_readme_has_its_example_in_the_first_lines() -> None:
     assert first <= 12
 
 
-def test_the_example_of_the_readme_runs(streamjobs_testing: Callable[[App], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Declared and published as it stands there; a void invoice is a dead letter, the others are mailed."""
+def test_the_example_of_the_readme_runs(
+    streamjobs_testing: Callable[[App], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Declared and published as it stands there; a void invoice is a dead letter, the others are sent."""
     declares, publishes = blocks(ROOT / "README.md")
-    mailed: list[tuple[int, str]] = []
-    for name in ("billing", "billing.jobs"):
-        monkeypatch.setitem(__import__("sys").modules, name, ModuleType(name))
-    names: dict[str, Any] = {
-        "__name__": "billing.jobs",
-        "is_void": lambda invoice_id: invoice_id == 13,
-        "mail": lambda invoice_id, idempotency_key: mailed.append((invoice_id, idempotency_key)),
-    }
-    exec(compile(declares, "README.md", "exec", flags=0, dont_inherit=True), names)
+    billing = ModuleType("billing")
+    monkeypatch.setitem(sys.modules, "billing", billing)
+    exec(compile(declares, "README.md", "exec", flags=0, dont_inherit=True), vars(billing))
 
-    t = streamjobs_testing(names["app"])
-    exec(compile(publishes, "README.md", "exec", flags=0, dont_inherit=True), names)
+    t = streamjobs_testing(billing.app)
+    exec(compile(publishes, "README.md", "exec", flags=0, dont_inherit=True), {})
     t.run()
 
-    assert sorted(invoice for invoice, _ in mailed) == sorted([7, 7, 7, *range(13), *range(14, 100)])
-    assert (7, "inv-7") in mailed
-    assert (7, "local") in mailed
+    sent = re.findall(r"invoice (\d+) goes to acme, idempotency key (\S+)", capsys.readouterr().out)
+    assert sorted(int(invoice) for invoice, _ in sent) == sorted([7, 7, 7, *range(13), *range(14, 100)])
+    assert {("7", "inv-7"), ("7", "local")} <= set(sent)
     assert [letter.error_message for letter in t.dead_letters("invoices")] == ["invoice is void"]
+
+
+def test_the_example_of_the_readme_runs_as_its_reader_runs_it(
+    embedded_url: str, tmp_path: Path, prefix: str, wait_until: Callable[..., None]
+) -> None:
+    """Pasted into the file that it names, with nothing beside it: by the worker and the command that stand below it."""
+    declares, publishes = blocks(ROOT / "README.md")
+    (tmp_path / declares.splitlines()[0].removeprefix("# ")).write_text(declares)
+    names = {"JOBS_PREFIX": f"{prefix}.jobs", "SYSTEM_PREFIX": f"{prefix}.sys", "BOOTSTRAP": embedded_url, "WORKER__LISTEN": "off"}
+    env = {**os.environ, **{f"STREAMJOBS_{name}": value for name, value in names.items()}, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    works, _, lists, _ = in_fences(text_of(ROOT / "README.md"))
+    output = tmp_path / "output"
+
+    def ends_well(*words: str) -> bool:
+        return subprocess.run([sys.executable, *words], check=False, cwd=tmp_path, env=env, capture_output=True).returncode == 0
+
+    def sent() -> set[int]:
+        return {int(invoice) for invoice in re.findall(r"^invoice (\d+) goes to acme", output.read_text(), re.MULTILINE)}
+
+    with output.open("w") as file, subprocess.Popen([sys.executable, "-m", "streamjobs", *works], cwd=tmp_path, env=env, stdout=file) as worker:
+        try:
+            wait_until(lambda: ends_well("-m", "streamjobs", "topic", "plan", "-A", "billing:app"), 60)
+            assert ends_well("-c", publishes)
+            wait_until(lambda: sent() == set(range(100)) - {13}, 60)
+        finally:
+            worker.terminate()
+    letters = subprocess.run([sys.executable, "-m", "streamjobs", *lists], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    assert "invoice is void" in letters.stdout
 
 
 def wire_example() -> str:
