@@ -62,6 +62,7 @@ class App:
 
     def __init__(self, name: str, *, imports: Iterable[str] = (), transactional: bool = False, **settings: Any) -> None:
         self.name = checked_name("app", name)
+        self.ref = ""  # MODULE:ATTR, if the command line found it
         self.imports = tuple(imports)
         self.job_types: dict[str, JobType[Any, Any]] = {}
         self.start_hooks: list[Callable[[], Any]] = []

@@ -19,6 +19,11 @@ class Deployment(Protocol):
     @property
     def name(self) -> str: ...
     @property
+    def ref(self) -> str:
+        """MODULE:ATTR, under which the command line found it; empty: it did not."""
+        ...
+
+    @property
     def group(self) -> str: ...
     @property
     def settings(self) -> Settings: ...
@@ -32,6 +37,17 @@ class Deployment(Protocol):
     def queues(self) -> Collection[str]:
         """The queues that the app's job types are declared for."""
         ...
+
+
+def applying(app: Deployment) -> str:
+    """`streamjobs topic apply` as it has to be typed for this app.
+
+    *Bites*: a worker that was started with `--group other` misses its registrations; `topic apply` knows no such flag, plans for the
+    app's own group and says that there is nothing to do.
+    """
+    group = f"STREAMJOBS_WORKER__GROUP={app.group} " if app.settings.source("worker.group") == "flag" else ""
+    ref = app.ref or app.settings.app
+    return f"{group}streamjobs topic apply" + (f" -A {ref}" if ref else "")
 
 
 def consumed(app: Deployment) -> Iterator[tuple[str, str]]:

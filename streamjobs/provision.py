@@ -16,7 +16,7 @@ from streamjobs import audit, orders
 from streamjobs.broker import Admin, At, Topic, TopicPartition
 from streamjobs.core import control
 from streamjobs.core.topics import Kind, retry_group, timer_group
-from streamjobs.deployment import Deployment, consumed
+from streamjobs.deployment import Deployment, applying, consumed
 from streamjobs.errors import BrokerError, ProvisionError
 
 From = Literal["earliest", "now"]
@@ -24,7 +24,6 @@ From = Literal["earliest", "now"]
 #: What a record takes on between its publish and its dead letter: retry and letter headers, capped (bytes).
 HEADROOM = 64 * 1024
 LADDER_PARTITIONS = 4
-COMMAND = "streamjobs topic apply"
 
 _DAY_MS = 86_400_000
 _SYSTEM_PARTITIONS: Mapping[Kind, int] = {"control": 1, "events": 4, "workers": 1, "audit": 1, "schemas": 1}
@@ -532,7 +531,7 @@ def _note(app: Deployment, applied: Applied, reason: str) -> None:
 def check(app: Deployment) -> list[Problem]:
     """What keeps a worker of this app from starting, each with the command that mends it. Raises
     BrokerError."""
-    return _problems(plan(app))
+    return _problems(plan(app), applying(app))
 
 
 def require(app: Deployment) -> Applied:
@@ -547,17 +546,19 @@ def require(app: Deployment) -> Applied:
     if app.settings.provision == "auto" and current.changes:
         applied = apply(app, current, reason="a worker started with provision = auto")
         current = plan(app)
-    problems = _problems(current)
+    problems = _problems(current, applying(app))
     if problems:
         raise ProvisionError(_told(problems))
     return applied
 
 
-def _problems(current: Plan) -> list[Problem]:
+def _problems(current: Plan, command: str) -> list[Problem]:
     found = [
-        Problem(_missing(change), _mend(change)) for change in current.changes if change.action != "delete"
+        Problem(_missing(change), f"{command} --yes" if change.warning else command)
+        for change in current.changes
+        if change.action != "delete"
     ]
-    return found + [Problem(item.message, f"{COMMAND} --yes") for item in current.findings if item.blocks]
+    return found + [Problem(item.message, f"{command} --yes") for item in current.findings if item.blocks]
 
 
 def _missing(change: Change) -> str:
@@ -571,10 +572,6 @@ def _missing(change: Change) -> str:
         case Register(group, topic):
             return f"group {group} is not registered on {topic} with a start offset per partition"
     return f"{change.target}: {change.text()}"
-
-
-def _mend(change: Change) -> str:
-    return f"{COMMAND} --yes" if change.warning else COMMAND
 
 
 def _told(problems: Sequence[Problem]) -> str:

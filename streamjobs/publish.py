@@ -17,6 +17,7 @@ from streamjobs.core import record as wire
 from streamjobs.core.delay import Ladder
 from streamjobs.core.partitioner import partition_of
 from streamjobs.core.record import CONTENT_TYPE, HeaderValue, Record
+from streamjobs.deployment import applying
 from streamjobs.errors import BrokerError, PayloadError, PublishError
 from streamjobs.job import NO_OPTIONS, JobType, Options, Outbox, Receipt
 
@@ -337,7 +338,7 @@ class Publisher:
         if count is None:
             found = self._app.broker.admin().topics([topic])
             if topic not in found:
-                raise PublishError(f"topic {topic} does not exist: run `streamjobs topic apply`, or check the queue's name")
+                raise PublishError(f"topic {topic} does not exist: run `{applying(self._app)}`, or check the queue's name")
             count = self._partitions[topic] = found[topic].partitions
         return partition_of(job_id.encode(), count)
 

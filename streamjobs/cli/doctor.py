@@ -16,6 +16,7 @@ from streamjobs.cli.command import Command, Exit, counted, pass_session
 from streamjobs.cli.render import Column
 from streamjobs.cli.session import Session
 from streamjobs.core.record import Record
+from streamjobs.deployment import applying
 from streamjobs.errors import BrokerError, SettingsError, StreamjobsError, UsageError
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _deployment(app: App, cluster: Cluster) -> Iterator[Check]:
     except BrokerError as error:
         yield Check("topics", "fail", f"they can't be read: {error}", "check the broker's log, and what this user may see")
         return
-    yield from _topics(plan, by_workers=app.settings.provision == "auto" or "topic_admin" in app.broker.lacks)
+    yield from _topics(plan, applying(app), by_workers=app.settings.provision == "auto" or "topic_admin" in app.broker.lacks)
     yield _protocol(app, cluster, plan)
     if all(change.action != "create" or change.target != app.names.workers for change in plan.changes):
         yield _clock(app)
@@ -157,15 +158,15 @@ def _version(app: App, cluster: Cluster) -> Check:
     return Check("version", "ok", f"Kafka {version}, cluster {cluster.id or 'without an id'}")
 
 
-def _topics(plan: Plan, *, by_workers: bool) -> Iterator[Check]:
-    """`by_workers`: they apply the plan themselves when they start."""
+def _topics(plan: Plan, command: str, *, by_workers: bool) -> Iterator[Check]:
+    """`command` applies the plan. `by_workers`: they apply it themselves when they start."""
     pending = counted(len(plan.changes), "change") + " pending"
     if plan.changes and by_workers:
         yield Check("topics", "ok", f"{pending}, which a worker applies when it starts")
     elif plan.changes:
         targets = [f"{change.action} {change.target}" for change in plan.changes]
         shown = ", ".join(targets[:3]) + (f" and {len(targets) - 3} more" if len(targets) > 3 else "")
-        yield Check("topics", "fail", f"{pending}: {shown}", "run `streamjobs topic apply`")
+        yield Check("topics", "fail", f"{pending}: {shown}", f"run `{command}`")
     for finding in plan.findings:
         yield Check("topics", "fail" if finding.blocks else "warn", finding.message, "see `streamjobs topic plan`")
     if not plan.changes and not plan.findings:
@@ -194,7 +195,7 @@ def _consumer_protocol(app: App, plan: Plan) -> Check:
     if "topic_config" in app.broker.lacks:  # the embedded one's groups have no settings either (measured: 30 s)
         return Check("group protocol", "ok", found + "about 30s")
     if plan.changes:
-        return Check("group protocol", "warn", slow, "run `streamjobs topic apply`: it sets the timeout")
+        return Check("group protocol", "warn", slow, f"run `{applying(app)}`: it sets the timeout")
     try:  # what `topic apply` has set, set again: whether the cluster allows it can't be read
         for group, config in plan.group_settings.items():
             app.broker.admin().set_group_config(group, config)

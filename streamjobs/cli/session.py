@@ -97,6 +97,7 @@ def load_app(ref: str) -> App:
     found = _attribute(module, attribute, ref)
     if not isinstance(found, App):
         raise UsageError(f"{ref} is of type {type(found).__name__}, not a streamjobs.App{_apps_in(module, attribute)}")
+    found.ref = ref
     return _with_job_types(found, ref)
 
 

@@ -79,7 +79,7 @@ def test_it_prints_json_and_fails_when_something_fails(run: Run, shop: str, brok
     assert {tuple(check) for check in checks} == {("status", "check", "found", "advice")}
     [topics] = [check for check in checks if check["check"] == "topics"]
     assert topics["status"] == "fail"
-    assert topics["advice"] == "run `streamjobs topic apply`"
+    assert topics["advice"] == f"run `streamjobs topic apply -A {shop}:app`"
 
 
 def test_people_see_each_check_with_what_to_do(run: Run, shop: str, broker: MemoryBroker) -> None:
@@ -87,7 +87,7 @@ def test_people_see_each_check_with_what_to_do(run: Run, shop: str, broker: Memo
 
     assert lines[0].split()[:2] == ["ok", "settings"]
     place = next(i for i, line in enumerate(lines) if line.startswith("fail  topics"))
-    assert lines[place + 1].strip() == "→ run `streamjobs topic apply`"
+    assert lines[place + 1].strip() == f"→ run `streamjobs topic apply -A {shop}:app`"
 
 
 def test_without_a_topic_to_write_to_clocks_are_not_compared(examined: Examined) -> None:
@@ -175,7 +175,7 @@ def test_a_topic_that_does_not_fit_fails_with_the_command(app: App, broker: Memo
 def test_what_apply_leaves_alone_is_told_by_how_much_it_hurts() -> None:
     findings = (provision.Finding("a", "t", "stops workers", blocks=True), provision.Finding("b", "t", "is odd"))
 
-    checks = list(doctor._topics(provision.Plan((), findings, {}, "earliest"), by_workers=False))
+    checks = list(doctor._topics(provision.Plan((), findings, {}, "earliest"), "", by_workers=False))
 
     assert [(check.status, check.found) for check in checks] == [("fail", "stops workers"), ("warn", "is odd")]
 
@@ -206,10 +206,10 @@ def test_which_protocol_is_used_and_why(
     assert says in check.found
 
 
-def test_before_topic_apply_the_cluster_s_own_timeout_holds(examined: Examined) -> None:
+def test_before_topic_apply_the_cluster_s_own_timeout_holds(shop: str, examined: Examined) -> None:
     check = examined()["group protocol"]
 
-    assert (check.status, check.advice) == ("warn", "run `streamjobs topic apply`: it sets the timeout")
+    assert (check.status, check.advice) == ("warn", f"run `streamjobs topic apply -A {shop}:app`: it sets the timeout")
     assert check.found.endswith("a dead one is replaced after 45s")
 
 

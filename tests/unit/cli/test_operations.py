@@ -16,7 +16,7 @@ from streamjobs.cli import group as group_cli
 from streamjobs.cli import lag as lag_cli
 from streamjobs.core.offsets import Mark, encode
 from streamjobs.core.record import Record
-from streamjobs.errors import UsageError
+from streamjobs.errors import ProvisionError, UsageError
 from streamjobs.telemetry import reports
 from streamjobs.telemetry.metrics import Snapshot
 from streamjobs.testing import ManualClock, MemoryBroker
@@ -79,6 +79,26 @@ def test_topic_apply_then_nothing_is_pending(do: Run, broker: MemoryBroker) -> N
     again = do("topic", "plan")
     assert (again.exit_code, again.stdout) == (0, "")
     assert do("topic", "apply").exit_code == 0
+
+
+@pytest.mark.parametrize("flags", [{}, {"worker.group": "other"}], ids=["own group", "--group other"])
+def test_what_a_worker_advises_makes_it_start(
+    flags: dict[str, str], run: Run, app: App, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Typed as it stands there, where nothing else says which app, and of which group."""
+    with pytest.raises(ProvisionError) as refused:
+        provision.require(app.configure(flags))
+    *variables, program, noun, verb, flag, ref = str(refused.value).rpartition("run: ")[2].split()
+    app._settings, app._flags = None, {}  # it is another process that applies
+
+    for variable in variables:
+        monkeypatch.setenv(*variable.split("=", 1))
+    result = run(noun, verb, flag, ref)
+
+    assert (program, result.exit_code) == ("streamjobs", 0)
+    assert "nothing to do" not in result.stderr
+    app._settings, app._flags = None, flags
+    provision.require(app)
 
 
 @pytest.mark.usefixtures("provisioned")
