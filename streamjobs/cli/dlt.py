@@ -329,7 +329,7 @@ def export(session: Session, /, queue: str, where: tuple[str, ...], ids: tuple[s
     name="import",
     examples=[
         "streamjobs dlt import invoices letters.jsonl -A billing:app --apply",
-        """jq -c '.arguments = {invoice_id: 7}' letters.jsonl | streamjobs dlt import invoices - -A billing:app --apply --yes""",
+        """jq -c '.arguments = {invoice_id: 7, customer_id: "acme"}' letter.jsonl | streamjobs dlt import invoices - -A billing:app --apply""",
     ],
 )
 @queue_argument
