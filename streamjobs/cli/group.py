@@ -86,7 +86,7 @@ def show(session: Session, /, name: str) -> None:
 @group.command(
     examples=[
         "streamjobs group seek billing -A billing:app --to 2h --reason 'mails were lost'",
-        "streamjobs group seek billing jobs.invoices --partition 3 --to reported --apply",
+        "streamjobs group seek billing jobs.invoices --partition 3 --to earliest --apply",
     ],
 )
 @click.argument("name")
@@ -95,7 +95,7 @@ def show(session: Session, /, name: str) -> None:
     "--to",
     required=True,
     metavar="PLACE",
-    help="earliest, latest, reported, an instant (ISO 8601), or 2h: so long ago.",
+    help="earliest, latest, reported (by workers, which this version's are not), an instant (ISO 8601), or 2h: so long ago.",
 )
 @click.option(
     "--partition", "partitions", type=int, multiple=True, help="Only this partition; may be given again."
@@ -118,11 +118,14 @@ def seek(
 
     Backwards, jobs run again; forwards, jobs that wait never run. While the group has members their owners
     are ordered to do it, and do so within seconds. `reported` is the oldest unfinished job in the last worker
-    report: for a group whose commits the broker has forgotten.
+    report: for a group whose commits the broker has forgotten. Workers of this version write no reports yet.
     """
     place = parse_place(to, session.app.clock.now())
     reported = reported_bases(session, name) if place == "reported" else None
     found = admin.plan_seek(session.app, name, place, topics=topics, partitions=partitions, reported=reported)
+    if found.missing and not found.moves:
+        session.say(f"error: no worker has reported where {name} stood, as workers of this version don't: give --to earliest or an instant")
+        return Exit.FAILED
     session.show([_moved(move) for move in found.moves], _SEEK)
     for tp in found.missing:
         session.say(f"no report says where {name} stood in {tp.topic}/{tp.partition}: it stays")

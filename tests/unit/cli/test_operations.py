@@ -316,6 +316,17 @@ def report_of(
 
 
 @pytest.mark.usefixtures("provisioned")
+def test_group_seek_to_what_nobody_reported_fails_and_says_why(do: Run, broker: MemoryBroker) -> None:
+    """As long as workers write no reports, it is no way out of a lost commit."""
+    publish(broker, 9)
+
+    for flags in ([], ["--apply"]):
+        result = do("group", "seek", "shop", MAIN, "--to", "reported", *flags)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "no worker has reported where shop stood" in result.stderr
+
+
+@pytest.mark.usefixtures("provisioned")
 def test_group_seek_to_what_was_reported(do: Run, broker: MemoryBroker, clock: ManualClock) -> None:
     """The newest report counts, of this very topic, and not that of an owner who does not know where to
     start."""
