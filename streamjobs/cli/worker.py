@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import logging
 import os
 import sys
 import traceback
@@ -22,6 +23,8 @@ from streamjobs.errors import StreamjobsError, UsageError
 if TYPE_CHECKING:
     from streamjobs.app import App
     from streamjobs.worker.marks import Legacy
+
+logger = logging.getLogger(__name__)
 
 #: So many more objects than before are alive when a worker process looks for cycles.
 GARBAGE = 50_000
@@ -65,6 +68,7 @@ def _supervise(session: Session, given: Mapping[str, Any], queues: Iterable[str]
     from streamjobs.worker.supervise import Supervisor
 
     app, settings = session.app, session.app.settings
+    _log(app)
     if settings.bootstrap == "embedded":
         _ = app.broker  # started by this process, so that it lives as long as the worker does
     own, totals = Metrics(app.group), Totals()
@@ -82,7 +86,7 @@ def _supervise(session: Session, given: Mapping[str, Any], queues: Iterable[str]
         source = lambda: merge([totals.snapshot(), own.snapshot()])  # noqa: E731
         endpoint = Endpoint(settings.worker.listen, lambda accept: exposition(source, accept), supervisor.healthy, supervisor.ready)
         endpoint.start()
-        session.say(f"metrics and health at {endpoint.url}/metrics")
+        logger.info("metrics and health at %s/metrics", endpoint.url)
     try:
         return supervisor.run()
     finally:
@@ -131,7 +135,7 @@ def run_process(
 
 
 def _log(app: App) -> None:
-    """Logging as the app's settings want it, in a worker's processes and their children."""
+    """Logging as the app's settings want it: in the supervisor, in a worker's processes and in their children."""
     from streamjobs.telemetry import log
 
     log.configure(app.settings.log.format, app.settings.log.level)

@@ -99,6 +99,7 @@ class Supervisor:
         self._totals = totals
         self._died = died
         self._signals = 0
+        self._told_of_drain = False
         self._stopping_since: float | None = None
         self._worked = False  # some process of it has started once: one that can't is met by an outage, not by a mistake
 
@@ -185,6 +186,9 @@ class Supervisor:
 
     def _listen(self) -> None:
         """Takes reports, and tells processes to stop; returns when one has ended, or after a moment."""
+        if self._signals and not self._told_of_drain:  # not by the handler of the signal: it may come in the middle of another line
+            self._told_of_drain = True
+            logger.info("draining: running jobs have %g s to end; a second Ctrl-C or SIGTERM ends them at once", self._drain_s)
         if self._stopping_since is not None:
             for slot in self._slots:
                 self._tell_to_stop(slot)

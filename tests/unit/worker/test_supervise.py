@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import threading
@@ -190,5 +191,29 @@ def test_ctrl_c_while_a_worker_starts_is_a_clean_stop(tmp_path: Path) -> None:
         worker.signal_all(signal.SIGINT)
         assert worker.wait(20) == 0, worker.tail()
         assert "Traceback" not in worker.tail()
+    finally:
+        worker.end()
+
+
+def test_what_the_supervisor_says_goes_where_the_log_goes(tmp_path: Path) -> None:
+    """Of a killed process and of the drain, in the format and from the level that the settings name."""
+    env = {"STREAMJOBS_BOOTSTRAP": "127.0.0.1:1", "LEDGER": str(tmp_path / "ledger"), "STREAMJOBS_LOG__FORMAT": "json"}
+    worker = Worker(env, tmp_path / "log")
+
+    def said() -> list[str]:
+        return [json.loads(line)["message"] for line in worker.log.read_text().splitlines()]
+
+    def waiting() -> int:
+        return sum("waiting for the broker" in message for message in said())
+
+    try:
+        eventually(waiting, 60, "its process began")
+        process = next(pid for pid in processes_of(worker) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        os.kill(process, signal.SIGKILL)
+        eventually(lambda: "worker process 0 ended with signal SIGKILL; another one starts in 0.5 s" in said(), 30, "its end is told")
+        eventually(lambda: waiting() == 2, 60, "another one began")
+        worker.signal(signal.SIGTERM)
+        assert worker.wait(30) == 0, worker.tail()
+        assert [message for message in said() if "draining" in message and "a second Ctrl-C" in message]
     finally:
         worker.end()
