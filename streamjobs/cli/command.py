@@ -142,7 +142,7 @@ class Group(Polite, click.Group):
         if name in self.lazy:
             return self.lazy[name].summary
         command = self.get_command(ctx, name)
-        return command.get_short_help_str(90) if command else ""
+        return command.get_short_help_str(limit=1000) if command else ""  # a sentence: it is wrapped, not cut
 
 
 def report(error: BaseException, *, verbose: bool) -> int:

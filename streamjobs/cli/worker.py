@@ -39,13 +39,13 @@ GARBAGE = 50_000
     ],
 )
 @click.argument("queues", nargs=-1, shell_complete=completion.queues)
-@click.option("--slots", type=int, help="Jobs that one process runs at the same time.")
-@click.option("--processes", type=int, help="Worker processes.")
+@click.option("--slots", type=int, help="Jobs that one process runs at the same time; default: 32.")
+@click.option("--processes", type=int, help="Worker processes; default: 1.")
 @click.option("--group", help="Consumer group; default: the app's name.")
 @click.option("--instance", help="Static membership: a name that is unique in the group.")
-@click.option("--drain", metavar="DURATION", help="How long running jobs may go on when the worker is told to stop.")
-@click.option("--listen", metavar="HOST:PORT", help="Address of /metrics, /healthz and /readyz; 'off': none.")
-@click.option("--provision", type=click.Choice(["check", "auto"]), help="Missing topics: refuse to start, or create them.")
+@click.option("--drain", metavar="DURATION", help="How long running jobs may go on when the worker is told to stop; default: 25s.")
+@click.option("--listen", metavar="HOST:PORT", help="Address of /metrics, /healthz and /readyz; 'off': none; default: 127.0.0.1:9464.")
+@click.option("--provision", type=click.Choice(["check", "auto"]), help="Missing topics: refuse to start, or create them; default: check.")
 @pass_session
 def worker(session: Session, /, queues: tuple[str, ...], provision: str | None, **options: Any) -> int:
     """Run the jobs of QUEUES; of all queues of the app when none is named.

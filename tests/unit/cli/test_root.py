@@ -73,6 +73,14 @@ def test_every_command_and_option_says_what_it_is_for(path: str) -> None:
     assert all(param.help for param in command.params if isinstance(param, click.Option))
 
 
+@pytest.mark.parametrize("path", [path for path, command in ALL.items() if isinstance(command, Group)])
+def test_a_summary_is_a_whole_sentence(path: str, run: Run) -> None:
+    summaries = run(*path.split()[1:], "--help").stdout.partition("\nCommands:\n")[2].partition("\nExamples:\n")[0]
+
+    assert summaries
+    assert "..." not in summaries
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_lazy_command_exists(name: str) -> None:
     context = click.Context(root)

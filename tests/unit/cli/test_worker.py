@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import click
 import pytest
 from click.testing import Result
 
 from streamjobs.cli import worker as module
 from streamjobs.cli.session import Session
+from streamjobs.settings import documented
 
 Run = Callable[..., Result]
 Started = list[tuple[str, Mapping[str, Any], list[str]]]
@@ -82,3 +84,11 @@ def test_an_app_without_job_types_is_a_mistake(run: Run, shop: str, started: Sta
     assert result.exit_code == 2
     assert "declares no job types" in result.stderr
     assert started == []
+
+
+def test_the_help_names_the_defaults_of_the_settings() -> None:
+    defaults = {setting.path.removeprefix("worker."): setting.default for setting in documented()}
+    helps = {param.name: param.help for param in module.worker.params if isinstance(param, click.Option)}
+
+    for name in ("slots", "processes", "drain", "listen", "provision"):
+        assert f"default: {defaults[name]}." in (helps[name] or "")
