@@ -17,7 +17,7 @@ from streamjobs.cli import completion, render
 from streamjobs.cli.command import Command, Exit, as_seconds, counted, did_you_mean, pass_session
 from streamjobs.cli.render import Column
 from streamjobs.cli.session import Session
-from streamjobs.errors import BrokerError, PayloadError, PublishError, UsageError
+from streamjobs.errors import OUT_OF_REACH, BrokerError, PayloadError, PublishError, UsageError
 
 if TYPE_CHECKING:
     from streamjobs.job import JobType, Receipt
@@ -83,7 +83,7 @@ def _reach(session: Session) -> None:
     try:
         session.app.broker.admin().topics([session.app.names.schemas])
     except BrokerError as error:
-        if error.code in ("_RESOLVE", "_TRANSPORT"):
+        if error.code in OUT_OF_REACH:
             raise
 
 
