@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Literal
 
 from streamjobs import audit, orders
@@ -176,12 +177,21 @@ def _chosen(
         has = ", ".join(sorted(registered)) or "nothing: see `streamjobs group list`"
         raise UsageError(f"group {group} is not registered {where}; it is on {has}")
     found = admin.topics(sorted(topics or registered))
+    _check_partitions(found, partitions)
     return [
         TopicPartition(name, number)
         for name, topic in sorted(found.items())
         for number in range(topic.partitions)
         if not partitions or number in partitions
     ]
+
+
+def _check_partitions(found: Mapping[str, Topic], wanted: Collection[int]) -> None:
+    most = max((topic.partitions for topic in found.values()), default=0)
+    absent = sorted(number for number in wanted if not 0 <= number < most)
+    if absent:
+        has = ", ".join(f"{name} has 0 to {topic.partitions - 1}" for name, topic in sorted(found.items()))
+        raise UsageError(f"there is no partition {absent[0]}: {has or 'the topics of the group are missing'}")
 
 
 def _targets(
@@ -284,16 +294,21 @@ class Trimmed:
 
 def plan_trim(app: Deployment, *, topics: Collection[str] = ()) -> TrimPlan:
     """What is older than `history` and finished by every group that has a say (PROTOCOLS §13). Raises
-    BrokerError.
+    BrokerError, and UsageError for a topic in which no jobs pass by.
 
     A say have the groups that are registered on a topic and every other that has a commit there. In doubt
     nothing is deleted: no registered group, one without a commit, a commit in an earlier topic of that name.
     *Bites*: a queue whose workers start in two weeks is finished by all of its groups, of which there are
     none.
     """
+    found = _trimmable(app, app.broker.admin().topics(), topics)
+    _check_topics(app, found, topics)
+    return _planned_trim(app, found)
+
+
+def _planned_trim(app: Deployment, found: Sequence[Topic]) -> TrimPlan:
     horizon = app.clock.now() - app.settings.history
     admin = app.broker.admin()
-    found = _trimmable(app, admin.topics(), topics)
     desired = orders.read(app.broker, app.names)
     commits = _all_commits(admin, found, desired)
     cuts: list[Cut] = []
@@ -315,9 +330,8 @@ def apply_trim(app: Deployment, approved: TrimPlan, *, reason: str = "") -> Trim
             "UNSUPPORTED_VERSION", "this broker can't delete records; the embedded one forgets by itself"
         )
     agreed = {cut.partition: cut.before for cut in approved.cuts}
-    fresh = (
-        plan_trim(app, topics={cut.partition.topic for cut in approved.cuts}) if agreed else TrimPlan((), ())
-    )
+    left = _trimmable(app, app.broker.admin().topics(), {tp.topic for tp in agreed}) if agreed else []
+    fresh = _planned_trim(app, left)
     trimmed = Trimmed()
     starts = {cut.partition: cut.start for cut in fresh.cuts}
     before = {
@@ -352,6 +366,19 @@ def _trimmable(app: Deployment, existing: Mapping[str, Topic], wanted: Collectio
         for name, topic in sorted(existing.items())
         if _role(app, name).kind in ("main", "retry", "delay") and (not wanted or name in wanted)
     ]
+
+
+def _check_topics(app: Deployment, found: Sequence[Topic], wanted: Collection[str]) -> None:
+    known = {topic.name for topic in found}
+    absent = sorted(set(wanted) - known)
+    if not absent:
+        return
+    name, everything = absent[0], [topic.name for topic in _trimmable(app, app.broker.admin().topics(), ())]
+    near = [app.names.main(name)] if app.names.main(name) in everything else get_close_matches(name, everything, n=1)
+    if app.names.role(name) and app.broker.admin().topics([name]):
+        raise UsageError(f"nothing in {name} is ever merely old: only topics in which jobs pass by are trimmed")
+    has = f"there is {', '.join(everything)}" if everything else "there is none; `streamjobs topic apply` makes them"
+    raise UsageError(f"no topic {name!r} can be trimmed: " + (f"did you mean {near[0]}?" if near else has))
 
 
 _Commits = Mapping[TopicPartition, Mapping[str, Commit]]

@@ -134,6 +134,23 @@ def test_topic_trim_says_what_keeps_records(do: Run, broker: MemoryBroker, clock
     assert "group shop is registered on jobs.invoices/0 and has no commit there" in result.stdout
 
 
+@pytest.mark.usefixtures("provisioned")
+@pytest.mark.parametrize(
+    ("topic", "says"),
+    [
+        ("nosuch", "no topic 'nosuch' can be trimmed: there is jobs.invoices, "),
+        ("invoices", "no topic 'invoices' can be trimmed: did you mean jobs.invoices?"),
+        ("jobs.invoice", "did you mean jobs.invoices?"),
+        ("streamjobs.audit", "nothing in streamjobs.audit is ever merely old"),
+    ],
+)
+def test_topic_trim_of_a_topic_that_is_none(topic: str, says: str, do: Run) -> None:
+    """What bit: "nothing to do", exit code 0."""
+    result = do("topic", "trim", "jobs.mails", topic, "--apply", "--yes")
+
+    assert (result.exit_code, says in result.stderr) == (2, True), result.stderr
+
+
 # --- lag ----------------------------------------------------------------------------------------------------
 
 
@@ -253,6 +270,15 @@ def test_group_seek_plans_and_applies(do: Run, broker: MemoryBroker) -> None:
 
     assert do("group", "seek", "shop", MAIN, "--to", "earliest", "--partition", "0", "--apply").exit_code == 0
     assert broker.admin().committed("shop")[P0].offset == 0
+
+
+@pytest.mark.usefixtures("provisioned")
+@pytest.mark.parametrize("number", ["8", "-1"])
+def test_group_seek_of_a_partition_that_is_none(number: str, do: Run) -> None:
+    result = do("group", "seek", "shop", MAIN, "--to", "earliest", "--partition", "0", "--partition", number)
+
+    assert result.exit_code == 2
+    assert f"there is no partition {number}: jobs.invoices has 0 to 7" in result.stderr
 
 
 def report_of(
