@@ -18,7 +18,7 @@ import click
 
 from streamjobs.cli import completion, render
 from streamjobs.cli import letters as shown
-from streamjobs.cli.command import Exit, Group, approved, as_seconds, counted, pass_session, plan_options
+from streamjobs.cli.command import Group, approved, as_seconds, counted, pass_session, plan_options
 from streamjobs.cli.session import Session
 from streamjobs.core import duration
 from streamjobs.errors import UsageError
@@ -171,7 +171,7 @@ def show(session: Session, /, queue: str, id: str, group: str) -> None:
     letters = _letters(session, queue, (), (), group)
     found = letters.get(id)
     if not found:
-        raise UsageError(f"no letter or job {id!r} is on {letters.table.topic}: it was replayed or discarded, or never there")
+        raise UsageError(shown.unknown(id, letters.table.topic))
     rows = [shown.full_row(letters, letter, session.app.clock.now()) for letter in found]
     if session.output == "json":
         click.echo(render.as_json(rows))
@@ -395,11 +395,15 @@ def _carry_out(
     """Shows the plan; with `--apply`, acts on what of it holds then."""
     from streamjobs.dead_letters.run import carry_out
 
+    if order.filter.ids and plan.unknown >= order.filter.ids:
+        raise UsageError("\n".join(shown.unknown(id, plan.topic) for id in sorted(plan.unknown)))
     takes_s = plan.count / rate if rate else None
     if session.output == "table" or not apply:
         shown.show_plan(session, plan, what, takes_s)
+    for id in sorted(plan.unknown):
+        session.say(shown.unknown(id, plan.topic))
     if not approved(plan.count + plan.marks, apply=apply, yes=yes, question=f"{order.action.capitalize()} {plan.count:,}?"):
-        return Exit.DONE
+        return shown.outcome(plan, plan.unknown)
     with _interruptible() as stop, render.progress(order.action, plan.count) as bar:
         done = carry_out(order, rate=rate, reason=reason, stop=stop, moved=bar.advance)
     return shown.report(session, plan, done)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -217,7 +217,16 @@ def report(session: Session, plan: Plan, done: Done) -> int:
     if done.interrupted:
         session.say(f"stopped: about {max(0, plan.count - done.moved):,} are left; the same command goes on with them")
         return Exit.INTERRUPTED
-    return Exit.FAILED if done.kept[Kept.REFUSED] or done.kept[Kept.TOO_LARGE] else Exit.DONE
+    return outcome(done, plan.unknown)
+
+
+def outcome(found: Plan | Done, unknown: Collection[str]) -> Exit:
+    """What a script is told: a change that was refused is no success, nor is a letter that is not there."""
+    return Exit.FAILED if found.kept[Kept.REFUSED] or found.kept[Kept.TOO_LARGE] or unknown else Exit.DONE
+
+
+def unknown(id: str, topic: str) -> str:
+    return f"no letter or job {id!r} is on {topic}: it was replayed or discarded, or never there"
 
 
 _PAST = {"replay": "replayed", "discard": "discarded", "edit": "edited", "import": "imported"}

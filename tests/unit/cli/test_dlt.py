@@ -246,6 +246,41 @@ def test_a_change_that_does_not_fit_is_said_before_anything_moves(dlt: Run, invo
     assert "1 stay: their payload can't be changed so, such as jobs.invoices@" in result.stderr
     assert "invoice_id takes int" in result.stderr
     assert table.count() == 1
+    assert result.exit_code == 1
+
+
+@pytest.mark.parametrize("more", [[], ["--apply"], ["--apply", "-o", "json"]])
+@pytest.mark.parametrize(("order", "change"), [("edit", "invoice_id=abc"), ("replay", "nofield=3")])
+def test_a_refused_change_is_no_success(order: str, change: str, more: list[str], dlt: Run, invoices: Letters) -> None:
+    """What bit: "nothing to do", exit code 0, unless another letter could be changed."""
+    bury(invoices, 1)
+
+    which = ["job-0"] if order == "edit" else ["--id", "job-0"]
+    result = dlt(order, "invoices", *which, "--set", change, *more)
+
+    assert (result.exit_code, "nothing to do" in result.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("order", [["replay"], ["discard", "--apply", "--yes"], ["replay", "--apply", "-o", "json"]])
+def test_an_id_that_no_letter_has_is_a_wrong_command(order: list[str], dlt: Run, invoices: Letters) -> None:
+    bury(invoices, 1)
+
+    result = dlt(*order, "invoices", "--id", "nosuch")
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "error: no letter or job 'nosuch' is on jobs.invoices.shop.dlt: it was replayed or discarded, or never there\n"
+    assert dlt("edit", "invoices", "nosuch", "--set", "invoice_id=3").exit_code == 2
+    assert dlt("replay", "invoices", "--id", "job-0", "-w", "age>2h").exit_code == 0, "it is there, and not chosen"
+
+
+def test_an_unknown_id_among_others_is_said_and_they_are_acted_on(dlt: Run, invoices: Letters, table: DeadLetters) -> None:
+    bury(invoices, 2)
+
+    result = dlt("discard", "invoices", "--id", "job-0", "--id", "nosuch", "--apply", "-o", "json")
+
+    assert (result.exit_code, json.loads(result.stdout)["moved"], table.count()) == (1, 1, 1)
+    assert "no letter or job 'nosuch'" in result.stderr
+    assert dlt("discard", "invoices", "--id", "job-1", "--id", "nosuch").exit_code == 3
 
 
 def test_a_queue_that_is_gone_is_refused(dlt: Run, invoices: Letters, broker: MemoryBroker) -> None:  # edge 56
