@@ -62,7 +62,8 @@ def lag(session: Session, /, queues: tuple[str, ...], watch: bool, every: str, f
 
     The numbers come from the broker alone: they are right, and grow, when no worker lives. OLDEST is the time
     since the oldest waiting job could have run. Jobs that wait for their time are shown as delayed; they are
-    not pending. DELETED counts offsets that retention took before anyone had finished them.
+    not pending. DELETED counts offsets that retention took before anyone had finished them. With --fail-above,
+    a queue whose topic is missing is a failure, exit code 1: nothing is known of it.
     """
     _check(session, queues)
     collector = Collector(session.app)
@@ -72,9 +73,29 @@ def lag(session: Session, /, queues: tuple[str, ...], watch: bool, every: str, f
     found = collector.collect(queues)
     session.show(rows(session.app.name, found), _JSON if session.output == "json" else _COLUMNS)
     exceeded = [] if fail_above is None else above(found, fail_above)
+    absent = _absent(session, queues, found)
     for name in exceeded:
         session.say(f"{name}: more than {fail_above:,} pending")
-    return Exit.PENDING if exceeded else Exit.DONE
+    if exceeded:
+        return Exit.PENDING
+    return Exit.FAILED if absent and fail_above is not None else Exit.DONE
+
+
+def _absent(session: Session, queues: Sequence[str], found: Backlog) -> list[str]:
+    """Queues of which nothing was seen, and says so. *Bites*: an alert asks the wrong cluster, or for another prefix, and is green for
+    ever."""
+    app = session.app
+    wanted, seen = queues or app.queues(), {item.queue for item in found.queues if item.tier == "main"}
+    absent = [queue for queue in wanted if queue not in seen]
+    if absent:
+        topics = ", ".join(map(app.names.main, absent))
+        session.say(
+            f"not measured: there is no {topics} at {app.settings.bootstrap}; `streamjobs topic apply` makes what app {app.name} needs, "
+            "unless `bootstrap` or `jobs_prefix` is wrong"
+        )
+    elif not wanted:
+        session.say(f"app {app.name} has no queue: its job types are declared in no module that {session.app_ref} imports")
+    return absent or ([] if wanted else [app.name])
 
 
 def rows(app: str, found: Backlog) -> list[dict[str, Any]]:

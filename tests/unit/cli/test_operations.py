@@ -186,6 +186,32 @@ def test_lag_fails_above_a_threshold(do: Run, broker: MemoryBroker) -> None:
     assert do("lag", "mails", "--fail-above", "6").exit_code == 0
 
 
+@pytest.mark.parametrize("more", [[], ["-o", "json"]])
+def test_lag_of_a_cluster_that_has_no_queue_is_said(more: list[str], do: Run) -> None:
+    """What bit: a header, exit code 0; an alert on the wrong cluster was green for ever."""
+    shown, alert = do("lag", *more), do("lag", "--fail-above", "1", *more)
+
+    assert (shown.exit_code, alert.exit_code) == (0, 1)
+    assert "not measured: there is no jobs.invoices, jobs.mails at localhost:9092; `streamjobs topic apply` makes" in alert.stderr
+    assert shown.stderr == alert.stderr
+
+
+@pytest.mark.usefixtures("provisioned")
+def test_lag_of_one_queue_that_is_missing_fails_unless_another_exceeds(do: Run, broker: MemoryBroker) -> None:
+    broker.admin().delete_topics(["jobs.mails"])
+    publish(broker, 5)
+
+    assert do("lag", "invoices", "--fail-above", "9").exit_code == 0
+    assert do("lag", "--fail-above", "9").exit_code == 1
+    assert do("lag", "--fail-above", "4").exit_code == 3
+
+
+def test_lag_of_an_app_without_job_types_is_said(run: Run, shop: str, broker: MemoryBroker) -> None:
+    result = run("lag", "--fail-above", "1", "-A", f"{shop}:spare")
+
+    assert (result.exit_code, "app spare has no queue" in result.stderr) == (1, True)
+
+
 def test_lag_of_an_unknown_queue(do: Run) -> None:
     result = do("lag", "invoice")
 
