@@ -341,7 +341,8 @@ def export(session: Session, /, queue: str, where: tuple[str, ...], ids: tuple[s
 def import_(session: Session, /, queue: str, file: IO[bytes], group: str, reason: str, apply: bool, yes: bool) -> int:
     """Put letters back on the table of QUEUE, as `dlt export` wrote them or mended since; "-" is standard input.
 
-    A line that has `arguments` gets them as its new payload, checked against its job type. Then `dlt replay` runs them.
+    A line that has `arguments` gets them as its new payload, checked against its job type. Then `dlt replay` runs them. A letter of
+    another table (`topic`) is refused.
     """
     letters = _letters(session, queue, (), (), group)
     with _rows(file) as rows:

@@ -1,7 +1,8 @@
 """Letters as JSON: taken out whole, and put back, also where they were mended in between.
 
-What a letter is stands in `id`, `headers` and `value` (base64). What a person reads is beside it (`payload`: decoded, secrets
-masked) and is not read back: whoever mends a letter adds its new payload as `arguments`, or changes `value` or `headers`.
+What a letter is stands in `id`, `headers` and `value` (base64), and on which table it lay in `topic`. What a person reads is beside it
+(`payload`: decoded, secrets masked) and is not read back: whoever mends a letter adds its new payload as `arguments`, or changes `value`
+or `headers`.
 """
 
 from __future__ import annotations
@@ -57,9 +58,17 @@ def imported(row: Mapping[str, Any], topic: str, payloads: Payloads) -> Letter:
         raise UsageError(f"it is no letter as `dlt export` writes one: {problem}") from None
     if not key:
         raise UsageError("its id is empty")
+    _check_table(row, topic)
     meta, trouble = readable(headers)
     letter = Letter(topic, -1, -1, key, value, headers, meta, died, trouble)
     return _with_arguments(letter, row["arguments"], payloads) if "arguments" in row else letter
+
+
+def _check_table(row: Mapping[str, Any], topic: str) -> None:
+    """*Bites*: letters of invoices are imported as letters of mails, and `dlt replay mails` runs them there."""
+    own = row.get("topic") or topic
+    if own != topic:
+        raise UsageError(f"it is a letter of {own}, not of {topic}: import it there, or leave out its `topic` if it shall come here")
 
 
 def _with_arguments(letter: Letter, arguments: object, payloads: Payloads) -> Letter:

@@ -732,6 +732,7 @@ def test_an_undecodable_letter_is_mended_outside_and_replayed(
         ({"headers": [], "value": "", "id": ""}, "letter 2: its id is empty"),
         ({"headers": [], "value": "", "id": "x", "arguments": 7}, "letter 2: its arguments are int"),
         ({"headers": [["ce_type", "send_invoice"]], "value": "", "id": "x", "arguments": {}}, "letter 2: send_invoice: invoice_id is missing"),
+        ({"headers": [], "value": "", "id": "x", "topic": "jobs.mails.billing.dlt"}, "letter 2: it is a letter of jobs.mails.billing.dlt"),
         ({"headers": [["ce_type", "nobody"]], "value": "", "id": "x", "arguments": {}}, "letter 2: no job type 'nobody'"),
     ],
 )

@@ -435,6 +435,18 @@ def test_an_undecodable_letter_is_mended_in_a_pipe(
     assert (message.key(), Meta.parse(message.headers()).job_id) == (b"acme", "job-0")
 
 
+def test_letters_of_another_table_are_refused(dlt: Run, invoices: Letters, app: App) -> None:
+    bury(invoices, 1)
+    lines = dlt("export", "invoices").stdout
+
+    result = dlt("import", "mails", "-", "--apply", "--yes", stdin=lines)
+
+    assert (result.exit_code, app.dead_letters("mails").count()) == (2, 0)
+    assert "letter 1: it is a letter of jobs.invoices.shop.dlt, not of jobs.mails.shop.dlt" in result.stderr
+    meant = {name: value for name, value in json.loads(lines).items() if name != "topic"}
+    assert dlt("import", "mails", "-", "--apply", "--yes", stdin=json.dumps(meant)).exit_code == 0
+
+
 @pytest.mark.parametrize(("line", "says"), [("{", "line 2 is not valid JSON"), ("[]", "line 2 is list"), ("{}", "letter 1")])
 def test_a_line_that_is_no_letter(line: str, says: str, dlt: Run) -> None:
     result = dlt("import", "invoices", "-", "--apply", stdin=f"\n{line}\n")
