@@ -11,7 +11,7 @@ from click.testing import Result
 
 from streamjobs import orders, provision, tables
 from streamjobs.app import App
-from streamjobs.broker import Commit, TopicPartition
+from streamjobs.broker import Commit, Group, Member, TopicPartition
 from streamjobs.cli import group as group_cli
 from streamjobs.cli import lag as lag_cli
 from streamjobs.core.offsets import Mark, encode
@@ -273,6 +273,26 @@ def test_group_list_and_show(do: Run, broker: MemoryBroker) -> None:
     assert (listed["shop"]["state"], listed["shop"]["pending"]) == ("empty", 3)
     assert (shown[MAIN, 0]["committed"], shown[MAIN, 0]["pending"]) == (2, 3)
     assert shown[MAIN, 1]["committed"] is None
+
+
+@pytest.mark.usefixtures("provisioned")
+def test_group_show_tells_the_members_of_one_machine_apart(do: Run, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What bit: `shop /127.0.0.1` for both."""
+    workers = ["shop-3f2a91c07b64", "9bc0d4e1a2f3"]  # classic: the client's id comes first
+    members = tuple(Member(id, "shop", "/127.0.0.1", None, (TopicPartition(MAIN, n),)) for n, id in enumerate(workers))
+    admin = type(broker.admin())
+    monkeypatch.setattr(admin, "groups", lambda _, names: {"shop": Group("shop", "stable", "classic", members)})
+
+    rows = json.loads(do("group", "show", "shop", "-o", "json").stdout)
+
+    found = [(row["member"], row["member_id"], row["client_id"], row["host"]) for row in rows if row["topic"] == MAIN]
+    assert found[:2] == [
+        ("shop@127.0.0.1 (3f2a91c0)", "shop-3f2a91c07b64", "shop", "127.0.0.1"),
+        ("shop@127.0.0.1 (9bc0d4e1)", "9bc0d4e1a2f3", "shop", "127.0.0.1"),
+    ]
+    assert found[2] == (None, None, None, None)
+    lines = do("group", "show", "shop").stdout.splitlines()
+    assert "MEMBER" not in lines[0] and lines[1].endswith("shop@127.0.0.1 (3f2a91c0)")
 
 
 @pytest.mark.usefixtures("provisioned")
