@@ -29,9 +29,9 @@ _SHOW = (
     Column("topic", "TOPIC"),
     Column("partition", "PARTITION", right=True),
     Column("committed", "COMMITTED", render.count, right=True),
-    Column("start", "LOG START", render.count, right=True),
-    Column("end", "LOG END", render.count, right=True),
-    Column("finished", "FINISHED BEYOND", render.count, right=True),
+    Column("start", "LOG START", render.count, right=True, spare=3),
+    Column("end", "LOG END", render.count, right=True, spare=2),
+    Column("finished", "FINISHED BEYOND", render.count, right=True, spare=1),
     Column("pending", "PENDING", render.count, right=True),
     Column("member", "OWNER"),
 )

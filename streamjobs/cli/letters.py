@@ -29,12 +29,12 @@ def _short(text: str) -> str:
 LIST = (
     Column("id", "LETTER"),
     Column("job_id", "JOB"),
-    Column("type", "TYPE"),
-    Column("key", "KEY"),
-    Column("reason", "REASON"),
+    Column("type", "TYPE", spare=2),
+    Column("key", "KEY", spare=4),
+    Column("reason", "REASON", spare=3),
     Column("error", "ERROR"),
-    Column("message", "MESSAGE", _short),
-    Column("attempt", "ATTEMPT", right=True),
+    Column("message", "MESSAGE", _short, fit="start", spare=1),
+    Column("attempt", "ATTEMPT", right=True, spare=5),
     Column("age_s", "AGE", render.duration, right=True),
     Column("state", "STATE"),
 )
@@ -98,10 +98,10 @@ def _state(letter: Letter) -> str | None:
 
 _STATS = (
     Column("count", "LETTERS", render.count, right=True),
-    Column("first", "FIRST SEEN", render.instant),
+    Column("first", "FIRST SEEN", render.instant, spare=2),
     Column("last", "LAST SEEN", render.instant),
-    Column("kinds", "KINDS", render.count, right=True),
-    Column("message", "MESSAGE", _short),
+    Column("kinds", "KINDS", render.count, right=True, spare=3),
+    Column("message", "MESSAGE", _short, fit="start", spare=1),
     Column("sample", "SAMPLE"),
 )
 

@@ -86,6 +86,42 @@ def test_tables_clean_their_cells(terminal: bool, monkeypatch: pytest.MonkeyPatc
     assert "[red]x[/red]" in out.getvalue()
 
 
+WIDE = (
+    Column("id", "LETTER"), Column("attempt", "ATTEMPT", right=True, spare=2), Column("message", "MESSAGE", fit="start", spare=1),
+    Column("topic", "TOPIC"), Column("advice", "WHAT TO DO", fit="words"),
+)  # fmt: skip
+WIDE_ROW = {
+    "id": "jobs.invoices@1f2e3d4c/3/70012#15", "attempt": 15, "message": "no answer from the bank after 30 seconds",
+    "topic": "jobs.invoices.shop.dlt", "advice": "mend the cause, then replay them all",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("width", "titles", "first"),
+    [
+        (170, "LETTER ATTEMPT MESSAGE TOPIC WHAT", "no answer from the bank after 30 seconds"),
+        (115, "LETTER ATTEMPT MESSAGE TOPIC WHAT", "no answer from the bank …"),
+        (105, "LETTER MESSAGE TOPIC WHAT", "no answer from the bank…"),
+        (90, "LETTER TOPIC WHAT", "mend the cause,"),
+        (40, "LETTER TOPIC WHAT", "mend the cause,"),
+    ],
+)
+def test_ids_and_topics_are_whole_on_every_terminal(width: int, titles: str, first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What bit: an id in six pieces below each other, which can't be copied, and a title `ATTEMP/T`."""
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+
+    show([WIDE_ROW], WIDE, "table")
+
+    head, line, *rest = clean(out.getvalue().replace("\n", "␤")).split("␤")
+    assert " ".join(head.split()).startswith(titles)
+    assert WIDE_ROW["id"] in line and WIDE_ROW["topic"] in line and first in line
+    assert all(len(each.rstrip()) <= max(width, 79) for each in (head, line, *rest))
+
+
 def test_json_escapes_what_would_drive_a_terminal_and_loses_nothing() -> None:
     hostile = "\x1b[2J\x9b\u202e\x7f\ufeff ü😀"
 
