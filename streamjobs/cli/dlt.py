@@ -18,7 +18,7 @@ import click
 
 from streamjobs.cli import completion, render
 from streamjobs.cli import letters as shown
-from streamjobs.cli.command import Group, approved, as_seconds, counted, pass_session, plan_options
+from streamjobs.cli.command import Exit, Group, approved, as_seconds, counted, pass_session, plan_options
 from streamjobs.cli.session import Session
 from streamjobs.core import duration
 from streamjobs.errors import UsageError
@@ -278,6 +278,9 @@ def edit(
 
     letters = _letters(session, queue, (), (id,), group)
     wanted = [Change.parse(text) for text in changes] or [Change.of(*pair) for pair in _from_editor(letters, id).items()]
+    if not wanted:
+        session.say("nothing was changed in the editor; --set FIELD=VALUE changes a field without one")
+        return Exit.DONE
     order = letters.edit_order(wanted)
     return _carry_out(session, order, letters.plan(order), f"set {', '.join(each.field for each in wanted)}", None, reason, apply, yes)
 

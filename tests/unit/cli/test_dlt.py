@@ -388,7 +388,7 @@ def test_a_letter_is_edited_in_an_editor(
 
 @pytest.mark.parametrize(
     ("written", "says"),
-    [("{", "not valid JSON"), ("{}", "a field is missing"), (None, "what shall be changed?"), ('{"invoice_id": "***", "customer_id": ""}', "secret")],
+    [("{", "not valid JSON"), ("{}", "a field is missing"), ('{"invoice_id": "***", "customer_id": ""}', "secret")],
 )
 def test_what_an_editor_may_give_back(
     written: str | None, says: str, dlt: Run, invoices: Letters, monkeypatch: pytest.MonkeyPatch
@@ -400,6 +400,18 @@ def test_what_an_editor_may_give_back(
 
     assert result.exit_code == 2
     assert says in result.stderr
+
+
+@pytest.mark.parametrize("written", [None, '{"invoice_id": 0, "customer_id": "c0"}'])
+def test_an_editor_that_changed_nothing_is_no_mistake(
+    written: str | None, dlt: Run, invoices: Letters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bury(invoices, 1)
+    monkeypatch.setattr(module.click, "edit", lambda text, **_: written)
+
+    result = dlt("edit", "invoices", "job-0", "--apply")
+
+    assert (result.exit_code, result.stderr) == (0, "nothing was changed in the editor; --set FIELD=VALUE changes a field without one\n")
 
 
 # --- out and in ---------------------------------------------------------------------------------------------------------------
