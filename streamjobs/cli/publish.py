@@ -59,6 +59,8 @@ def publish(
     A line that is refused is named with its number, and the others are published all the same; the exit code is 1 then.
     """
     job_type = _job_type(session, job)
+    if at is not None and options["delay"] is not None:
+        raise UsageError("give --delay or --at, not both: they are two ways to say when the job runs")
     options |= {"at": _instant(at), "id": job_id, "headers": dict(map(_header, options["headers"]))}
     if arguments != "-":
         receipt = job_type.publish_arguments(_object(arguments), **options)

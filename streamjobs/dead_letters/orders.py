@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 from streamjobs import orders
 from streamjobs.broker import Topic
+from streamjobs.core import duration
 from streamjobs.core.failures import Group, Groups
 from streamjobs.core.filters import Filter
 from streamjobs.core.letters import Kept, Letter, Route, Rules, edited, parked, replayed, tombstone
@@ -142,7 +143,8 @@ class Replay:
         """The ladder's topic in which delayed jobs wait: of the app that registered the queue (PROTOCOLS §6)."""
         app, group = self.table.app, self.table.group
         if self.delay_s > app.settings.max_delay:
-            raise UsageError(f"a delay of {self.delay_s:.0f} s is longer than max_delay ({app.settings.max_delay:.0f} s)")
+            longest = duration.text(app.settings.max_delay)
+            raise UsageError(f"a delay of {duration.text(self.delay_s)} is longer than max_delay ({longest})")
         tier = app.settings.ladder.tier_for(self.delay_s)
         if tier is None:
             return None
