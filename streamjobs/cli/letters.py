@@ -42,9 +42,9 @@ MORE = (
     Column("tags", "TAGS", ", ".join),
     Column("run", "RUN", right=True),
     Column("replays", "REPLAYS", right=True),
-    Column("died", "DIED", render.instant),
+    Column("died", "DIED"),
     Column("published", "PUBLISHED"),
-    Column("first_attempt", "FIRST ATTEMPT", render.instant),
+    Column("first_attempt", "FIRST ATTEMPT"),
     Column("origin", "ORIGIN"),
     Column("partition", "PARTITION", right=True),
     Column("offset", "OFFSET", right=True),
@@ -56,8 +56,8 @@ _PLAN = (
     Column("error", "ERROR"),
     Column("type", "TYPE"),
     Column("count", "LETTERS", render.count, right=True),
-    Column("first", "FIRST", render.instant),
-    Column("last", "LAST", render.instant),
+    Column("first", "FIRST"),
+    Column("last", "LAST"),
 )
 
 
@@ -80,9 +80,9 @@ def row(letters: DeadLetters, letter: Letter, now: float) -> dict[str, Any]:
         "tags": list(letter.tags),
         "run": meta.run,
         "replays": meta.replays,
-        "died": letter.died,
+        "died": render.instant(letter.died),
         "published": meta.published or None,
-        "first_attempt": meta.first_attempt or None,
+        "first_attempt": render.instant(meta.first_attempt),
         "origin": letter.origin,
         "partition": letter.partition,
         "offset": letter.offset,
@@ -98,8 +98,8 @@ def _state(letter: Letter) -> str | None:
 
 _STATS = (
     Column("count", "LETTERS", render.count, right=True),
-    Column("first", "FIRST SEEN", render.instant, spare=2),
-    Column("last", "LAST SEEN", render.instant),
+    Column("first", "FIRST SEEN", spare=2),
+    Column("last", "LAST SEEN"),
     Column("kinds", "KINDS", render.count, right=True, spare=3),
     Column("message", "MESSAGE", _short, fit="start", spare=1),
     Column("sample", "SAMPLE"),
@@ -111,8 +111,8 @@ def stats_columns(fields: list[str]) -> list[Column]:
 
 
 def group_row(fields: list[str], group: Group) -> dict[str, Any]:
-    facts = {"count": group.count, "first": group.first, "last": group.last, "kinds": len(group.fingerprints)}
-    return {**dict(zip(fields, group.by, strict=True)), **facts, "message": group.message, "sample": group.sample}
+    facts = {**_span(group), "kinds": len(group.fingerprints), "message": group.message, "sample": group.sample}
+    return {**dict(zip(fields, group.by, strict=True)), **facts}
 
 
 # --- one letter, whole --------------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def show_plan(session: Session, plan: Plan, what: str, takes_s: float | None) ->
 
 
 def _span(group: Group) -> dict[str, Any]:
-    return {"count": group.count, "first": group.first, "last": group.last}
+    return {"count": group.count, "first": render.instant(group.first), "last": render.instant(group.last)}
 
 
 _STAYS: Mapping[Kept, str] = {

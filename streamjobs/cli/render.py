@@ -12,7 +12,6 @@ import sys
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -121,9 +120,11 @@ def size(value: float | None) -> str:
     return f"{left:.1f} TB"
 
 
-def instant(value: float | None) -> str:
-    """Epoch seconds as local time, with its offset from UTC."""
-    return "–" if not value else datetime.fromtimestamp(value).astimezone().isoformat(sep=" ", timespec="seconds")
+def instant(value: float | None) -> str | None:
+    """Epoch seconds as RFC 3339 in UTC, as publishers write it, for people and programs alike; None: at no time."""
+    from streamjobs.telemetry.log import timestamp  # here: it brings the jobs with it, which half of the commands don't need
+
+    return timestamp(value) if value else None
 
 
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))

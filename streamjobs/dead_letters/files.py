@@ -12,6 +12,7 @@ import binascii
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from streamjobs.core.filters import ALL, Filter
@@ -22,6 +23,7 @@ from streamjobs.dead_letters.payloads import Payloads
 from streamjobs.dead_letters.table import Table
 from streamjobs.errors import PayloadError, UsageError
 from streamjobs.tables import Bounds
+from streamjobs.telemetry.log import timestamp
 
 #: Bytes that are no text, in a header's value.
 _BASE64 = "$base64"
@@ -33,7 +35,7 @@ def exported(letter: Letter, payload: object, problem: str) -> dict[str, Any]:
     return {
         "id": letter.id,
         "topic": letter.topic,
-        "died": letter.died,
+        "died": timestamp(letter.died),
         "type": meta.job_type,
         "job_id": meta.job_id,
         "reason": meta.reason,
@@ -51,7 +53,7 @@ def imported(row: Mapping[str, Any], topic: str, payloads: Payloads) -> Letter:
         headers = [(str(name), _raw(value)) for name, value in row["headers"]]
         value = base64.b64decode(row["value"], validate=True)
         key = row["id"].encode()
-        died = float(row.get("died") or 0.0)
+        died = _instant(row.get("died"))
     except KeyError as missing:
         raise UsageError(f"{missing} is missing: a letter has at least id, headers and value") from None
     except (TypeError, ValueError, AttributeError, binascii.Error) as problem:
@@ -144,6 +146,16 @@ def _digest(letter: Letter) -> bytes:
     """Of all but when it died, which an import adds."""
     headers = [(name, value) for name, value in sorted(letter.headers) if name != DIED]
     return hashlib.blake2b(repr((letter.value, headers)).encode(), digest_size=8).digest()
+
+
+def _instant(value: Any) -> float:
+    """As text; or in seconds, as exports had it once."""
+    if not isinstance(value, str):
+        return float(value or 0.0)
+    found = datetime.fromisoformat(value)
+    if found.tzinfo is None:
+        raise ValueError(f"died is {value!r}, without a time zone")
+    return found.timestamp()
 
 
 def _shown(value: bytes) -> Any:

@@ -255,9 +255,12 @@ def _trace_fields(job: Job) -> dict[str, str]:
     return {"trace_id": trace_id, "span_id": span_id, "trace_flags": flags}
 
 
+_LAST_S = datetime.max.replace(tzinfo=UTC).timestamp() - 1
+
+
 def timestamp(at: float) -> str:
-    """RFC 3339 in UTC, to the millisecond."""
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """RFC 3339 in UTC, to the millisecond; what a damaged header puts beyond the calendar is its end."""
+    return datetime.fromtimestamp(min(at, _LAST_S), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def escaped(text: str) -> str:

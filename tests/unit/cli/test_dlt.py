@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ Run = Callable[..., Result]
 
 RETRY = "jobs.invoices.shop.retry"
 AUDIT = "streamjobs.audit"
+INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
 @pytest.fixture
@@ -134,7 +136,7 @@ def test_stats(dlt: Run, invoices: Letters) -> None:
 
     [group] = json.loads(result.stdout)
     assert (group["error"], group["type"], group["count"], group["kinds"]) == ("TimeoutError", "send_invoice", 4, 1)
-    assert group["first"] == group["last"] > 0
+    assert group["first"] == group["last"] and INSTANT.fullmatch(group["first"])
     assert result.stderr.startswith("4 letters")
     assert dlt("stats", "invoices", "-w", "error=Other").stderr == "no letters\n"
 
@@ -163,6 +165,29 @@ def test_a_letter_is_json_for_programs(dlt: Run, invoices: Letters) -> None:
 
     assert row["payload"] == {"invoice_id": 0, "customer_id": "c0"}
     assert row["payload_hex"] is None and "token=***" in row["message"]
+
+
+def test_instants_are_written_one_way(dlt: Run, invoices: Letters) -> None:
+    """What bit: `"died": 1795995410.22` beside `"published": "2026-…Z"`, and local time in `dlt show`."""
+    bury(invoices, 1, headers=[("sj_first_attempt", b"1780000000123")])
+
+    [row] = json.loads(dlt("show", "invoices", "job-0", "-o", "json").stdout)
+    facts = dict(line.rsplit(maxsplit=1) for line in dlt("show", "invoices", "job-0").stdout.splitlines() if line.startswith(("DIED", "FIRST")))
+    [exported] = map(json.loads, dlt("export", "invoices").stdout.splitlines())
+    [group] = json.loads(dlt("replay", "invoices", "-o", "json").stdout)["groups"]
+
+    assert row["first_attempt"] == facts["FIRST ATTEMPT"] == "2026-05-28T20:26:40.123Z"
+    assert row["died"] == facts["DIED"] == exported["died"] == group["first"] == group["last"]
+    assert INSTANT.fullmatch(row["died"])
+
+
+def test_an_instant_beyond_the_calendar_hinders_nobody(dlt: Run, invoices: Letters) -> None:
+    """What a damaged header says: a year of five digits."""
+    bury(invoices, 1, headers=[("sj_died", b"999999999999999"), ("sj_first_attempt", b"999999999999999")])
+
+    assert dlt("show", "invoices", "job-0").exit_code == 0
+    [exported] = map(json.loads, dlt("export", "invoices").stdout.splitlines())
+    assert exported["died"].startswith("9999-12-31T")
 
 
 def test_an_undecodable_payload_is_shown_in_hexadecimal(dlt: Run, invoices: Letters) -> None:  # edge 61
