@@ -98,13 +98,15 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class SeekPlan:
-    """`live`: the group has members, so the partitions' owners carry it out; else the admin API does."""
+    """`live`: the group has members, so the partitions' owners carry it out; else the admin API does. `standing`:
+    where the group is there already."""
 
     group: str
     to: To
     moves: tuple[Move, ...]
     live: bool
     missing: tuple[TopicPartition, ...] = ()
+    standing: tuple[TopicPartition, ...] = ()
 
 
 def plan_seek(
@@ -123,17 +125,22 @@ def plan_seek(
     Raises UsageError, BrokerError.
     """
     admin = app.broker.admin()
-    chosen = _chosen(app, admin, group, topics, partitions)
+    desired = orders.read(app.broker, app.names)
+    chosen = _chosen(desired, admin, group, topics, partitions)
     committed = admin.committed(group, chosen)
     targets = _targets(admin, chosen, to, reported or {})
     state = admin.groups([group]).get(group)
-    moves = (
+    live = bool(state and state.members)
+    moves = [
         Move(tp, committed[tp].offset if tp in committed else None, targets[tp])
         for tp in chosen
         if tp in targets
-    )
+    ]
+    ordered = {tp for tp in chosen if desired.seek_keys(group, *tp, desired.offset)}
+    standing = _standing(admin, [move for move in moves if move.partition not in ordered], committed, live)
     missing = tuple(tp for tp in chosen if tp not in targets)
-    return SeekPlan(group, to, tuple(moves), bool(state and state.members), missing)
+    moves = [move for move in moves if move.partition not in standing]
+    return SeekPlan(group, to, tuple(moves), live, missing, tuple(standing))
 
 
 def apply_seek(
@@ -156,7 +163,7 @@ def apply_seek(
         reported=reported,
     )
     moves = tuple(move for move in now.moves if move.partition in set(wanted))
-    live = now.live or not _altered(app, approved.group, moves)
+    live = bool(moves) and (now.live or not _altered(app, approved.group, moves))
     if live:
         _order_seek(app, approved.group, moves, reason)
     done = SeekPlan(approved.group, approved.to, moves, live, now.missing)
@@ -166,11 +173,9 @@ def apply_seek(
 
 
 def _chosen(
-    app: Deployment, admin: Admin, group: str, topics: Collection[str], partitions: Collection[int]
+    desired: Desired, admin: Admin, group: str, topics: Collection[str], partitions: Collection[int]
 ) -> list[TopicPartition]:
-    registered = {
-        name for reader, name in orders.read(app.broker, app.names).registrations() if reader == group
-    }
+    registered = {name for reader, name in desired.registrations() if reader == group}
     unknown = sorted(set(topics) - registered)
     if unknown or not registered:
         where = f"on {unknown[0]}" if unknown else "anywhere"
@@ -203,6 +208,29 @@ def _targets(
     starts = admin.offsets(known, "earliest") if known else {}
     ends = admin.offsets(known, "latest") if known else {}
     return {tp: max(starts[tp], min(reported[tp], ends[tp])) for tp in known}
+
+
+def _standing(
+    admin: Admin, moves: Iterable[Move], committed: Mapping[TopicPartition, Commit], live: bool
+) -> list[TopicPartition]:
+    """Where a move would change nothing. *Bites*: the group is committed where it shall go, but jobs beyond are
+    marked as finished, or the owner finished some since: left alone, they would not run again."""
+    same = [move for move in moves if move.before == move.to]
+    if not same:
+        return []
+    topics = admin.topics(sorted({move.partition.topic for move in same}))
+    ends = admin.offsets([move.partition for move in same], "latest")
+    return [move.partition for move in same if _stands(move, topics[move.partition.topic], ends, committed, live)]
+
+
+def _stands(
+    move: Move, topic: Topic, ends: Mapping[TopicPartition, int], committed: Mapping[TopicPartition, Commit], live: bool
+) -> bool:
+    found = committed[move.partition]
+    mark = decode(*found)
+    if mark is None or mark.topic_id4 != topic.id[:4]:
+        return False
+    return ends[move.partition] <= move.to or (not live and found == _commit(move, topic, committed))
 
 
 def _altered(app: Deployment, group: str, moves: Sequence[Move]) -> bool:

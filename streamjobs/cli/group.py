@@ -134,6 +134,8 @@ def seek(
     session.show([_moved(move) for move in found.moves], _SEEK)
     for tp in found.missing:
         session.say(f"no report says where {name} stood in {tp.topic}/{tp.partition}: it stays")
+    if found.standing:
+        session.say(f"{counted(len(found.standing), 'partition')} left alone: {name} stands there already")
     if not approved(len(found.moves), apply=apply, yes=yes):
         return Exit.DONE
     done, complaint = admin.apply_seek(session.app, found, reason=reason, reported=reported)

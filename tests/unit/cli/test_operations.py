@@ -319,6 +319,18 @@ def test_group_seek_plans_and_applies(do: Run, broker: MemoryBroker) -> None:
 
 
 @pytest.mark.usefixtures("provisioned")
+def test_group_seek_to_where_it_stands_is_nothing_to_do(do: Run, broker: MemoryBroker) -> None:
+    publish(broker, 5)
+    commit(broker, 4)
+    seek = ("group", "seek", "shop", MAIN, "--to", "earliest", "--apply")
+    assert "8 partitions moved" in do(*seek).stderr
+
+    result = do(*seek)
+
+    assert (result.exit_code, result.stderr) == (0, "8 partitions left alone: shop stands there already\nnothing to do\n")
+
+
+@pytest.mark.usefixtures("provisioned")
 @pytest.mark.parametrize("number", ["8", "-1"])
 def test_group_seek_of_a_partition_that_is_none(number: str, do: Run) -> None:
     result = do("group", "seek", "shop", MAIN, "--to", "earliest", "--partition", "0", "--partition", number)
