@@ -80,11 +80,20 @@ def _job_type(session: Session, name: str) -> JobType[Any, Any]:
 
 def _object(text: str | bytes) -> Mapping[str, Any]:
     try:
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=_once)
     except ValueError as error:
         raise PayloadError(f"the arguments are not valid JSON: {error}") from None
     if not isinstance(found, dict):
         raise PayloadError(f'the arguments are {type(found).__name__}, not an object such as {{"invoice_id": 7}}')
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """*Bites*: of two values of one key the last one is taken, and nobody is told of the other."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise PayloadError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice in the arguments: leave one out")
     return found
 
 
