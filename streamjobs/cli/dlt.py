@@ -352,7 +352,8 @@ def import_(session: Session, /, queue: str, file: IO[bytes], group: str, reason
         order = letters.import_order(rows)
         plan = letters.plan(order)
         if order.absent:
-            session.say(f"{order.absent:,} are not on the table (any more): what was replayed since its export would run once more")
+            are = "is" if order.absent == 1 else "are"
+            session.say(f"{order.absent:,} {are} not on the table (any more): what was replayed since its export would run once more")
         return _carry_out(session, order, plan, "come onto it", None, reason, apply, yes)
 
 

@@ -175,29 +175,46 @@ def show_plan(session: Session, plan: Plan, what: str, takes_s: float | None) ->
     at_rate = f", about {render.duration(takes_s)} at that rate" if takes_s else ""
     session.say(f"{plan.action}: {counted(plan.count, 'letter')} of {plan.topic} {what}{at_rate}")
     if plan.beyond:
-        session.say(f"{plan.beyond:,} more are chosen, behind the limit")
-    _say_kept(session, plan)
+        session.say(f"{plan.beyond:,} more {'is' if plan.beyond == 1 else 'are'} chosen, behind the limit")
+    _say_kept(session, plan, {})
 
 
 def _span(group: Group) -> dict[str, Any]:
     return {"count": group.count, "first": render.instant(group.first), "last": render.instant(group.last)}
 
 
-_STAYS: Mapping[Kept, str] = {
-    Kept.PARKED: "were replayed as often as max_replays allows and stay parked: mend the cause and raise it "
-    "(STREAMJOBS_MAX_REPLAYS=…), or discard them",
-    Kept.EXPIRED: "stay: their expiry has passed, so workers would skip them; discard them",
-    Kept.SOURCE_GONE: "stay: they come from an earlier topic of the queue's name; put them back with --to QUEUE, or discard them",
-    Kept.REFUSED: "stay: their payload can't be changed so",
-    Kept.UNCHANGED: "are on the table just so",
-    Kept.TOO_LARGE: "stay: the topic that they shall go to takes no record of their size",
+#: Of one letter, and of several.
+_STAYS: Mapping[Kept, tuple[str, str]] = {
+    Kept.PARKED: (
+        "was replayed as often as max_replays allows and stays parked: mend the cause and raise it (STREAMJOBS_MAX_REPLAYS=…), or discard it",
+        "were replayed as often as max_replays allows and stay parked: mend the cause and raise it (STREAMJOBS_MAX_REPLAYS=…), or discard them",
+    ),
+    Kept.EXPIRED: (
+        "stays: its expiry has passed, so workers would skip it; discard it",
+        "stay: their expiry has passed, so workers would skip them; discard them",
+    ),
+    Kept.SOURCE_GONE: (
+        "stays: it comes from an earlier topic of the queue's name; put it back with --to QUEUE, or discard it",
+        "stay: they come from an earlier topic of the queue's name; put them back with --to QUEUE, or discard them",
+    ),
+    Kept.REFUSED: ("stays: its payload can't be changed so", "stay: their payload can't be changed so"),
+    Kept.UNCHANGED: ("is on the table just so", "are on the table just so"),
+    Kept.TOO_LARGE: (
+        "stays: the topic that it shall go to takes no record of its size",
+        "stay: the topic that they shall go to takes no record of their size",
+    ),
 }
 
 
-def _say_kept(session: Session, found: Plan | Done) -> None:
+def _say_kept(session: Session, found: Plan | Done, said: Mapping[Kept, int]) -> None:
+    """`said`: what the user knows already."""
     for kept, count in found.kept.items():
-        example = f", such as {found.why[kept]}" if found.why.get(kept) else ""
-        session.say(f"{count:,} {_STAYS[kept]}{example}")
+        if said.get(kept) == count:
+            continue
+        one, several = _STAYS[kept]
+        example = found.why.get(kept, "")
+        shown = (f": {example}" if count == 1 else f", such as {example}") if example else ""
+        session.say(f"{count:,} {one if count == 1 else several}{shown}")
 
 
 def report(session: Session, plan: Plan, done: Done) -> int:
@@ -205,7 +222,7 @@ def report(session: Session, plan: Plan, done: Done) -> int:
         kept = {kept.value: count for kept, count in done.kept.items()}
         facts = {"action": done.action, "moved": done.moved, "kept": kept, "interrupted": done.interrupted}
         click.echo(render.as_json({**facts, "took_s": round(done.took_s, 3), "batches": done.batches}))
-    _say_kept(session, done)
+    _say_kept(session, done, {} if session.output == "json" else plan.kept)
     if not done.fenced:
         session.say("this broker has no transactions: jobs were stored before their letters went; a crash would have left both")
     if done.events_dropped:
