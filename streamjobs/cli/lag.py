@@ -40,6 +40,7 @@ _WATCHED = (*_COLUMNS, Column("spark", "PENDING SO FAR"))
 #: What a terminal of less than `_WIDE` columns has no room for.
 _ONLY_WIDE = frozenset({"arrived_per_s", "done_per_s", "deleted"})
 _WIDE = 110
+_SHORTEST_S = 0.1
 
 
 @click.command(
@@ -156,9 +157,12 @@ def _check(session: Session, queues: Iterable[str]) -> None:
 
 def _interval(text: str) -> float:
     try:
-        return max(0.1, duration.seconds(text))
+        found = duration.seconds(text)
     except ValueError as error:
         raise UsageError(f"--every: {error}") from None
+    if found < _SHORTEST_S:
+        raise UsageError(f"--every {text}: that is too often, for the broker is asked each time; {duration.text(_SHORTEST_S)} at least")
+    return found
 
 
 def _watch(session: Session, look: Callable[[], Backlog], interval: float) -> None:

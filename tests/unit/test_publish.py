@@ -79,6 +79,7 @@ def test_what_travels(streamjobs_testing) -> None:
     ("options", "says"),
     [
         ({"delay": "1h", "at": datetime.now(UTC)}, "not both"),
+        ({"expires": "0s"}, "never runs"),
         ({"at": datetime.now()}, "time zone"),
         ({"id": ""}, "1 to 256"),
         ({"tags": ["a,b"]}, "commas"),

@@ -243,6 +243,13 @@ def test_lag_watch_goes_on_until_it_is_interrupted(
     assert [row["growth_per_s"] for row in shown] == [None, None, 1.5, 1.5]
 
 
+@pytest.mark.parametrize("every", ["0s", "99ms", "soon", "-1s"])
+def test_lag_watch_refuses_an_interval_that_is_none(every: str, do: Run) -> None:
+    result = do("lag", "--watch", f"--every={every}")
+
+    assert (result.exit_code, "--every" in result.stderr) == (2, True)
+
+
 def test_a_narrow_terminal_shows_what_matters() -> None:
     titles = [column.title for column in lag_cli.watched_columns(80)]
 

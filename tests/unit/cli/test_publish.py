@@ -102,6 +102,7 @@ def test_a_delayed_job_goes_to_the_ladder(how: str, publish: Run, broker: Memory
         (["send_invoice", ACME, "--at", "2031-05-04T09:00", "--delay", "1h"], "give --delay or --at, not both"),
         (["send_invoice", ACME, "--delay", "100d"], "a delay of 100d is longer than max_delay (90d)"),
         (["send_invoice", ACME.replace("7", "99999999999999999999")], "invoice_id can't be stored: a whole number has at most 64 bits"),
+        (["send_invoice", ACME, "--expires", "0s"], "a job that expires after 0 s never runs"),
         (["send_invoice", ACME, "--at", "soon"], "--at 'soon' is no time"),
         (["send_invoice", ACME, "--header", "tenant"], "--header 'tenant' is not NAME=VALUE"),
         (["send_invoice", ACME, "--delay", "soon"], "'--delay': 'soon' is not a duration"),
