@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from streamjobs.core.lag import eta, series
 from streamjobs.core.topics import timer_group
 from streamjobs.errors import UsageError
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 #: So many characters show how what is pending went.
 SPARK_WIDTH = 16
 _BARS = "▁▂▃▄▅▆▇█"
@@ -29,17 +32,15 @@ _COLUMNS = (
     Column("tier", "TIER"),
     Column("pending", "PENDING", render.count, right=True),
     Column("oldest_s", "OLDEST", lambda value: render.duration(value or None), right=True),
-    Column("arrived_per_s", "ARRIVING", lambda value: f"{value:,.1f}/s", right=True),
-    Column("done_per_s", "DONE", lambda value: f"{value:,.1f}/s", right=True),
+    Column("arrived_per_s", "ARRIVING", lambda value: f"{value:,.1f}/s", right=True, spare=4),
+    Column("done_per_s", "DONE", lambda value: f"{value:,.1f}/s", right=True, spare=3),
     Column("growth_per_s", "GROWTH", render.rate, right=True),
-    Column("drain", "DRAINED IN"),
-    Column("deleted", "DELETED", render.count, right=True),
+    Column("drain", "DRAINED IN", spare=1),
+    Column("deleted", "DELETED", render.count, right=True, spare=5),
 )
 _JSON = (*_COLUMNS, Column("topic", "TOPIC"))
-_WATCHED = (*_COLUMNS, Column("spark", "PENDING SO FAR"))
-#: What a terminal of less than `_WIDE` columns has no room for.
-_ONLY_WIDE = frozenset({"arrived_per_s", "done_per_s", "deleted"})
-_WIDE = 110
+_WATCHED = (*_COLUMNS, Column("spark", "PENDING SO FAR", spare=2))
+#: With --watch: the broker is asked no more often than this.
 _SHORTEST_S = 0.1
 
 
@@ -125,9 +126,9 @@ def spark(values: Sequence[float | None]) -> str:
     )
 
 
-def watched_columns(width: int) -> list[Column]:
-    """Those that fit in so many characters."""
-    return [column for column in _WATCHED if width >= _WIDE or column.key not in _ONLY_WIDE]
+def watched(found: Sequence[Mapping[str, Any]], width: int) -> Table:
+    """The rows for a terminal of so many characters."""
+    return render.table(found, _WATCHED, width)
 
 
 def _row(item: QueueLag) -> dict[str, Any]:
@@ -173,8 +174,7 @@ def _watch(session: Session, look: Callable[[], Backlog], interval: float) -> No
 
         with Live(auto_refresh=False) as live:
             while True:
-                columns = watched_columns(live.console.width)
-                live.update(render.table(rows(app, look()), columns), refresh=True)
+                live.update(watched(rows(app, look()), live.console.width), refresh=True)
                 pause.wait(interval)
     while True:
         _print(session, rows(app, look()))

@@ -12,7 +12,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import click
@@ -133,9 +133,10 @@ _UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column]) -> Table:
-    """The rows as rich draws them, for what refreshes itself in place."""
-    return _rich_table([[_cell(row, column) for column in columns] for row in rows], columns)
+def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column], room: int) -> Table:
+    """The rows as rich draws them in so many characters, for what refreshes itself in place."""
+    cells = [[_cell(row, column) for column in columns] for row in rows]
+    return _rich_table(cells, columns, _fitted(cells, columns, room))
 
 
 def _cell(row: Mapping[str, Any], column: Column) -> str:
@@ -150,8 +151,7 @@ def _print_rich(cells: list[list[str]], columns: Sequence[Column]) -> None:
     console = Console(highlight=False)
     widths = _fitted(cells, columns, console.width)
     console.width = max(console.width, _taken(widths.values()))
-    shown = list(widths)
-    console.print(_rich_table([[line[i] for i in shown] for line in cells], [columns[i] for i in shown], list(widths.values())))
+    console.print(_rich_table(cells, columns, widths))
 
 
 def _fitted(cells: list[list[str]], columns: Sequence[Column], room: int) -> dict[int, int]:
@@ -177,17 +177,18 @@ def _taken(widths: Collection[int]) -> int:
     return sum(widths) + _GAP * (len(widths) - 1)
 
 
-def _rich_table(cells: list[list[str]], columns: Sequence[Column], widths: Sequence[int] = ()) -> Table:
-    """Text objects, not strings: `[red]` in a payload is text, not markup."""
+def _rich_table(cells: list[list[str]], columns: Sequence[Column], widths: Mapping[int, int]) -> Table:
+    """As wide as it is said to be, lest rich cuts numbers. Text objects, not strings: `[red]` in a payload is text, not markup."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
-    for column, width in zip_longest(columns, widths):
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold", width=_taken(widths.values()))
+    for i, width in widths.items():
+        column = columns[i]
         side: Literal["left", "right"] = "right" if column.right else "left"
         table.add_column(column.title, justify=side, no_wrap=column.fit != "words", overflow="ellipsis", width=width)
     for line in cells:
-        table.add_row(*map(Text, line))
+        table.add_row(*(Text(line[i]) for i in widths))
     return table
 
 
