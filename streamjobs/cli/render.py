@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import click
 
+from streamjobs.core.duration import instant as utc
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -122,9 +124,7 @@ def size(value: float | None) -> str:
 
 def instant(value: float | None) -> str | None:
     """Epoch seconds as RFC 3339 in UTC, as publishers write it, for people and programs alike; None: at no time."""
-    from streamjobs.telemetry.log import timestamp  # here: it brings the jobs with it, which half of the commands don't need
-
-    return timestamp(value) if value else None
+    return utc(value) if value else None
 
 
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))

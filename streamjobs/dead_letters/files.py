@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from streamjobs.core.duration import instant
 from streamjobs.core.filters import ALL, Filter
 from streamjobs.core.letters import DIED, Kept, Letter, Payload, edited, readable
 from streamjobs.core.record import Record, replaced
@@ -23,7 +24,6 @@ from streamjobs.dead_letters.payloads import Payloads
 from streamjobs.dead_letters.table import Table
 from streamjobs.errors import PayloadError, UsageError
 from streamjobs.tables import Bounds
-from streamjobs.telemetry.log import timestamp
 
 #: Bytes that are no text, in a header's value.
 _BASE64 = "$base64"
@@ -35,7 +35,7 @@ def exported(letter: Letter, payload: object, problem: str) -> dict[str, Any]:
     return {
         "id": letter.id,
         "topic": letter.topic,
-        "died": timestamp(letter.died),
+        "died": instant(letter.died),
         "type": meta.job_type,
         "job_id": meta.job_id,
         "reason": meta.reason,
