@@ -70,7 +70,7 @@ def lag(session: Session, /, queues: tuple[str, ...], watch: bool, every: str, f
     _check(session, queues)
     collector = Collector(session.app)
     if watch:
-        _watch(session, lambda: collector.collect(queues), _interval(every))
+        _watch(session, queues, lambda: collector.collect(queues), _interval(every))
         return Exit.DONE
     found = collector.collect(queues)
     session.show(rows(session.app.name, found), _JSON if session.output == "json" else _COLUMNS)
@@ -166,19 +166,23 @@ def _interval(text: str) -> float:
     return found
 
 
-def _watch(session: Session, look: Callable[[], Backlog], interval: float) -> None:
+def _watch(session: Session, queues: Sequence[str], look: Callable[[], Backlog], interval: float) -> None:
     """In place on a terminal; in a pipe table after table, or one JSON array a line. Ends with Ctrl-C."""
     app, pause = session.app.name, threading.Event()
+    found = look()
+    _absent(session, queues, found)
     if sys.stdout.isatty() and session.output == "table":
         from rich.live import Live
 
         with Live(auto_refresh=False) as live:
             while True:
-                live.update(watched(rows(app, look()), live.console.width), refresh=True)
+                live.update(watched(rows(app, found), live.console.width), refresh=True)
                 pause.wait(interval)
+                found = look()
     while True:
-        _print(session, rows(app, look()))
+        _print(session, rows(app, found))
         pause.wait(interval)
+        found = look()
 
 
 def _print(session: Session, found: Sequence[Mapping[str, Any]]) -> None:

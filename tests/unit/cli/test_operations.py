@@ -237,10 +237,24 @@ def test_lag_watch_goes_on_until_it_is_interrupted(
 
     result = do("lag", "invoices", "--watch", "--every", "100ms", "-o", "json")
 
-    assert result.exit_code == 130
+    assert (result.exit_code, result.stderr.strip()) == (130, "interrupted")
     shown = [json.loads(line)[0] for line in result.stdout.splitlines()]
     assert [row["pending"] for row in shown] == [30, 60, 90, 120]
     assert [row["growth_per_s"] for row in shown] == [None, None, 1.5, 1.5]
+
+
+def test_lag_watch_says_at_first_what_is_missing(do: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([lag_cli.Backlog((), {}, 0.0)] * 2)
+    monkeypatch.setattr(lag_cli.Collector, "collect", lambda *_: next(looks, None) or interrupt())
+
+    result = do("lag", "--watch", "--every", "100ms")
+
+    assert result.exit_code == 130
+    assert result.stderr.count("not measured: there is no jobs.invoices, jobs.mails at") == 1
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("every", ["0s", "99ms", "soon", "-1s"])
