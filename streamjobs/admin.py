@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Literal
 
 from streamjobs import audit, orders
@@ -97,13 +98,15 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class SeekPlan:
-    """`live`: the group has members, so the partitions' owners carry it out; else the admin API does."""
+    """`live`: the group has members, so the partitions' owners carry it out; else the admin API does. `standing`:
+    where the group is there already."""
 
     group: str
     to: To
     moves: tuple[Move, ...]
     live: bool
     missing: tuple[TopicPartition, ...] = ()
+    standing: tuple[TopicPartition, ...] = ()
 
 
 def plan_seek(
@@ -122,17 +125,22 @@ def plan_seek(
     Raises UsageError, BrokerError.
     """
     admin = app.broker.admin()
-    chosen = _chosen(app, admin, group, topics, partitions)
+    desired = orders.read(app.broker, app.names)
+    chosen = _chosen(desired, admin, group, topics, partitions)
     committed = admin.committed(group, chosen)
     targets = _targets(admin, chosen, to, reported or {})
     state = admin.groups([group]).get(group)
-    moves = (
+    live = bool(state and state.members)
+    moves = [
         Move(tp, committed[tp].offset if tp in committed else None, targets[tp])
         for tp in chosen
         if tp in targets
-    )
+    ]
+    ordered = {tp for tp in chosen if desired.seek_keys(group, *tp, desired.offset)}
+    standing = _standing(admin, [move for move in moves if move.partition not in ordered], committed, live)
     missing = tuple(tp for tp in chosen if tp not in targets)
-    return SeekPlan(group, to, tuple(moves), bool(state and state.members), missing)
+    moves = [move for move in moves if move.partition not in standing]
+    return SeekPlan(group, to, tuple(moves), live, missing, tuple(standing))
 
 
 def apply_seek(
@@ -155,7 +163,7 @@ def apply_seek(
         reported=reported,
     )
     moves = tuple(move for move in now.moves if move.partition in set(wanted))
-    live = now.live or not _altered(app, approved.group, moves)
+    live = bool(moves) and (now.live or not _altered(app, approved.group, moves))
     if live:
         _order_seek(app, approved.group, moves, reason)
     done = SeekPlan(approved.group, approved.to, moves, live, now.missing)
@@ -165,23 +173,30 @@ def apply_seek(
 
 
 def _chosen(
-    app: Deployment, admin: Admin, group: str, topics: Collection[str], partitions: Collection[int]
+    desired: Desired, admin: Admin, group: str, topics: Collection[str], partitions: Collection[int]
 ) -> list[TopicPartition]:
-    registered = {
-        name for reader, name in orders.read(app.broker, app.names).registrations() if reader == group
-    }
+    registered = {name for reader, name in desired.registrations() if reader == group}
     unknown = sorted(set(topics) - registered)
     if unknown or not registered:
         where = f"on {unknown[0]}" if unknown else "anywhere"
         has = ", ".join(sorted(registered)) or "nothing: see `streamjobs group list`"
         raise UsageError(f"group {group} is not registered {where}; it is on {has}")
     found = admin.topics(sorted(topics or registered))
+    _check_partitions(found, partitions)
     return [
         TopicPartition(name, number)
         for name, topic in sorted(found.items())
         for number in range(topic.partitions)
         if not partitions or number in partitions
     ]
+
+
+def _check_partitions(found: Mapping[str, Topic], wanted: Collection[int]) -> None:
+    most = max((topic.partitions for topic in found.values()), default=0)
+    absent = sorted(number for number in wanted if not 0 <= number < most)
+    if absent:
+        has = ", ".join(f"{name} has 0 to {topic.partitions - 1}" for name, topic in sorted(found.items()))
+        raise UsageError(f"there is no partition {absent[0]}: {has or 'the topics of the group are missing'}")
 
 
 def _targets(
@@ -193,6 +208,29 @@ def _targets(
     starts = admin.offsets(known, "earliest") if known else {}
     ends = admin.offsets(known, "latest") if known else {}
     return {tp: max(starts[tp], min(reported[tp], ends[tp])) for tp in known}
+
+
+def _standing(
+    admin: Admin, moves: Iterable[Move], committed: Mapping[TopicPartition, Commit], live: bool
+) -> list[TopicPartition]:
+    """Where a move would change nothing. *Bites*: the group is committed where it shall go, but jobs beyond are
+    marked as finished, or the owner finished some since: left alone, they would not run again."""
+    same = [move for move in moves if move.before == move.to]
+    if not same:
+        return []
+    topics = admin.topics(sorted({move.partition.topic for move in same}))
+    ends = admin.offsets([move.partition for move in same], "latest")
+    return [move.partition for move in same if _stands(move, topics[move.partition.topic], ends, committed, live)]
+
+
+def _stands(
+    move: Move, topic: Topic, ends: Mapping[TopicPartition, int], committed: Mapping[TopicPartition, Commit], live: bool
+) -> bool:
+    found = committed[move.partition]
+    mark = decode(*found)
+    if mark is None or mark.topic_id4 != topic.id[:4]:
+        return False
+    return ends[move.partition] <= move.to or (not live and found == _commit(move, topic, committed))
 
 
 def _altered(app: Deployment, group: str, moves: Sequence[Move]) -> bool:
@@ -284,16 +322,21 @@ class Trimmed:
 
 def plan_trim(app: Deployment, *, topics: Collection[str] = ()) -> TrimPlan:
     """What is older than `history` and finished by every group that has a say (PROTOCOLS §13). Raises
-    BrokerError.
+    BrokerError, and UsageError for a topic in which no jobs pass by.
 
     A say have the groups that are registered on a topic and every other that has a commit there. In doubt
     nothing is deleted: no registered group, one without a commit, a commit in an earlier topic of that name.
     *Bites*: a queue whose workers start in two weeks is finished by all of its groups, of which there are
     none.
     """
+    found = _trimmable(app, app.broker.admin().topics(), topics)
+    _check_topics(app, found, topics)
+    return _planned_trim(app, found)
+
+
+def _planned_trim(app: Deployment, found: Sequence[Topic]) -> TrimPlan:
     horizon = app.clock.now() - app.settings.history
     admin = app.broker.admin()
-    found = _trimmable(app, admin.topics(), topics)
     desired = orders.read(app.broker, app.names)
     commits = _all_commits(admin, found, desired)
     cuts: list[Cut] = []
@@ -315,9 +358,8 @@ def apply_trim(app: Deployment, approved: TrimPlan, *, reason: str = "") -> Trim
             "UNSUPPORTED_VERSION", "this broker can't delete records; the embedded one forgets by itself"
         )
     agreed = {cut.partition: cut.before for cut in approved.cuts}
-    fresh = (
-        plan_trim(app, topics={cut.partition.topic for cut in approved.cuts}) if agreed else TrimPlan((), ())
-    )
+    left = _trimmable(app, app.broker.admin().topics(), {tp.topic for tp in agreed}) if agreed else []
+    fresh = _planned_trim(app, left)
     trimmed = Trimmed()
     starts = {cut.partition: cut.start for cut in fresh.cuts}
     before = {
@@ -352,6 +394,19 @@ def _trimmable(app: Deployment, existing: Mapping[str, Topic], wanted: Collectio
         for name, topic in sorted(existing.items())
         if _role(app, name).kind in ("main", "retry", "delay") and (not wanted or name in wanted)
     ]
+
+
+def _check_topics(app: Deployment, found: Sequence[Topic], wanted: Collection[str]) -> None:
+    known = {topic.name for topic in found}
+    absent = sorted(set(wanted) - known)
+    if not absent:
+        return
+    name, everything = absent[0], [topic.name for topic in _trimmable(app, app.broker.admin().topics(), ())]
+    near = [app.names.main(name)] if app.names.main(name) in everything else get_close_matches(name, everything, n=1)
+    if app.names.role(name) and app.broker.admin().topics([name]):
+        raise UsageError(f"nothing in {name} is ever merely old: only topics in which jobs pass by are trimmed")
+    has = f"there is {', '.join(everything)}" if everything else "there is none; `streamjobs topic apply` makes them"
+    raise UsageError(f"no topic {name!r} can be trimmed: " + (f"did you mean {near[0]}?" if near else has))
 
 
 _Commits = Mapping[TopicPartition, Mapping[str, Commit]]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import inspect
 import logging
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from streamjobs.clock import SystemClock
@@ -113,6 +115,7 @@ class App:
         return lambda function: self._declare(function, options)
 
     def _declare(self, fn: Callable[..., Any], options: dict[str, Any]) -> JobType[Any, Any]:
+        _check_options(fn, options)
         name = options.pop("name", None) or getattr(fn, "__name__", "")
         queue = checked_name("queue", options.pop("queue", "default"))
         for several in ("retry_on", "discard_on"):
@@ -392,6 +395,21 @@ class App:
 
     def __repr__(self) -> str:
         return f"App({self.name!r})"
+
+
+#: What `@app.job` takes.
+_OPTIONS = tuple(name for name in inspect.signature(JobType).parameters if name not in ("fn", "publisher"))
+
+
+def _check_options(fn: Callable[..., Any], options: Iterable[str]) -> None:
+    """*Bites*: an option that is misspelled is answered with an `__init__()` and a line that the user never wrote."""
+    for name in options:
+        if name not in _OPTIONS:
+            near = get_close_matches(name, _OPTIONS, n=1)
+            code = getattr(inspect.unwrap(fn), "__code__", None)
+            where = f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
+            has = f"did you mean {near[0]}?" if near else f"there is {', '.join(_OPTIONS)}"
+            raise JobTypeError(f"@app.job has no option {name!r}{where}: {has}")
 
 
 def _load_in_child(

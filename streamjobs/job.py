@@ -614,6 +614,9 @@ def make_options(
         raise UsageError("at= needs a time zone (datetime.now(timezone.utc) + …): without one nobody knows when it is")
     if id is not None and (not id or len(id.encode()) > 256):
         raise UsageError("id= is text of 1 to 256 bytes")
+    expires_s = None if expires is None else seconds(expires)
+    if expires_s == 0:
+        raise UsageError("a job that expires after 0 s never runs: give it time, or leave `expires` out")
     tags = (tags,) if isinstance(tags, str) else tuple(tags)
     if any("," in tag or not tag for tag in tags):
         raise UsageError("a tag is text without commas")
@@ -626,7 +629,7 @@ def make_options(
         id=id,
         key=key,
         tags=tags,
-        expires_s=None if expires is None else seconds(expires),
+        expires_s=expires_s,
         headers=dict(headers or {}),
     )
 

@@ -13,6 +13,7 @@ from functools import lru_cache, partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from streamjobs.core import duration
 from streamjobs.core import record as wire
 from streamjobs.core.delay import Ladder
 from streamjobs.core.partitioner import partition_of
@@ -305,7 +306,7 @@ class Publisher:
             return main, headers
         if due - now > self._settings.max_delay:
             raise PayloadError(
-                f"a delay of {due - now:.0f} s is longer than max_delay ({self._settings.max_delay:.0f} s): "
+                f"a delay of {duration.text(round(due - now))} is longer than max_delay ({duration.text(self._settings.max_delay)}): "
                 "publish it later, or raise the setting"
             )
         headers["sj_due"] = due

@@ -9,7 +9,7 @@ current schema, then validated.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -162,7 +162,7 @@ class Payload:
             try:
                 self._write_alone(each, arguments)
             except Exception as found:  # noqa: BLE001  (whatever it is, it is this argument's)
-                return PayloadError(f"{self.name}: {each.name} can't be stored: {found}", each.name)
+                return PayloadError(f"{self.name}: {each.name} can't be stored: {_why(found, arguments[each.name])}", each.name)
         return PayloadError(f"{self.name}: the arguments can't be stored: {problem}")
 
     def _write_alone(self, parameter: Parameter, arguments: Mapping[str, Any]) -> None:
@@ -303,6 +303,21 @@ def _on_run(parameter: Parameter) -> Convert | None:
 
 def _converted(arguments: Mapping[str, Any], convert: Mapping[str, Convert]) -> dict[str, Any]:
     return {name: convert[name](value) if name in convert else value for name, value in arguments.items()}
+
+
+def _why(problem: Exception, value: Any) -> str:
+    """*Bites*: "Python int too large to convert to C long" says nothing to who sent a number as JSON."""
+    return "a whole number has at most 64 bits" if any(not -(2**63) <= number < 2**63 for number in _numbers(value)) else _said(problem)
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, BaseModel):
+        yield from _numbers(vars(value))
+    elif isinstance(value, (Mapping, list, tuple, set, frozenset)):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _numbers(each)
 
 
 def _said(problem: Exception) -> str:

@@ -11,7 +11,7 @@ from streamjobs.cli.render import Column
 from streamjobs.cli.session import Session
 
 _COLUMNS = (Column("path", "SETTING"), Column("value", "VALUE"), Column("source", "SET BY"))
-_ALL_COLUMNS = (*_COLUMNS, Column("env", "ENVIRONMENT"), Column("meaning", "MEANING"))
+_ALL_COLUMNS = (*_COLUMNS, Column("env", "ENVIRONMENT"), Column("meaning", "MEANING", fit="words"))
 
 
 @click.group(

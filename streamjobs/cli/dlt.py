@@ -171,7 +171,7 @@ def show(session: Session, /, queue: str, id: str, group: str) -> None:
     letters = _letters(session, queue, (), (), group)
     found = letters.get(id)
     if not found:
-        raise UsageError(f"no letter or job {id!r} is on {letters.table.topic}: it was replayed or discarded, or never there")
+        raise UsageError(shown.unknown(id, letters.table.topic))
     rows = [shown.full_row(letters, letter, session.app.clock.now()) for letter in found]
     if session.output == "json":
         click.echo(render.as_json(rows))
@@ -278,6 +278,9 @@ def edit(
 
     letters = _letters(session, queue, (), (id,), group)
     wanted = [Change.parse(text) for text in changes] or [Change.of(*pair) for pair in _from_editor(letters, id).items()]
+    if not wanted:
+        session.say("nothing was changed in the editor; --set FIELD=VALUE changes a field without one")
+        return Exit.DONE
     order = letters.edit_order(wanted)
     return _carry_out(session, order, letters.plan(order), f"set {', '.join(each.field for each in wanted)}", None, reason, apply, yes)
 
@@ -341,14 +344,16 @@ def export(session: Session, /, queue: str, where: tuple[str, ...], ids: tuple[s
 def import_(session: Session, /, queue: str, file: IO[bytes], group: str, reason: str, apply: bool, yes: bool) -> int:
     """Put letters back on the table of QUEUE, as `dlt export` wrote them or mended since; "-" is standard input.
 
-    A line that has `arguments` gets them as its new payload, checked against its job type. Then `dlt replay` runs them.
+    A line that has `arguments` gets them as its new payload, checked against its job type. Then `dlt replay` runs them. A letter of
+    another table (`topic`) is refused.
     """
     letters = _letters(session, queue, (), (), group)
     with _rows(file) as rows:
         order = letters.import_order(rows)
         plan = letters.plan(order)
         if order.absent:
-            session.say(f"{order.absent:,} are not on the table (any more): what was replayed since its export would run once more")
+            are = "is" if order.absent == 1 else "are"
+            session.say(f"{order.absent:,} {are} not on the table (any more): what was replayed since its export would run once more")
         return _carry_out(session, order, plan, "come onto it", None, reason, apply, yes)
 
 
@@ -395,11 +400,15 @@ def _carry_out(
     """Shows the plan; with `--apply`, acts on what of it holds then."""
     from streamjobs.dead_letters.run import carry_out
 
+    if order.filter.ids and plan.unknown >= order.filter.ids:
+        raise UsageError("\n".join(shown.unknown(id, plan.topic) for id in sorted(plan.unknown)))
     takes_s = plan.count / rate if rate else None
     if session.output == "table" or not apply:
         shown.show_plan(session, plan, what, takes_s)
+    for id in sorted(plan.unknown):
+        session.say(shown.unknown(id, plan.topic))
     if not approved(plan.count + plan.marks, apply=apply, yes=yes, question=f"{order.action.capitalize()} {plan.count:,}?"):
-        return Exit.DONE
+        return shown.outcome(plan, plan.unknown)
     with _interruptible() as stop, render.progress(order.action, plan.count) as bar:
         done = carry_out(order, rate=rate, reason=reason, stop=stop, moved=bar.advance)
     return shown.report(session, plan, done)

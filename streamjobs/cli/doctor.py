@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "warn", "fail"]
 
-_COLUMNS = (Column("status", "STATUS"), Column("check", "CHECK"), Column("found", "FOUND"), Column("advice", "WHAT TO DO"))
+_COLUMNS = (Column("status", "STATUS"), Column("check", "CHECK"), Column("found", "FOUND", fit="words"), Column("advice", "WHAT TO DO", fit="words"))
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 #: A round trip that is longer than this makes every publish slow.
 _SLOW_S = 0.5

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from streamjobs import admin
-from streamjobs.broker import TopicPartition
+from streamjobs.broker import Member, TopicPartition
 from streamjobs.cli import render
 from streamjobs.cli.command import Exit, Group, approved, counted, did_you_mean, pass_session, plan_options
 from streamjobs.cli.render import Column
@@ -29,11 +29,16 @@ _SHOW = (
     Column("topic", "TOPIC"),
     Column("partition", "PARTITION", right=True),
     Column("committed", "COMMITTED", render.count, right=True),
-    Column("start", "LOG START", render.count, right=True),
-    Column("end", "LOG END", render.count, right=True),
-    Column("finished", "FINISHED BEYOND", render.count, right=True),
+    Column("start", "LOG START", render.count, right=True, spare=3),
+    Column("end", "LOG END", render.count, right=True, spare=2),
+    Column("finished", "FINISHED BEYOND", render.count, right=True, spare=1),
     Column("pending", "PENDING", render.count, right=True),
     Column("member", "OWNER"),
+)
+_MEMBER = (
+    Column("member_id", "MEMBER"),
+    Column("client_id", "CLIENT"),
+    Column("host", "HOST"),
 )
 _SEEK = (
     Column("topic", "TOPIC"),
@@ -43,6 +48,9 @@ _SEEK = (
     Column("again", "READ AGAIN", render.count, right=True),
     Column("skipped", "SKIPPED", render.count, right=True),
 )
+
+#: So many characters of a member's id tell it apart.
+_OWN = 8
 
 
 @click.group(
@@ -80,7 +88,7 @@ def show(session: Session, /, name: str) -> None:
     found = admin.groups(session.app, [name])
     if not found:
         raise UsageError(f"no group {name!r} is registered: {did_you_mean(name, _names(session))}")
-    session.show([row for item in found for row in _places(item)], _SHOW)
+    session.show([row for item in found for row in _places(item)], _SHOW if session.output == "table" else _SHOW + _MEMBER)
 
 
 @group.command(
@@ -129,6 +137,8 @@ def seek(
     session.show([_moved(move) for move in found.moves], _SEEK)
     for tp in found.missing:
         session.say(f"no report says where {name} stood in {tp.topic}/{tp.partition}: it stays")
+    if found.standing:
+        session.say(f"{counted(len(found.standing), 'partition')} left alone: {name} stands there already")
     if not approved(len(found.moves), apply=apply, yes=yes):
         return Exit.DONE
     done, complaint = admin.apply_seek(session.app, found, reason=reason, reported=reported)
@@ -211,8 +221,16 @@ def _places(item: admin.GroupLag) -> Iterable[dict[str, Any]]:
                 "end": place.end,
                 "finished": place.finished,
                 "pending": place.pending,
-                "member": f"{owner.client_id} {owner.host}" if owner else None,
+                **(_owner(owner) if owner else {}),
             }
+
+
+def _owner(member: Member) -> dict[str, str]:
+    """Two workers on one machine differ in the member's id alone, which may begin with the client's, or with the instance's."""
+    host = member.host.removeprefix("/")
+    own = member.id.removeprefix(f"{member.instance or member.client_id}-")[:_OWN]
+    shown = f"{member.instance or member.client_id}@{host} ({own})"
+    return {"member": shown, "member_id": member.id, "client_id": member.client_id, "host": host}
 
 
 def _moved(move: admin.Move) -> dict[str, Any]:

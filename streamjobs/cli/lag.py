@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from streamjobs.core.lag import eta, series
 from streamjobs.core.topics import timer_group
 from streamjobs.errors import UsageError
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 #: So many characters show how what is pending went.
 SPARK_WIDTH = 16
 _BARS = "▁▂▃▄▅▆▇█"
@@ -29,17 +32,16 @@ _COLUMNS = (
     Column("tier", "TIER"),
     Column("pending", "PENDING", render.count, right=True),
     Column("oldest_s", "OLDEST", lambda value: render.duration(value or None), right=True),
-    Column("arrived_per_s", "ARRIVING", lambda value: f"{value:,.1f}/s", right=True),
-    Column("done_per_s", "DONE", lambda value: f"{value:,.1f}/s", right=True),
+    Column("arrived_per_s", "ARRIVING", lambda value: f"{value:,.1f}/s", right=True, spare=4),
+    Column("done_per_s", "DONE", lambda value: f"{value:,.1f}/s", right=True, spare=3),
     Column("growth_per_s", "GROWTH", render.rate, right=True),
-    Column("drain", "DRAINED IN"),
-    Column("deleted", "DELETED", render.count, right=True),
+    Column("drain", "DRAINED IN", spare=1),
+    Column("deleted", "DELETED", render.count, right=True, spare=5),
 )
 _JSON = (*_COLUMNS, Column("topic", "TOPIC"))
-_WATCHED = (*_COLUMNS, Column("spark", "PENDING SO FAR"))
-#: What a terminal of less than `_WIDE` columns has no room for.
-_ONLY_WIDE = frozenset({"arrived_per_s", "done_per_s", "deleted"})
-_WIDE = 110
+_WATCHED = (*_COLUMNS, Column("spark", "PENDING SO FAR", spare=2))
+#: With --watch: the broker is asked no more often than this.
+_SHORTEST_S = 0.1
 
 
 @click.command(
@@ -62,19 +64,40 @@ def lag(session: Session, /, queues: tuple[str, ...], watch: bool, every: str, f
 
     The numbers come from the broker alone: they are right, and grow, when no worker lives. OLDEST is the time
     since the oldest waiting job could have run. Jobs that wait for their time are shown as delayed; they are
-    not pending. DELETED counts offsets that retention took before anyone had finished them.
+    not pending. DELETED counts offsets that retention took before anyone had finished them. With --fail-above,
+    a queue whose topic is missing is a failure, exit code 1: nothing is known of it.
     """
     _check(session, queues)
     collector = Collector(session.app)
     if watch:
-        _watch(session, lambda: collector.collect(queues), _interval(every))
+        _watch(session, queues, lambda: collector.collect(queues), _interval(every))
         return Exit.DONE
     found = collector.collect(queues)
     session.show(rows(session.app.name, found), _JSON if session.output == "json" else _COLUMNS)
     exceeded = [] if fail_above is None else above(found, fail_above)
+    absent = _absent(session, queues, found)
     for name in exceeded:
         session.say(f"{name}: more than {fail_above:,} pending")
-    return Exit.PENDING if exceeded else Exit.DONE
+    if exceeded:
+        return Exit.PENDING
+    return Exit.FAILED if absent and fail_above is not None else Exit.DONE
+
+
+def _absent(session: Session, queues: Sequence[str], found: Backlog) -> list[str]:
+    """Queues of which nothing was seen, and says so. *Bites*: an alert asks the wrong cluster, or for another prefix, and is green for
+    ever."""
+    app = session.app
+    wanted, seen = queues or app.queues(), {item.queue for item in found.queues if item.tier == "main"}
+    absent = [queue for queue in wanted if queue not in seen]
+    if absent:
+        topics = ", ".join(map(app.names.main, absent))
+        session.say(
+            f"not measured: there is no {topics} at {app.settings.bootstrap}; `streamjobs topic apply` makes what app {app.name} needs, "
+            "unless `bootstrap` or `jobs_prefix` is wrong"
+        )
+    elif not wanted:
+        session.say(f"app {app.name} has no queue: its job types are declared in no module that {session.app_ref} imports")
+    return absent or ([] if wanted else [app.name])
 
 
 def rows(app: str, found: Backlog) -> list[dict[str, Any]]:
@@ -103,9 +126,9 @@ def spark(values: Sequence[float | None]) -> str:
     )
 
 
-def watched_columns(width: int) -> list[Column]:
-    """Those that fit in so many characters."""
-    return [column for column in _WATCHED if width >= _WIDE or column.key not in _ONLY_WIDE]
+def watched(found: Sequence[Mapping[str, Any]], width: int) -> Table:
+    """The rows for a terminal of so many characters."""
+    return render.table(found, _WATCHED, width)
 
 
 def _row(item: QueueLag) -> dict[str, Any]:
@@ -135,25 +158,31 @@ def _check(session: Session, queues: Iterable[str]) -> None:
 
 def _interval(text: str) -> float:
     try:
-        return max(0.1, duration.seconds(text))
+        found = duration.seconds(text)
     except ValueError as error:
         raise UsageError(f"--every: {error}") from None
+    if found < _SHORTEST_S:
+        raise UsageError(f"--every {text}: that is too often, for the broker is asked each time; {duration.text(_SHORTEST_S)} at least")
+    return found
 
 
-def _watch(session: Session, look: Callable[[], Backlog], interval: float) -> None:
+def _watch(session: Session, queues: Sequence[str], look: Callable[[], Backlog], interval: float) -> None:
     """In place on a terminal; in a pipe table after table, or one JSON array a line. Ends with Ctrl-C."""
     app, pause = session.app.name, threading.Event()
+    found = look()
+    _absent(session, queues, found)
     if sys.stdout.isatty() and session.output == "table":
         from rich.live import Live
 
         with Live(auto_refresh=False) as live:
             while True:
-                columns = watched_columns(live.console.width)
-                live.update(render.table(rows(app, look()), columns), refresh=True)
+                live.update(watched(rows(app, found), live.console.width), refresh=True)
                 pause.wait(interval)
+                found = look()
     while True:
-        _print(session, rows(app, look()))
+        _print(session, rows(app, found))
         pause.wait(interval)
+        found = look()
 
 
 def _print(session: Session, found: Sequence[Mapping[str, Any]]) -> None:

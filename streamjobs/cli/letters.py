@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,12 +29,12 @@ def _short(text: str) -> str:
 LIST = (
     Column("id", "LETTER"),
     Column("job_id", "JOB"),
-    Column("type", "TYPE"),
-    Column("key", "KEY"),
-    Column("reason", "REASON"),
+    Column("type", "TYPE", spare=2),
+    Column("key", "KEY", spare=4),
+    Column("reason", "REASON", spare=3),
     Column("error", "ERROR"),
-    Column("message", "MESSAGE", _short),
-    Column("attempt", "ATTEMPT", right=True),
+    Column("message", "MESSAGE", _short, fit="start", spare=1),
+    Column("attempt", "ATTEMPT", right=True, spare=5),
     Column("age_s", "AGE", render.duration, right=True),
     Column("state", "STATE"),
 )
@@ -42,9 +42,9 @@ MORE = (
     Column("tags", "TAGS", ", ".join),
     Column("run", "RUN", right=True),
     Column("replays", "REPLAYS", right=True),
-    Column("died", "DIED", render.instant),
+    Column("died", "DIED"),
     Column("published", "PUBLISHED"),
-    Column("first_attempt", "FIRST ATTEMPT", render.instant),
+    Column("first_attempt", "FIRST ATTEMPT"),
     Column("origin", "ORIGIN"),
     Column("partition", "PARTITION", right=True),
     Column("offset", "OFFSET", right=True),
@@ -56,8 +56,8 @@ _PLAN = (
     Column("error", "ERROR"),
     Column("type", "TYPE"),
     Column("count", "LETTERS", render.count, right=True),
-    Column("first", "FIRST", render.instant),
-    Column("last", "LAST", render.instant),
+    Column("first", "FIRST"),
+    Column("last", "LAST"),
 )
 
 
@@ -80,9 +80,9 @@ def row(letters: DeadLetters, letter: Letter, now: float) -> dict[str, Any]:
         "tags": list(letter.tags),
         "run": meta.run,
         "replays": meta.replays,
-        "died": letter.died,
+        "died": render.instant(letter.died),
         "published": meta.published or None,
-        "first_attempt": meta.first_attempt or None,
+        "first_attempt": render.instant(meta.first_attempt),
         "origin": letter.origin,
         "partition": letter.partition,
         "offset": letter.offset,
@@ -98,10 +98,10 @@ def _state(letter: Letter) -> str | None:
 
 _STATS = (
     Column("count", "LETTERS", render.count, right=True),
-    Column("first", "FIRST SEEN", render.instant),
-    Column("last", "LAST SEEN", render.instant),
-    Column("kinds", "KINDS", render.count, right=True),
-    Column("message", "MESSAGE", _short),
+    Column("first", "FIRST SEEN", spare=2),
+    Column("last", "LAST SEEN"),
+    Column("kinds", "KINDS", render.count, right=True, spare=3),
+    Column("message", "MESSAGE", _short, fit="start", spare=1),
     Column("sample", "SAMPLE"),
 )
 
@@ -111,8 +111,8 @@ def stats_columns(fields: list[str]) -> list[Column]:
 
 
 def group_row(fields: list[str], group: Group) -> dict[str, Any]:
-    facts = {"count": group.count, "first": group.first, "last": group.last, "kinds": len(group.fingerprints)}
-    return {**dict(zip(fields, group.by, strict=True)), **facts, "message": group.message, "sample": group.sample}
+    facts = {**_span(group), "kinds": len(group.fingerprints), "message": group.message, "sample": group.sample}
+    return {**dict(zip(fields, group.by, strict=True)), **facts}
 
 
 # --- one letter, whole --------------------------------------------------------------------------------------------------------
@@ -175,29 +175,46 @@ def show_plan(session: Session, plan: Plan, what: str, takes_s: float | None) ->
     at_rate = f", about {render.duration(takes_s)} at that rate" if takes_s else ""
     session.say(f"{plan.action}: {counted(plan.count, 'letter')} of {plan.topic} {what}{at_rate}")
     if plan.beyond:
-        session.say(f"{plan.beyond:,} more are chosen, behind the limit")
-    _say_kept(session, plan)
+        session.say(f"{plan.beyond:,} more {'is' if plan.beyond == 1 else 'are'} chosen, behind the limit")
+    _say_kept(session, plan, {})
 
 
 def _span(group: Group) -> dict[str, Any]:
-    return {"count": group.count, "first": group.first, "last": group.last}
+    return {"count": group.count, "first": render.instant(group.first), "last": render.instant(group.last)}
 
 
-_STAYS: Mapping[Kept, str] = {
-    Kept.PARKED: "were replayed as often as max_replays allows and stay parked: mend the cause and raise it "
-    "(STREAMJOBS_MAX_REPLAYS=…), or discard them",
-    Kept.EXPIRED: "stay: their expiry has passed, so workers would skip them; discard them",
-    Kept.SOURCE_GONE: "stay: they come from an earlier topic of the queue's name; put them back with --to QUEUE, or discard them",
-    Kept.REFUSED: "stay: their payload can't be changed so",
-    Kept.UNCHANGED: "are on the table just so",
-    Kept.TOO_LARGE: "stay: the topic that they shall go to takes no record of their size",
+#: Of one letter, and of several.
+_STAYS: Mapping[Kept, tuple[str, str]] = {
+    Kept.PARKED: (
+        "was replayed as often as max_replays allows and stays parked: mend the cause and raise it (STREAMJOBS_MAX_REPLAYS=…), or discard it",
+        "were replayed as often as max_replays allows and stay parked: mend the cause and raise it (STREAMJOBS_MAX_REPLAYS=…), or discard them",
+    ),
+    Kept.EXPIRED: (
+        "stays: its expiry has passed, so workers would skip it; discard it",
+        "stay: their expiry has passed, so workers would skip them; discard them",
+    ),
+    Kept.SOURCE_GONE: (
+        "stays: it comes from an earlier topic of the queue's name; put it back with --to QUEUE, or discard it",
+        "stay: they come from an earlier topic of the queue's name; put them back with --to QUEUE, or discard them",
+    ),
+    Kept.REFUSED: ("stays: its payload can't be changed so", "stay: their payload can't be changed so"),
+    Kept.UNCHANGED: ("is on the table just so", "are on the table just so"),
+    Kept.TOO_LARGE: (
+        "stays: the topic that it shall go to takes no record of its size",
+        "stay: the topic that they shall go to takes no record of their size",
+    ),
 }
 
 
-def _say_kept(session: Session, found: Plan | Done) -> None:
+def _say_kept(session: Session, found: Plan | Done, said: Mapping[Kept, int]) -> None:
+    """`said`: what the user knows already."""
     for kept, count in found.kept.items():
-        example = f", such as {found.why[kept]}" if found.why.get(kept) else ""
-        session.say(f"{count:,} {_STAYS[kept]}{example}")
+        if said.get(kept) == count:
+            continue
+        one, several = _STAYS[kept]
+        example = found.why.get(kept, "")
+        shown = (f": {example}" if count == 1 else f", such as {example}") if example else ""
+        session.say(f"{count:,} {one if count == 1 else several}{shown}")
 
 
 def report(session: Session, plan: Plan, done: Done) -> int:
@@ -205,11 +222,11 @@ def report(session: Session, plan: Plan, done: Done) -> int:
         kept = {kept.value: count for kept, count in done.kept.items()}
         facts = {"action": done.action, "moved": done.moved, "kept": kept, "interrupted": done.interrupted}
         click.echo(render.as_json({**facts, "took_s": round(done.took_s, 3), "batches": done.batches}))
-    _say_kept(session, done)
+    _say_kept(session, done, {} if session.output == "json" else plan.kept)
     if not done.fenced:
         session.say("this broker has no transactions: jobs were stored before their letters went; a crash would have left both")
     if done.events_dropped:
-        session.say(f"{done.events_dropped} records of events could not be written: the monitor does not know of all of it")
+        session.say(f"{counted(done.events_dropped, 'record')} of events could not be written: the monitor does not know of all of it")
     if done.complaint:
         session.say(done.complaint)
     verb = _PAST[done.action]
@@ -217,7 +234,16 @@ def report(session: Session, plan: Plan, done: Done) -> int:
     if done.interrupted:
         session.say(f"stopped: about {max(0, plan.count - done.moved):,} are left; the same command goes on with them")
         return Exit.INTERRUPTED
-    return Exit.FAILED if done.kept[Kept.REFUSED] or done.kept[Kept.TOO_LARGE] else Exit.DONE
+    return outcome(done, plan.unknown)
+
+
+def outcome(found: Plan | Done, unknown: Collection[str]) -> Exit:
+    """What a script is told: a change that was refused is no success, nor is a letter that is not there."""
+    return Exit.FAILED if found.kept[Kept.REFUSED] or found.kept[Kept.TOO_LARGE] or unknown else Exit.DONE
+
+
+def unknown(id: str, topic: str) -> str:
+    return f"no letter or job {id!r} is on {topic}: it was replayed or discarded, or never there"
 
 
 _PAST = {"replay": "replayed", "discard": "discarded", "edit": "edited", "import": "imported"}

@@ -59,8 +59,10 @@ def publish(
     A line that is refused is named with its number, and the others are published all the same; the exit code is 1 then.
     """
     job_type = _job_type(session, job)
-    _reach(session)
+    if at is not None and options["delay"] is not None:
+        raise UsageError("give --delay or --at, not both: they are two ways to say when the job runs")
     options |= {"at": _instant(at), "id": job_id, "headers": dict(map(_header, options["headers"]))}
+    _reach(session)
     if arguments != "-":
         receipt = job_type.publish_arguments(_object(arguments), **options)
         render.show_one(_row(receipt), _COLUMNS, session.output)
@@ -89,11 +91,20 @@ def _reach(session: Session) -> None:
 
 def _object(text: str | bytes) -> Mapping[str, Any]:
     try:
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=_once)
     except ValueError as error:
         raise PayloadError(f"the arguments are not valid JSON: {error}") from None
     if not isinstance(found, dict):
         raise PayloadError(f'the arguments are {type(found).__name__}, not an object such as {{"invoice_id": 7}}')
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """*Bites*: of two values of one key the last one is taken, and nobody is told of the other."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise PayloadError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice in the arguments: leave one out")
     return found
 
 

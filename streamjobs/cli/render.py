@@ -10,13 +10,14 @@ import json
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import click
+
+from streamjobs.core.duration import instant as utc
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,15 +32,23 @@ _ESCAPES = re.compile(
 )
 #: Control characters, and those that reorder or hide what stands next to them.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+#: Characters between columns, and those that are left of a text on a narrow terminal.
+_GAP, _TEXT = 2, 20
 
 
 class Column(NamedTuple):
-    """One column of a table. `form` makes the value's text; numbers stand right."""
+    """One column of a table. `form` makes the value's text; numbers stand right.
+
+    On a terminal that is too narrow, values are left `whole`, `words` are put on several lines, or the `start` is shown, with …; then
+    columns are left out, the most `spare` first.
+    """
 
     key: str
     title: str
     form: Callable[[Any], str] = str
     right: bool = False
+    fit: Literal["whole", "words", "start"] = "whole"
+    spare: int = 0
 
 
 def show(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column], output: Output) -> None:
@@ -113,9 +122,9 @@ def size(value: float | None) -> str:
     return f"{left:.1f} TB"
 
 
-def instant(value: float | None) -> str:
-    """Epoch seconds as local time, with its offset from UTC."""
-    return "–" if not value else datetime.fromtimestamp(value).astimezone().isoformat(sep=" ", timespec="seconds")
+def instant(value: float | None) -> str | None:
+    """Epoch seconds as RFC 3339 in UTC, as publishers write it, for people and programs alike; None: at no time."""
+    return utc(value) if value else None
 
 
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
@@ -124,9 +133,10 @@ _UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column]) -> Table:
-    """The rows as rich draws them, for what refreshes itself in place."""
-    return _rich_table([[_cell(row, column) for column in columns] for row in rows], columns)
+def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column], room: int) -> Table:
+    """The rows as rich draws them in so many characters, for what refreshes itself in place."""
+    cells = [[_cell(row, column) for column in columns] for row in rows]
+    return _rich_table(cells, columns, _fitted(cells, columns, room))
 
 
 def _cell(row: Mapping[str, Any], column: Column) -> str:
@@ -135,21 +145,50 @@ def _cell(row: Mapping[str, Any], column: Column) -> str:
 
 
 def _print_rich(cells: list[list[str]], columns: Sequence[Column]) -> None:
+    """What has no room goes beyond the edge, for the terminal to wrap: an id in pieces can't be copied."""
     from rich.console import Console
 
-    Console(highlight=False).print(_rich_table(cells, columns))
+    console = Console(highlight=False)
+    widths = _fitted(cells, columns, console.width)
+    console.width = max(console.width, _taken(widths.values()))
+    console.print(_rich_table(cells, columns, widths))
 
 
-def _rich_table(cells: list[list[str]], columns: Sequence[Column]) -> Table:
-    """Text objects, not strings: `[red]` in a payload is text, not markup."""
+def _fitted(cells: list[list[str]], columns: Sequence[Column], room: int) -> dict[int, int]:
+    """The columns that are shown in so many characters, by their place, and how wide each is."""
+    widths = {i: max(map(_width, (column.title, *(line[i] for line in cells)))) for i, column in enumerate(columns)}
+    least = {i: _least(column, [line[i] for line in cells], widths[i]) for i, column in enumerate(columns)}
+    for i in sorted(widths, key=lambda i: columns[i].spare, reverse=True):
+        if columns[i].spare and _taken(least.values()) > room:
+            del widths[i], least[i]
+    for i, width in widths.items():
+        least[i] = min(width, least[i] + max(0, room - _taken(least.values())))
+    return least
+
+
+def _least(column: Column, texts: Sequence[str], width: int) -> int:
+    if column.fit == "whole":
+        return width
+    words = [word for text in texts for word in text.split()] if column.fit == "words" else []
+    return min(width, max(_TEXT, *map(_width, (column.title, *words))))
+
+
+def _taken(widths: Collection[int]) -> int:
+    return sum(widths) + _GAP * (len(widths) - 1)
+
+
+def _rich_table(cells: list[list[str]], columns: Sequence[Column], widths: Mapping[int, int]) -> Table:
+    """As wide as it is said to be, lest rich cuts numbers. Text objects, not strings: `[red]` in a payload is text, not markup."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold", width=_taken(widths.values()))
+    for i, width in widths.items():
+        column = columns[i]
+        side: Literal["left", "right"] = "right" if column.right else "left"
+        table.add_column(column.title, justify=side, no_wrap=column.fit != "words", overflow="ellipsis", width=width)
     for line in cells:
-        table.add_row(*map(Text, line))
+        table.add_row(*(Text(line[i]) for i in widths))
     return table
 
 
@@ -159,7 +198,7 @@ def _aligned(cells: list[list[str]], columns: Sequence[Column]) -> Iterator[str]
     widths = [max(_width(line[i]) for line in lines) for i in range(len(columns))]
     for line in lines:
         padded = (_padded(cell, width, column.right) for cell, width, column in zip(line, widths, columns, strict=True))
-        yield "  ".join(padded).rstrip()
+        yield (" " * _GAP).join(padded).rstrip()
 
 
 def _padded(cell: str, width: int, right: bool) -> str:

@@ -140,9 +140,13 @@ def _with_job_types(app: App, ref: str) -> App:
 
 def _broken(ref: str, error: Exception) -> UsageError:
     """The user's own code failed while it was imported: say where, in their terms."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_NOT_THEIRS)]
     where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ref
     return UsageError(f"app {ref!r} can't be imported: {type(error).__name__}: {error} ({where}); -v shows the way there")
+
+
+#: Where no line of a user's is: Python's importing, and this package.
+_NOT_THEIRS = ("<frozen", f"{Path(__file__).parents[1]}{os.sep}")
 
 
 def _apps_in(module: ModuleType, attribute: str) -> str:

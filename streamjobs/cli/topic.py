@@ -16,17 +16,17 @@ from streamjobs.cli.session import Session
 _PLAN = (
     Column("action", "ACTION"),
     Column("target", "TARGET"),
-    Column("detail", "DETAIL"),
-    Column("warning", "WARNING"),
+    Column("detail", "DETAIL", fit="words"),
+    Column("warning", "WARNING", fit="words"),
 )
 _LIST = (
     Column("topic", "TOPIC"),
     Column("kind", "KIND"),
     Column("partitions", "PARTITIONS", render.count, right=True),
-    Column("replication", "REPLICAS", render.count, right=True),
-    Column("records", "OFFSETS", render.count, right=True),
-    Column("groups", "REGISTERED", lambda groups: ", ".join(groups) or "–"),
-    Column("state", "STATE"),
+    Column("replication", "REPLICAS", render.count, right=True, spare=2),
+    Column("records", "OFFSETS", render.count, right=True, spare=1),
+    Column("groups", "REGISTERED", lambda groups: ", ".join(groups) or "–", fit="words"),
+    Column("state", "STATE", fit="words"),
 )
 _TRIM = (
     Column("topic", "TOPIC"),
@@ -34,7 +34,7 @@ _TRIM = (
     Column("from_offset", "FROM", render.count, right=True),
     Column("before_offset", "BEFORE", render.count, right=True),
     Column("count", "OFFSETS", render.count, right=True),
-    Column("kept", "KEPT BECAUSE"),
+    Column("kept", "KEPT BECAUSE", fit="words"),
 )
 
 

@@ -1,10 +1,11 @@
-"""Durations as people write them: `"250ms"`, `"90s"`, `"1h30m"`, `"7d"`; inside, always float seconds."""
+"""Durations as people write them: `"250ms"`, `"90s"`, `"1h30m"`, `"7d"`; inside, always float seconds.
+And instants as people read them."""
 
 from __future__ import annotations
 
 import math
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 Duration = str | int | float | timedelta
 
@@ -42,6 +43,15 @@ def text(seconds: float) -> str:
         if count:
             parts.append(f"{count}{unit}")
     return "".join(parts) or "0s"
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST_S = (datetime.max.replace(tzinfo=UTC) - _EPOCH).total_seconds() - 1
+
+
+def instant(at: float) -> str:
+    """Epoch seconds as RFC 3339 in UTC, to the millisecond; what a damaged header puts beyond the calendar is its end."""
+    return (_EPOCH + timedelta(seconds=min(at, _LAST_S))).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _of_text(value: str) -> float:

@@ -1,7 +1,8 @@
 """Letters as JSON: taken out whole, and put back, also where they were mended in between.
 
-What a letter is stands in `id`, `headers` and `value` (base64). What a person reads is beside it (`payload`: decoded, secrets
-masked) and is not read back: whoever mends a letter adds its new payload as `arguments`, or changes `value` or `headers`.
+What a letter is stands in `id`, `headers` and `value` (base64), and on which table it lay in `topic`. What a person reads is beside it
+(`payload`: decoded, secrets masked) and is not read back: whoever mends a letter adds its new payload as `arguments`, or changes `value`
+or `headers`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import binascii
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, NamedTuple
 
+from streamjobs.core.duration import instant
 from streamjobs.core.filters import ALL, Filter
 from streamjobs.core.letters import DIED, Kept, Letter, Payload, edited, readable
 from streamjobs.core.record import Record, replaced
@@ -32,7 +35,7 @@ def exported(letter: Letter, payload: object, problem: str) -> dict[str, Any]:
     return {
         "id": letter.id,
         "topic": letter.topic,
-        "died": letter.died,
+        "died": instant(letter.died),
         "type": meta.job_type,
         "job_id": meta.job_id,
         "reason": meta.reason,
@@ -50,16 +53,24 @@ def imported(row: Mapping[str, Any], topic: str, payloads: Payloads) -> Letter:
         headers = [(str(name), _raw(value)) for name, value in row["headers"]]
         value = base64.b64decode(row["value"], validate=True)
         key = row["id"].encode()
-        died = float(row.get("died") or 0.0)
+        died = _instant(row.get("died"))
     except KeyError as missing:
         raise UsageError(f"{missing} is missing: a letter has at least id, headers and value") from None
     except (TypeError, ValueError, AttributeError, binascii.Error) as problem:
         raise UsageError(f"it is no letter as `dlt export` writes one: {problem}") from None
     if not key:
         raise UsageError("its id is empty")
+    _check_table(row, topic)
     meta, trouble = readable(headers)
     letter = Letter(topic, -1, -1, key, value, headers, meta, died, trouble)
     return _with_arguments(letter, row["arguments"], payloads) if "arguments" in row else letter
+
+
+def _check_table(row: Mapping[str, Any], topic: str) -> None:
+    """*Bites*: letters of invoices are imported as letters of mails, and `dlt replay mails` runs them there."""
+    own = row.get("topic") or topic
+    if own != topic:
+        raise UsageError(f"it is a letter of {own}, not of {topic}: import it there, or leave out its `topic` if it shall come here")
 
 
 def _with_arguments(letter: Letter, arguments: object, payloads: Payloads) -> Letter:
@@ -135,6 +146,16 @@ def _digest(letter: Letter) -> bytes:
     """Of all but when it died, which an import adds."""
     headers = [(name, value) for name, value in sorted(letter.headers) if name != DIED]
     return hashlib.blake2b(repr((letter.value, headers)).encode(), digest_size=8).digest()
+
+
+def _instant(value: Any) -> float:
+    """As text; or in seconds, as exports had it once."""
+    if not isinstance(value, str):
+        return float(value or 0.0)
+    found = datetime.fromisoformat(value)
+    if found.tzinfo is None:
+        raise ValueError(f"died is {value!r}, without a time zone")
+    return found.timestamp()
 
 
 def _shown(value: bytes) -> Any:

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 from streamjobs import orders
 from streamjobs.broker import Topic
+from streamjobs.core import duration
 from streamjobs.core.failures import Group, Groups
 from streamjobs.core.filters import Filter
 from streamjobs.core.letters import Kept, Letter, Route, Rules, edited, parked, replayed, tombstone
@@ -142,7 +143,8 @@ class Replay:
         """The ladder's topic in which delayed jobs wait: of the app that registered the queue (PROTOCOLS §6)."""
         app, group = self.table.app, self.table.group
         if self.delay_s > app.settings.max_delay:
-            raise UsageError(f"a delay of {self.delay_s:.0f} s is longer than max_delay ({app.settings.max_delay:.0f} s)")
+            longest = duration.text(app.settings.max_delay)
+            raise UsageError(f"a delay of {duration.text(self.delay_s)} is longer than max_delay ({longest})")
         tier = app.settings.ladder.tier_for(self.delay_s)
         if tier is None:
             return None
@@ -253,7 +255,8 @@ class Plan:
     """What an order would do with the table as it is now.
 
     `count` letters would move; `beyond` are chosen too, but lie behind the limit; `kept` stay, by the reason, with an example in
-    `why`, and `marks` of them are marked as parked. `groups`: the ones that move, by error and job type.
+    `why`, and `marks` of them are marked as parked. `groups`: the ones that move, by error and job type. `unknown`: ids that were
+    named and that no letter has.
     """
 
     action: str
@@ -266,14 +269,15 @@ class Plan:
     kept: Counter[Kept] = field(default_factory=Counter)
     why: dict[Kept, str] = field(default_factory=dict)
     groups: list[Group] = field(default_factory=list)
+    unknown: set[str] = field(default_factory=set)
 
 
 def plan(order: Order) -> Plan:
     """Raises ReplayError for an order that can't be carried out at all, UsageError, BrokerError."""
     order.check()
-    made = Plan(order.action, order.table.topic, str(order.filter))
+    made = Plan(order.action, order.table.topic, str(order.filter), unknown=set(order.filter.ids or ()))
     groups = Groups(("error", "type"))
-    for letter in chosen(order, order.letters(order.table.bounds())):
+    for letter in chosen(order, _looked_at(order.letters(order.table.bounds()), made.unknown)):
         verdict = order.verdict(letter)
         if verdict.kept is not None:
             made.kept[verdict.kept] += 1
@@ -287,6 +291,14 @@ def plan(order: Order) -> Plan:
             groups.add((letter.meta.error_type, letter.meta.job_type), letter.died, "", "", letter.id)
     made.groups = list(groups)
     return made
+
+
+def _looked_at(letters: Iterator[Letter], unknown: set[str]) -> Iterator[Letter]:
+    """The letters as they come; their ids are not unknown, whether a condition chooses them or not."""
+    for letter in letters:
+        if unknown:
+            unknown -= {letter.id, letter.meta.job_id}
+        yield letter
 
 
 def chosen(order: Order, letters: Iterator[Letter]) -> Iterator[Letter]:

@@ -16,10 +16,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from fnmatch import translate
 from typing import Any, Literal, TextIO
 
+from streamjobs.core.duration import instant
 from streamjobs.core.record import clipped
 from streamjobs.job import CURRENT, Job
 
@@ -185,7 +185,7 @@ class Json(_Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
-            "timestamp": timestamp(record.created),
+            "timestamp": instant(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": self._message(record),
@@ -221,7 +221,7 @@ class Text(_Formatter):
         }
         fields = " ".join(f"{name}={value}" for name, value in (job | self._extras(record)).items())
         head = (
-            f"{timestamp(record.created)} {record.levelname} {record.name} {self._message(record)} {fields}"
+            f"{instant(record.created)} {record.levelname} {record.name} {self._message(record)} {fields}"
         )
         stack = [f"    | {escaped(line)}" for line in self._stack(record).splitlines()]
         return "\n".join([escaped(head.rstrip()), *stack])
@@ -253,11 +253,6 @@ def _trace_fields(job: Job) -> dict[str, str]:
         return {}
     trace_id, span_id, flags = (part.decode() for part in match.groups())
     return {"trace_id": trace_id, "span_id": span_id, "trace_flags": flags}
-
-
-def timestamp(at: float) -> str:
-    """RFC 3339 in UTC, to the millisecond."""
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def escaped(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -174,6 +175,59 @@ def test_an_open_order_does_not_outlive_a_move(app: Any, broker: MemoryBroker) -
 
     assert orders.read(broker, app.names).seek_for("billing", MAIN, 0) is None
     assert committed(broker)[P0] == 10
+
+
+def test_where_it_stands_already_is_no_change(app: Any, broker: MemoryBroker) -> None:
+    """What bit: "16 changes", of which 14 were from 0 to 0."""
+    publish(broker, 5)
+    commit(broker, 3)
+    commit(broker, 0, where=P1)
+
+    shown = admin.plan_seek(app, "billing", "earliest", topics=[MAIN])
+    done, _ = admin.apply_seek(app, shown, reason="")
+
+    assert [move.partition for move in shown.moves] == [move.partition for move in done.moves] == [P0]
+    assert shown.standing == (P1,)
+    assert audited(broker, "group seek")[0]["count"] == 1
+    assert admin.plan_seek(app, "billing", "earliest", topics=[MAIN]).moves == ()
+
+
+def test_what_a_commit_says_besides_the_offset_is_a_change(app: Any, broker: MemoryBroker) -> None:
+    """Jobs that are finished beyond it; another topic of the name; an order that is still open."""
+    publish(broker, 5)
+    seek = partial(admin.plan_seek, app, "billing", "earliest", topics=[MAIN], partitions=[0])
+
+    commit(broker, 0, 2)
+    assert len(seek().moves) == 1, "job 2 shall run again"
+    broker.admin().alter_committed("billing", {P0: Commit(0, encode(0, Mark(b"else", clean=True)))})
+    assert len(seek().moves) == 1
+    admin.apply_seek(app, seek(), reason="")
+    assert seek().moves == ()
+    key = control.seek_key("billing", MAIN, 0, "first")
+    orders.write(broker, app.names, {key: control.seek_value(to=5, actor="x", reason="", at=0.0)})
+    assert len(seek().moves) == 1
+
+
+def test_a_group_with_members_may_have_come_further_than_its_commit(app: Any, broker: MemoryBroker) -> None:
+    publish(broker, 5)
+    commit(broker, 0)
+    commit(broker, 0, where=P1)
+    join(broker)
+
+    shown = admin.plan_seek(app, "billing", "earliest", topics=[MAIN])
+
+    assert [move.partition for move in shown.moves] == [P0], "there is nothing in the other one"
+
+
+def test_a_plan_of_which_nothing_is_left_moves_nothing(app: Any, broker: MemoryBroker) -> None:
+    publish(broker, 5)
+    commit(broker, 3)
+    shown = admin.plan_seek(app, "billing", "earliest", topics=[MAIN], partitions=[0])
+    admin.apply_seek(app, shown, reason="")
+
+    done, _ = admin.apply_seek(app, shown, reason="")
+
+    assert (done.moves, done.live) == ((), False)
 
 
 def test_a_seek_order_ends(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:

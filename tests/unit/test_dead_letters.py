@@ -352,7 +352,7 @@ def test_a_delay_needs_someone_who_moves_it(
     app: App, invoices: Letters, letters: DeadLetters, broker: MemoryBroker, clock: ManualClock
 ) -> None:
     bury(invoices, 1)
-    with pytest.raises(UsageError, match="max_delay"):
+    with pytest.raises(UsageError, match=r"a delay of \d+d is longer than max_delay \(90d\)"):
         letters.replay(delay="91d")
     with pytest.raises(UsageError, match="delay"):
         letters.replay(delay="soon")
@@ -674,6 +674,19 @@ def test_what_was_exported_comes_back_as_it_was(invoices: Letters, letters: Dead
     assert rows[0]["payload"]["password"] == "***"
 
 
+@pytest.mark.parametrize(("died", "read"), [(1780000000.123, b"1780000000123"), ("2026-05-28T22:26:40.123+02:00", b"1780000000123"), (None, None)])
+def test_an_import_reads_when_it_died_as_exports_have_it_and_had_it(
+    died: object, read: bytes | None, invoices: Letters, letters: DeadLetters
+) -> None:
+    bury(invoices, 1)
+    [row] = letters.export()
+    letters.discard()
+
+    letters.import_([{**row, "died": died}])
+
+    assert [dict(letter.headers).get("sj_died") for letter in letters] == [read]
+
+
 def test_an_import_twice_changes_nothing(invoices: Letters, letters: DeadLetters) -> None:
     bury(invoices, 5)
     rows = list(letters.export())
@@ -729,9 +742,11 @@ def test_an_undecodable_letter_is_mended_outside_and_replayed(
         ({}, "letter 2: 'headers' is missing"),
         ({"headers": [], "value": "?", "id": "x"}, "letter 2: it is no letter"),
         ({"headers": [["a", 1]], "value": "", "id": "x"}, "letter 2: it is no letter"),
+        ({"headers": [], "value": "", "id": "x", "died": "2026-05-28T20:26:40"}, "without a time zone"),
         ({"headers": [], "value": "", "id": ""}, "letter 2: its id is empty"),
         ({"headers": [], "value": "", "id": "x", "arguments": 7}, "letter 2: its arguments are int"),
         ({"headers": [["ce_type", "send_invoice"]], "value": "", "id": "x", "arguments": {}}, "letter 2: send_invoice: invoice_id is missing"),
+        ({"headers": [], "value": "", "id": "x", "topic": "jobs.mails.billing.dlt"}, "letter 2: it is a letter of jobs.mails.billing.dlt"),
         ({"headers": [["ce_type", "nobody"]], "value": "", "id": "x", "arguments": {}}, "letter 2: no job type 'nobody'"),
     ],
 )

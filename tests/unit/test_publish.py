@@ -79,6 +79,7 @@ def test_what_travels(streamjobs_testing) -> None:
     ("options", "says"),
     [
         ({"delay": "1h", "at": datetime.now(UTC)}, "not both"),
+        ({"expires": "0s"}, "never runs"),
         ({"at": datetime.now()}, "time zone"),
         ({"id": ""}, "1 to 256"),
         ({"tags": ["a,b"]}, "commas"),
@@ -102,7 +103,7 @@ def test_a_delay_beyond_the_longest_is_refused(streamjobs_testing) -> None:
     def job_of(n: int) -> None: ...
 
     streamjobs_testing(app)
-    with pytest.raises(PayloadError, match="max_delay"):
+    with pytest.raises(PayloadError, match=r"a delay of \d+d\S* is longer than max_delay \(90d\)"):
         job_of.options(at=datetime.now(UTC) + timedelta(days=100_000)).publish(n=1)
 
 

@@ -275,7 +275,8 @@ def test_only_the_run_makes_an_empty_payload() -> None:
         ((), {"number": 7, "customer": "x", "z": 1}, "z", "z is none of its parameters"),
         ((7,), {"number": 7}, "number", "given twice"),
         ((7, "x", 1), {}, None, "takes 2 positional arguments, not 3"),
-        ((), {"number": 2**63, "customer": "x"}, "number", "number can't be stored"),
+        ((), {"number": 2**63, "customer": "x"}, "number", "number can't be stored: a whole number has at most 64 bits"),
+        ((), {"number": -(2**63) - 1, "customer": "x"}, "number", "number can't be stored: a whole number has at most 64 bits"),
         ((), {"number": 1, "customer": "\ud800"}, "customer", "customer can't be stored"),
     ],
 )
@@ -287,6 +288,14 @@ def test_a_wrong_argument_is_named(args: Any, kwargs: Any, field: str | None, sa
 
     assert raised.value.field == field
     assert str(raised.value).startswith("bill")
+
+
+def test_a_number_that_is_too_large_is_told_however_deep_it_lies() -> None:
+    payload = Payload(handler(many=dict[str, list[int | None]]), "bill")
+
+    with pytest.raises(PayloadError, match="many can't be stored: a whole number has at most 64 bits"):
+        payload.encode(payload.bind((), {"many": {"a": [1, None, 2**70]}}))
+    payload.encode(payload.bind((), {"many": {"a": [-(2**63), 2**63 - 1]}}))
 
 
 def test_a_wrong_field_of_a_model_is_named_with_its_path() -> None:

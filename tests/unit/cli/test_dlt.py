@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ Run = Callable[..., Result]
 
 RETRY = "jobs.invoices.shop.retry"
 AUDIT = "streamjobs.audit"
+INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
 @pytest.fixture
@@ -134,7 +136,7 @@ def test_stats(dlt: Run, invoices: Letters) -> None:
 
     [group] = json.loads(result.stdout)
     assert (group["error"], group["type"], group["count"], group["kinds"]) == ("TimeoutError", "send_invoice", 4, 1)
-    assert group["first"] == group["last"] > 0
+    assert group["first"] == group["last"] and INSTANT.fullmatch(group["first"])
     assert result.stderr.startswith("4 letters")
     assert dlt("stats", "invoices", "-w", "error=Other").stderr == "no letters\n"
 
@@ -165,6 +167,29 @@ def test_a_letter_is_json_for_programs(dlt: Run, invoices: Letters) -> None:
     assert row["payload_hex"] is None and "token=***" in row["message"]
 
 
+def test_instants_are_written_one_way(dlt: Run, invoices: Letters) -> None:
+    """What bit: `"died": 1795995410.22` beside `"published": "2026-…Z"`, and local time in `dlt show`."""
+    bury(invoices, 1, headers=[("sj_first_attempt", b"1780000000123")])
+
+    [row] = json.loads(dlt("show", "invoices", "job-0", "-o", "json").stdout)
+    facts = dict(line.rsplit(maxsplit=1) for line in dlt("show", "invoices", "job-0").stdout.splitlines() if line.startswith(("DIED", "FIRST")))
+    [exported] = map(json.loads, dlt("export", "invoices").stdout.splitlines())
+    [group] = json.loads(dlt("replay", "invoices", "-o", "json").stdout)["groups"]
+
+    assert row["first_attempt"] == facts["FIRST ATTEMPT"] == "2026-05-28T20:26:40.123Z"
+    assert row["died"] == facts["DIED"] == exported["died"] == group["first"] == group["last"]
+    assert INSTANT.fullmatch(row["died"])
+
+
+def test_an_instant_beyond_the_calendar_hinders_nobody(dlt: Run, invoices: Letters) -> None:
+    """What a damaged header says: a year of five digits."""
+    bury(invoices, 1, headers=[("sj_died", b"999999999999999"), ("sj_first_attempt", b"999999999999999")])
+
+    assert dlt("show", "invoices", "job-0").exit_code == 0
+    [exported] = map(json.loads, dlt("export", "invoices").stdout.splitlines())
+    assert exported["died"].startswith("9999-12-31T")
+
+
 def test_an_undecodable_payload_is_shown_in_hexadecimal(dlt: Run, invoices: Letters) -> None:  # edge 61
     bury(invoices, 1, value=bytes(range(40)), reason=Reason.UNDECODABLE)
 
@@ -192,7 +217,7 @@ def test_a_replay_is_planned_first(dlt: Run, invoices: Letters, table: DeadLette
     assert result.exit_code == 3
     assert result.stdout.splitlines()[1].split()[:3] == ["TimeoutError", "send_invoice", "3"]
     assert "replay: 3 letters of jobs.invoices.shop.dlt → jobs.invoices.shop.retry, to run in 10m, about 1.5s at that rate" in result.stderr
-    assert "1 more are chosen, behind the limit" in result.stderr
+    assert "1 more is chosen, behind the limit" in result.stderr
     assert "3 changes pending: run again with --apply" in result.stderr
     assert table.count() == 4 and not broker.records(RETRY)
 
@@ -233,9 +258,21 @@ def test_what_stays_is_said(dlt: Run, invoices: Letters, table: DeadLetters) -> 
 
     result = dlt("replay", "invoices", "--apply")
 
-    assert "2 were replayed as often as max_replays allows and stay parked" in result.stderr
+    assert result.stderr.count("2 were replayed as often as max_replays allows and stay parked") == 1, "once, in the plan"
     assert table.where("parked=yes").count() == 2
     assert [line.split()[-1] for line in dlt("list", "invoices").stdout.splitlines()] == ["STATE", "parked", "parked"]
+
+
+@pytest.mark.parametrize("more", [["--apply"], ["--apply", "-o", "json"]])
+def test_what_stays_is_said_once_and_of_one_letter_as_of_one(more: list[str], dlt: Run, invoices: Letters) -> None:
+    """What bit: the same line in the plan and in the report, and `1 were replayed`."""
+    bury(invoices, 1, headers=[("sj_replays", b"3")])
+    invoices.write([invoices.record({"invoice_id": 9, "customer_id": "acme"}, 9)])
+
+    said = dlt("replay", "invoices", *more).stderr
+
+    assert said.count("1 was replayed as often as max_replays allows and stays parked: ") == 1
+    assert "1 letter replayed" in said
 
 
 def test_a_change_that_does_not_fit_is_said_before_anything_moves(dlt: Run, invoices: Letters, table: DeadLetters) -> None:
@@ -243,9 +280,44 @@ def test_a_change_that_does_not_fit_is_said_before_anything_moves(dlt: Run, invo
 
     result = dlt("replay", "invoices", "--set", "invoice_id=many", "--apply")
 
-    assert "1 stay: their payload can't be changed so, such as jobs.invoices@" in result.stderr
+    assert result.stderr.count("1 stays: its payload can't be changed so: jobs.invoices@") == 1
     assert "invoice_id takes int" in result.stderr
     assert table.count() == 1
+    assert result.exit_code == 1
+
+
+@pytest.mark.parametrize("more", [[], ["--apply"], ["--apply", "-o", "json"]])
+@pytest.mark.parametrize(("order", "change"), [("edit", "invoice_id=abc"), ("replay", "nofield=3")])
+def test_a_refused_change_is_no_success(order: str, change: str, more: list[str], dlt: Run, invoices: Letters) -> None:
+    """What bit: "nothing to do", exit code 0, unless another letter could be changed."""
+    bury(invoices, 1)
+
+    which = ["job-0"] if order == "edit" else ["--id", "job-0"]
+    result = dlt(order, "invoices", *which, "--set", change, *more)
+
+    assert (result.exit_code, "nothing to do" in result.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("order", [["replay"], ["discard", "--apply", "--yes"], ["replay", "--apply", "-o", "json"]])
+def test_an_id_that_no_letter_has_is_a_wrong_command(order: list[str], dlt: Run, invoices: Letters) -> None:
+    bury(invoices, 1)
+
+    result = dlt(*order, "invoices", "--id", "nosuch")
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "error: no letter or job 'nosuch' is on jobs.invoices.shop.dlt: it was replayed or discarded, or never there\n"
+    assert dlt("edit", "invoices", "nosuch", "--set", "invoice_id=3").exit_code == 2
+    assert dlt("replay", "invoices", "--id", "job-0", "-w", "age>2h").exit_code == 0, "it is there, and not chosen"
+
+
+def test_an_unknown_id_among_others_is_said_and_they_are_acted_on(dlt: Run, invoices: Letters, table: DeadLetters) -> None:
+    bury(invoices, 2)
+
+    result = dlt("discard", "invoices", "--id", "job-0", "--id", "nosuch", "--apply", "-o", "json")
+
+    assert (result.exit_code, json.loads(result.stdout)["moved"], table.count()) == (1, 1, 1)
+    assert "no letter or job 'nosuch'" in result.stderr
+    assert dlt("discard", "invoices", "--id", "job-1", "--id", "nosuch").exit_code == 3
 
 
 def test_a_queue_that_is_gone_is_refused(dlt: Run, invoices: Letters, broker: MemoryBroker) -> None:  # edge 56
@@ -353,7 +425,7 @@ def test_a_letter_is_edited_in_an_editor(
 
 @pytest.mark.parametrize(
     ("written", "says"),
-    [("{", "not valid JSON"), ("{}", "a field is missing"), (None, "what shall be changed?"), ('{"invoice_id": "***", "customer_id": ""}', "secret")],
+    [("{", "not valid JSON"), ("{}", "a field is missing"), ('{"invoice_id": "***", "customer_id": ""}', "secret")],
 )
 def test_what_an_editor_may_give_back(
     written: str | None, says: str, dlt: Run, invoices: Letters, monkeypatch: pytest.MonkeyPatch
@@ -365,6 +437,18 @@ def test_what_an_editor_may_give_back(
 
     assert result.exit_code == 2
     assert says in result.stderr
+
+
+@pytest.mark.parametrize("written", [None, '{"invoice_id": 0, "customer_id": "c0"}'])
+def test_an_editor_that_changed_nothing_is_no_mistake(
+    written: str | None, dlt: Run, invoices: Letters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bury(invoices, 1)
+    monkeypatch.setattr(module.click, "edit", lambda text, **_: written)
+
+    result = dlt("edit", "invoices", "job-0", "--apply")
+
+    assert (result.exit_code, result.stderr) == (0, "nothing was changed in the editor; --set FIELD=VALUE changes a field without one\n")
 
 
 # --- out and in ---------------------------------------------------------------------------------------------------------------
@@ -398,6 +482,18 @@ def test_an_undecodable_letter_is_mended_in_a_pipe(
 
     [message] = broker.records(RETRY)
     assert (message.key(), Meta.parse(message.headers()).job_id) == (b"acme", "job-0")
+
+
+def test_letters_of_another_table_are_refused(dlt: Run, invoices: Letters, app: App) -> None:
+    bury(invoices, 1)
+    lines = dlt("export", "invoices").stdout
+
+    result = dlt("import", "mails", "-", "--apply", "--yes", stdin=lines)
+
+    assert (result.exit_code, app.dead_letters("mails").count()) == (2, 0)
+    assert "letter 1: it is a letter of jobs.invoices.shop.dlt, not of jobs.mails.shop.dlt" in result.stderr
+    meant = {name: value for name, value in json.loads(lines).items() if name != "topic"}
+    assert dlt("import", "mails", "-", "--apply", "--yes", stdin=json.dumps(meant)).exit_code == 0
 
 
 @pytest.mark.parametrize(("line", "says"), [("{", "line 2 is not valid JSON"), ("[]", "line 2 is list"), ("{}", "letter 1")])

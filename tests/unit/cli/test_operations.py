@@ -11,7 +11,7 @@ from click.testing import Result
 
 from streamjobs import orders, provision, tables
 from streamjobs.app import App
-from streamjobs.broker import Commit, TopicPartition
+from streamjobs.broker import Commit, Group, Member, TopicPartition
 from streamjobs.cli import group as group_cli
 from streamjobs.cli import lag as lag_cli
 from streamjobs.core.offsets import Mark, encode
@@ -154,6 +154,23 @@ def test_topic_trim_says_what_keeps_records(do: Run, broker: MemoryBroker, clock
     assert "group shop is registered on jobs.invoices/0 and has no commit there" in result.stdout
 
 
+@pytest.mark.usefixtures("provisioned")
+@pytest.mark.parametrize(
+    ("topic", "says"),
+    [
+        ("nosuch", "no topic 'nosuch' can be trimmed: there is jobs.invoices, "),
+        ("invoices", "no topic 'invoices' can be trimmed: did you mean jobs.invoices?"),
+        ("jobs.invoice", "did you mean jobs.invoices?"),
+        ("streamjobs.audit", "nothing in streamjobs.audit is ever merely old"),
+    ],
+)
+def test_topic_trim_of_a_topic_that_is_none(topic: str, says: str, do: Run) -> None:
+    """What bit: "nothing to do", exit code 0."""
+    result = do("topic", "trim", "jobs.mails", topic, "--apply", "--yes")
+
+    assert (result.exit_code, says in result.stderr) == (2, True), result.stderr
+
+
 # --- lag ----------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +206,32 @@ def test_lag_fails_above_a_threshold(do: Run, broker: MemoryBroker) -> None:
     assert do("lag", "mails", "--fail-above", "6").exit_code == 0
 
 
+@pytest.mark.parametrize("more", [[], ["-o", "json"]])
+def test_lag_of_a_cluster_that_has_no_queue_is_said(more: list[str], do: Run) -> None:
+    """What bit: a header, exit code 0; an alert on the wrong cluster was green for ever."""
+    shown, alert = do("lag", *more), do("lag", "--fail-above", "1", *more)
+
+    assert (shown.exit_code, alert.exit_code) == (0, 1)
+    assert "not measured: there is no jobs.invoices, jobs.mails at localhost:9092; `streamjobs topic apply` makes" in alert.stderr
+    assert shown.stderr == alert.stderr
+
+
+@pytest.mark.usefixtures("provisioned")
+def test_lag_of_one_queue_that_is_missing_fails_unless_another_exceeds(do: Run, broker: MemoryBroker) -> None:
+    broker.admin().delete_topics(["jobs.mails"])
+    publish(broker, 5)
+
+    assert do("lag", "invoices", "--fail-above", "9").exit_code == 0
+    assert do("lag", "--fail-above", "9").exit_code == 1
+    assert do("lag", "--fail-above", "4").exit_code == 3
+
+
+def test_lag_of_an_app_without_job_types_is_said(run: Run, shop: str, broker: MemoryBroker) -> None:
+    result = run("lag", "--fail-above", "1", "-A", f"{shop}:spare")
+
+    assert (result.exit_code, "app spare has no queue" in result.stderr) == (1, True)
+
+
 def test_lag_of_an_unknown_queue(do: Run) -> None:
     result = do("lag", "invoice")
 
@@ -214,17 +257,42 @@ def test_lag_watch_goes_on_until_it_is_interrupted(
 
     result = do("lag", "invoices", "--watch", "--every", "100ms", "-o", "json")
 
-    assert result.exit_code == 130
+    assert (result.exit_code, result.stderr.strip()) == (130, "interrupted")
     shown = [json.loads(line)[0] for line in result.stdout.splitlines()]
     assert [row["pending"] for row in shown] == [30, 60, 90, 120]
     assert [row["growth_per_s"] for row in shown] == [None, None, 1.5, 1.5]
 
 
-def test_a_narrow_terminal_shows_what_matters() -> None:
-    titles = [column.title for column in lag_cli.watched_columns(80)]
+def test_lag_watch_says_at_first_what_is_missing(do: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([lag_cli.Backlog((), {}, 0.0)] * 2)
+    monkeypatch.setattr(lag_cli.Collector, "collect", lambda *_: next(looks, None) or interrupt())
 
-    assert titles == ["QUEUE", "GROUP", "TIER", "PENDING", "OLDEST", "GROWTH", "DRAINED IN", "PENDING SO FAR"]
-    assert len(lag_cli.watched_columns(160)) == len(titles) + 3
+    result = do("lag", "--watch", "--every", "100ms")
+
+    assert result.exit_code == 130
+    assert result.stderr.count("not measured: there is no jobs.invoices, jobs.mails at") == 1
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("every", ["0s", "99ms", "soon", "-1s"])
+def test_lag_watch_refuses_an_interval_that_is_none(every: str, do: Run) -> None:
+    result = do("lag", "--watch", f"--every={every}")
+
+    assert (result.exit_code, "--every" in result.stderr) == (2, True)
+
+
+def test_a_narrow_terminal_shows_what_matters() -> None:
+    row = {"queue": "invoices", "group": "billing", "tier": "retry", "pending": 1_234_567, "growth_per_s": 12.5, "drain": "grows", "spark": "▁▂▃▄"}
+
+    def titles(width: int) -> list[object]:
+        return [column.header for column in lag_cli.watched([row], width).columns]
+
+    assert titles(80) == ["QUEUE", "GROUP", "TIER", "PENDING", "OLDEST", "GROWTH", "DRAINED IN", "PENDING SO FAR"]
+    assert titles(60) == ["QUEUE", "GROUP", "TIER", "PENDING", "OLDEST", "GROWTH"]
+    assert len(titles(160)) == 11
 
 
 def test_a_line_of_bars() -> None:
@@ -253,6 +321,26 @@ def test_group_list_and_show(do: Run, broker: MemoryBroker) -> None:
 
 
 @pytest.mark.usefixtures("provisioned")
+def test_group_show_tells_the_members_of_one_machine_apart(do: Run, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What bit: `shop /127.0.0.1` for both."""
+    workers = ["shop-3f2a91c07b64", "9bc0d4e1a2f3"]  # classic: the client's id comes first
+    members = tuple(Member(id, "shop", "/127.0.0.1", None, (TopicPartition(MAIN, n),)) for n, id in enumerate(workers))
+    admin = type(broker.admin())
+    monkeypatch.setattr(admin, "groups", lambda _, names: {"shop": Group("shop", "stable", "classic", members)})
+
+    rows = json.loads(do("group", "show", "shop", "-o", "json").stdout)
+
+    found = [(row["member"], row["member_id"], row["client_id"], row["host"]) for row in rows if row["topic"] == MAIN]
+    assert found[:2] == [
+        ("shop@127.0.0.1 (3f2a91c0)", "shop-3f2a91c07b64", "shop", "127.0.0.1"),
+        ("shop@127.0.0.1 (9bc0d4e1)", "9bc0d4e1a2f3", "shop", "127.0.0.1"),
+    ]
+    assert found[2] == (None, None, None, None)
+    lines = do("group", "show", "shop").stdout.splitlines()
+    assert "MEMBER" not in lines[0] and lines[1].endswith("shop@127.0.0.1 (3f2a91c0)")
+
+
+@pytest.mark.usefixtures("provisioned")
 def test_group_show_of_an_unknown_group(do: Run) -> None:
     result = do("group", "show", "shopp")
 
@@ -273,6 +361,27 @@ def test_group_seek_plans_and_applies(do: Run, broker: MemoryBroker) -> None:
 
     assert do("group", "seek", "shop", MAIN, "--to", "earliest", "--partition", "0", "--apply").exit_code == 0
     assert broker.admin().committed("shop")[P0].offset == 0
+
+
+@pytest.mark.usefixtures("provisioned")
+def test_group_seek_to_where_it_stands_is_nothing_to_do(do: Run, broker: MemoryBroker) -> None:
+    publish(broker, 5)
+    commit(broker, 4)
+    seek = ("group", "seek", "shop", MAIN, "--to", "earliest", "--apply")
+    assert "8 partitions moved" in do(*seek).stderr
+
+    result = do(*seek)
+
+    assert (result.exit_code, result.stderr) == (0, "8 partitions left alone: shop stands there already\nnothing to do\n")
+
+
+@pytest.mark.usefixtures("provisioned")
+@pytest.mark.parametrize("number", ["8", "-1"])
+def test_group_seek_of_a_partition_that_is_none(number: str, do: Run) -> None:
+    result = do("group", "seek", "shop", MAIN, "--to", "earliest", "--partition", "0", "--partition", number)
+
+    assert result.exit_code == 2
+    assert f"there is no partition {number}: jobs.invoices has 0 to 7" in result.stderr
 
 
 def report_of(

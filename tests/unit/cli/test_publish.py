@@ -97,8 +97,14 @@ def test_a_delayed_job_goes_to_the_ladder(how: str, publish: Run, broker: Memory
     [
         (["send_invoce", ACME], "has no job type 'send_invoce': did you mean 'send_invoice'?"),
         (["send_invoice", "{"], "the arguments are not valid JSON"),
+        (["send_invoice", '{"invoice_id": 7, "customer_id": "acme", "invoice_id": 8}'], "'invoice_id' is given twice in the arguments"),
+        (["send_invoice", '{"invoice_id": {"a": 1, "a": 1}, "customer_id": "acme"}'], "'a' is given twice in the arguments"),
         (["send_invoice", "[1]"], "the arguments are list, not an object"),
         (["send_invoice", '{"invoice_id": 7}'], "customer_id"),
+        (["send_invoice", ACME, "--at", "2031-05-04T09:00", "--delay", "1h"], "give --delay or --at, not both"),
+        (["send_invoice", ACME, "--delay", "100d"], "a delay of 100d is longer than max_delay (90d)"),
+        (["send_invoice", ACME.replace("7", "99999999999999999999")], "invoice_id can't be stored: a whole number has at most 64 bits"),
+        (["send_invoice", ACME, "--expires", "0s"], "a job that expires after 0 s never runs"),
         (["send_invoice", ACME, "--at", "soon"], "--at 'soon' is no time"),
         (["send_invoice", ACME, "--header", "tenant"], "--header 'tenant' is not NAME=VALUE"),
         (["send_invoice", ACME, "--delay", "soon"], "'--delay': 'soon' is not a duration"),
@@ -119,6 +125,13 @@ def test_a_mistake_publishes_nothing(args: list[str], says: str, publish: Run, b
 
 def lines(*numbers: int) -> list[str]:
     return [json.dumps({"invoice_id": number, "customer_id": "acme"}) for number in numbers]
+
+
+def test_a_line_with_a_key_twice_is_refused(publish: Run, broker: MemoryBroker) -> None:
+    result = publish("send_invoice", "-", stdin="\n".join([*lines(1), '{"invoice_id": 2, "customer_id": "a", "customer_id": "b"}']))
+
+    assert (result.exit_code, len(broker.records(INVOICES))) == (1, 1)
+    assert "line 2: 'customer_id' is given twice in the arguments" in result.stderr
 
 
 def test_every_line_is_a_job(publish: Run, broker: MemoryBroker) -> None:

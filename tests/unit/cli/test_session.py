@@ -88,6 +88,29 @@ def test_a_job_type_that_is_declared_wrongly_says_so_itself(module: Module) -> N
         load_app(f"{name}:app")
 
 
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("colour='red'", r"@app.job has no option 'colour' \(.*{name}\.py:4\): there is name, queue, key, order, timeout, retry, "),
+        ("time_out='1m'", r"@app.job has no option 'time_out' \(.*{name}\.py:4\): did you mean timeout\?"),
+        ("publisher=None", "@app.job has no option 'publisher'"),
+    ],
+)
+def test_an_option_that_there_is_not_is_told_where_it_is_written(option: str, says: str, module: Module) -> None:
+    name = module(f"from streamjobs.app import App\napp = App('a')\n\n@app.job({option})\ndef f(x: int) -> None: ...\n")
+
+    with pytest.raises(JobTypeError, match=says.format(name=name)):
+        load_app(f"{name}:app")
+
+
+def test_a_value_that_fails_in_this_package_is_told_where_it_is_written(module: Module) -> None:
+    name = module("from streamjobs.app import App\napp = App('a')\n\n@app.job(timeout='soon')\ndef f(x: int) -> None: ...\n")
+
+    message = refusal(f"{name}:app")
+
+    assert "'soon' is not a duration" in message and f"{name}.py:4" in message
+
+
 def test_a_missing_attribute_is_answered_with_the_app_that_is_there(shop: str) -> None:
     assert refusal(f"{shop}:application") == (
         f"app '{shop}:application': {shop} has no 'application': did you mean {shop}:app?"

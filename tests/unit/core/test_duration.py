@@ -1,4 +1,4 @@
-"""Durations as text, in and out."""
+"""Durations as text, in and out; and instants, out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamjobs.core.duration import seconds, text
+from streamjobs.core.duration import instant, seconds, text
 
 
 @pytest.mark.parametrize(
@@ -85,3 +85,17 @@ def test_a_duration_is_printed_as_people_write_it(length: float, written: str) -
 @given(st.integers(0, 400 * 86_400_000))
 def test_what_is_printed_is_read_back_to_the_millisecond(ms: int) -> None:
     assert round(seconds(text(ms / 1000)) * 1000) == ms
+
+
+@pytest.mark.parametrize(
+    ("at", "shown"),
+    [
+        (1_780_000_000.25, "2026-05-28T20:26:40.250Z"),
+        (1_795_995_410.22, "2026-11-29T23:36:50.220Z"),
+        (0, "1970-01-01T00:00:00.000Z"),
+        (999_999_999_999.999, "9999-12-31T23:59:59.000Z"),
+        (9.3e15, "9999-12-31T23:59:59.000Z"),
+    ],
+)
+def test_instants(at: float, shown: str) -> None:
+    assert instant(at) == shown
