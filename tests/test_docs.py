@@ -248,7 +248,8 @@ def test_the_example_of_the_readme_runs_as_its_reader_runs_it(
     """Pasted into the file that it names, with nothing beside it: by the worker and the command that stand below it."""
     declares, publishes = blocks(ROOT / "README.md")
     (tmp_path / declares.splitlines()[0].removeprefix("# ")).write_text(declares)
-    names = {"JOBS_PREFIX": f"{prefix}.jobs", "SYSTEM_PREFIX": f"{prefix}.sys", "BOOTSTRAP": embedded_url, "WORKER__LISTEN": "off"}
+    short = prefix.rpartition("-")[2]  # a prefix has up to 60 characters
+    names = {"JOBS_PREFIX": f"{short}.jobs", "SYSTEM_PREFIX": f"{short}.sys", "BOOTSTRAP": embedded_url, "WORKER__LISTEN": "off"}
     env = {**os.environ, **{f"STREAMJOBS_{name}": value for name, value in names.items()}, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     works, _, lists, _ = in_fences(text_of(ROOT / "README.md"))
     output = tmp_path / "output"

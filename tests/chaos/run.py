@@ -167,6 +167,15 @@ class _Run:
             self._pace.wait(0.05)
         nemesis.rest()
 
+    def _owners(self) -> list[str]:
+        """Who holds what, when something is left: which worker to look at."""
+        admin = self._app.broker.admin()
+        groups = admin.groups([self._app.group, retry_group(self._app.group), timer_group(self._app.name)])
+        return [
+            f"{name} ({group.state}): {member.id} at {member.host} has {', '.join(f'{t}/{p}' for t, p in member.assignment)}"
+            for name, group in groups.items() for member in group.members
+        ]  # fmt: skip
+
     def _settle(self) -> float:
         """Waits until all that was acknowledged has ended and all is committed; seconds it took."""
         began = time.monotonic()
@@ -177,6 +186,7 @@ class _Run:
             self._pace.wait(0.25)
         if not progress.settled():
             self._notes.append(f"not settled within {self._order.patience_s:g} s: {progress.left()}")
+            self._notes += self._owners()
         return time.monotonic() - began
 
     def _dismiss(self) -> None:
