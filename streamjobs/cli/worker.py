@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import gc
 import logging
@@ -23,6 +24,7 @@ from streamjobs.errors import StreamjobsError, UsageError
 if TYPE_CHECKING:
     from streamjobs.app import App
     from streamjobs.worker.marks import Legacy
+    from streamjobs.worker.process import Process
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +109,7 @@ def run_process(
 ) -> None:
     """What a worker process runs, from its start to its exit code; called in the process itself."""
     from streamjobs.telemetry.metrics import merge
-    from streamjobs.worker.supervise import RESTART_ME, Report, Reporting, await_broker, may_pass, spared_interrupts
+    from streamjobs.worker.supervise import LATE_S, RESTART_ME, Report, Reporting, await_broker, may_pass, spared_interrupts
 
     spared_interrupts()
     try:
@@ -117,7 +119,7 @@ def run_process(
             sys.exit(0)
         process = app.process(queues, slot=slot, member=member, prepare_child=_log, legacy=legacy)
         report = lambda: Report(merge(process.snapshots()), process.sick(), process.unready(), process.suspects_told)  # noqa: E731
-        reporting = Reporting(connection, report, process.stop)
+        reporting = Reporting(connection, report, lambda: _stop(process, app.settings.worker.drain + LATE_S - 1))
         process.start()
     except StreamjobsError as error:
         if verbose:
@@ -132,6 +134,17 @@ def run_process(
     if process.recycling:
         os._exit(code)  # whatever hangs in it
     sys.exit(code)
+
+
+def _stop(process: Process, seconds: float) -> None:
+    """Ends the process after so many seconds, come what may, with what each of its threads did then.
+
+    *Bites*: its supervisor is killed, and it hangs while it drains; nobody is left to kill it, it keeps its membership alive, and its
+    partitions stand still for ever.
+    """
+    if not process.gate.closed:
+        faulthandler.dump_traceback_later(seconds, exit=True)
+    process.stop()
 
 
 def _log(app: App) -> None:

@@ -31,6 +31,8 @@ SILENT_S = 45.0
 SICK_S = 15.0
 #: A process may take so long to its first report: start hooks open pools.
 STARTING_S = 300.0
+#: A process that has not ended so long after its drain time was over is killed.
+LATE_S = 15.0
 REPORT_S = 1.0
 #: A process that can't begin because no broker answers says so once in a while, and asks again after a moment.
 TELL_S, ASK_AGAIN_S = 30.0, 1.0
@@ -237,7 +239,7 @@ class Supervisor:
     def _end_stuck(self, slot: Slot, now: float) -> None:
         """A process that went silent, or does not end its drain, is killed: its jobs run elsewhere."""
         assert slot.process is not None
-        late = self._stopping_since is not None and now - self._stopping_since > self._drain_s + 15.0
+        late = self._stopping_since is not None and now - self._stopping_since > self._drain_s + LATE_S
         started = slot.report is not None and slot.report.started
         silent = now - slot.heard > (SILENT_S if started else STARTING_S)
         sick_for_s = now - slot.well if started else 0.0

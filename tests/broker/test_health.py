@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +16,7 @@ from streamjobs.telemetry.metrics import Totals
 from streamjobs.worker import supervise
 from streamjobs.worker.process import marks_of
 from streamjobs.worker.supervise import Supervisor
+from tests.support.story import processes_of
 from tests.support.workers import eventually
 
 APP = "tests.support.story_app:app"
@@ -48,3 +51,20 @@ def test_a_process_that_stands_still_is_unhealthy_and_replaced(story: Callable[.
     print(f"\na process stood still: killed {len(deaths)} time, the next one ran all 101 jobs")
     assert len(deaths) == 1
     assert world.starts().count(0) == 2
+
+
+@pytest.mark.long
+def test_an_orphan_that_hangs_at_its_end_ends_all_the_same(story: Callable[..., Any]) -> None:
+    """
+    Its supervisor is killed, and it hangs while it ends. What bit, once: nobody was left to kill it, its membership went on, and two
+    partitions stood still for as long as anybody waited. It says what its threads did.
+    """
+    world = story(partitions=2)
+    worker = world.worker("--drain", "1s", HANGS_AT_ITS_END="1")
+    world.publish_many("step", [{"n": 0}])
+    eventually(lambda: world.ends() == [0], 60, "it works")
+    process = world.ledger.entries()[0]["pid"]
+    os.kill(worker.pid, signal.SIGKILL)
+    eventually(lambda: process not in processes_of(worker), 40, "its end")
+    assert "Timeout (0:00:15)!" in worker.tail(20_000)
+    assert "in hang" in worker.tail(20_000)

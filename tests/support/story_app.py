@@ -26,6 +26,13 @@ def note(job: Job, what: str, n: int) -> None:
     ledger.note(what=what, n=n, type=job.type, origin=job.origin, run=job.run, attempt=job.attempt, session=os.getsid(0))
 
 
+if os.environ.get("HANGS_AT_ITS_END"):
+
+    @app.on_stop
+    def hang() -> None:
+        time.sleep(1_000)
+
+
 @app.job(queue=QUEUE)
 def step(job: Job, n: int, ms: float = 0) -> None:
     note(job, "start", n)
