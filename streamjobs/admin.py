@@ -329,8 +329,9 @@ def plan_trim(app: Deployment, *, topics: Collection[str] = ()) -> TrimPlan:
     *Bites*: a queue whose workers start in two weeks is finished by all of its groups, of which there are
     none.
     """
-    found = _trimmable(app, app.broker.admin().topics(), topics)
-    _check_topics(app, found, topics)
+    existing = app.broker.admin().topics()
+    found = _trimmable(app, existing, topics)
+    _check_topics(app, existing, found, topics)
     return _planned_trim(app, found)
 
 
@@ -396,14 +397,16 @@ def _trimmable(app: Deployment, existing: Mapping[str, Topic], wanted: Collectio
     ]
 
 
-def _check_topics(app: Deployment, found: Sequence[Topic], wanted: Collection[str]) -> None:
+def _check_topics(
+    app: Deployment, existing: Mapping[str, Topic], found: Sequence[Topic], wanted: Collection[str]
+) -> None:
     known = {topic.name for topic in found}
     absent = sorted(set(wanted) - known)
     if not absent:
         return
-    name, everything = absent[0], [topic.name for topic in _trimmable(app, app.broker.admin().topics(), ())]
+    name, everything = absent[0], [topic.name for topic in _trimmable(app, existing, ())]
     near = [app.names.main(name)] if app.names.main(name) in everything else get_close_matches(name, everything, n=1)
-    if app.names.role(name) and app.broker.admin().topics([name]):
+    if app.names.role(name) and name in existing:
         raise UsageError(f"nothing in {name} is ever merely old: only topics in which jobs pass by are trimmed")
     has = f"there is {', '.join(everything)}" if everything else "there is none; `streamjobs topic apply` makes them"
     raise UsageError(f"no topic {name!r} can be trimmed: " + (f"did you mean {near[0]}?" if near else has))

@@ -57,6 +57,14 @@ class Frozen:
             self.loop.turn()
             self.t.clock.advance(0.6)
 
+    def hold_answers(self) -> tuple[list[Callable[[], None]], Callable[[], None]]:
+        """The answers of commits, each to be given by the test; and what makes the broker answer by itself again."""
+        answers: list[Callable[[], None]] = []
+        consumer = self.loop.poller.consumer
+        soon = consumer.commit_soon
+        consumer.commit_soon = lambda offsets, done: answers.append(lambda: done(dict.fromkeys(offsets)))
+        return answers, lambda: setattr(consumer, "commit_soon", soon)
+
     def freeze(self) -> None:
         """The next turn ends with jobs at hand, and a long time after its fetch."""
         consumer = self.loop.poller.consumer
@@ -112,10 +120,7 @@ def test_who_has_nothing_left_doubts_nothing(worker: Frozen) -> None:
 
 def test_an_answer_from_before_proves_nothing(worker: Frozen) -> None:
     """A commit was asked for before the worker froze; its answer has waited as long as the worker did."""
-    answers: list[Any] = []
-    consumer = worker.loop.poller.consumer
-    soon = consumer.commit_soon
-    consumer.commit_soon = lambda offsets, done: answers.append(lambda: done(dict.fromkeys(offsets)))
+    answers, answering = worker.hold_answers()
     worker.publish(1)
     worker.turn(2)
     assert len(answers) == 1
@@ -125,7 +130,7 @@ def test_an_answer_from_before_proves_nothing(worker: Frozen) -> None:
     worker.turn(3)
     assert worker.has_run(0, 1)
     assert len(answers) == 2, "it asks again, though nothing has changed"
-    consumer.commit_soon = soon
+    answering()
     answers[1]()
     worker.turn(2)
     assert worker.has_run(0, 1, 2)
@@ -193,13 +198,10 @@ def test_who_had_nothing_for_long_begins_without_a_doubt(worker: Frozen) -> None
 
 
 def test_an_answer_that_comes_late_does_not_undo_a_newer_one(worker: Frozen) -> None:
-    answers: list[Any] = []
-    consumer = worker.loop.poller.consumer
-    soon = consumer.commit_soon
-    consumer.commit_soon = lambda offsets, done: answers.append(lambda: done(dict.fromkeys(offsets)))
+    answers, answering = worker.hold_answers()
     worker.publish(1)
     worker.turn(2)
-    consumer.commit_soon = soon
+    answering()
     for _ in range(12):
         worker.t.clock.advance(1.0)
         worker.loop.committer._looked = worker.t.clock.monotonic()
