@@ -52,8 +52,10 @@ class Message(Protocol):
         ...
 
 
-Ack = Callable[[BrokerError | None, Message], None]
-"""Called once per sent record, by whichever thread polls the producer: append to a queue, do nothing else."""
+Ack = Callable[..., object]
+"""`ack(error, message)`, or `ack(about, error, message)` where it was sent with something to know it by (one object for a whole batch's
+acknowledgements, and not one for each). Called once per sent record, by whichever thread polls the producer: append to a queue, do
+nothing else."""
 
 Committed = Callable[[Mapping[TopicPartition, BrokerError | None]], None]
 
@@ -134,7 +136,7 @@ class Consumer(Protocol):
 class Producer(Protocol):
     """Idempotent, acks=all, murmur2 partitioner. May be called by any thread of the process that built it."""
 
-    def send(self, record: Record, ack: Ack | None = None, *, alone: bool = False) -> None:
+    def send(self, record: Record, ack: Ack | None = None, about: Any = None, *, alone: bool = False) -> None:
         """Queues a record. Raises BrokerError `_QUEUE_FULL` (poll, then try again) or `MSG_SIZE_TOO_LARGE` at once.
 
         `alone`: it shares no batch. Kafka refuses a batch whole for one record in it, or for the size of all; only of a record that

@@ -30,10 +30,10 @@ class LosingProducer:
         self._names = names
         self._flag = flag
 
-    def send(self, record: Record, ack: Ack | None = None, *, alone: bool = False) -> None:
+    def send(self, record: Record, ack: Ack | None = None, about: Any = None, *, alone: bool = False) -> None:
         role = self._names.role(record.topic)
         lost = role is not None and role.kind == "delay" and self._is_first()
-        self._producer.send(record._replace(topic=NOWHERE, partition=-1) if lost else record, ack, alone=alone)
+        self._producer.send(record._replace(topic=NOWHERE, partition=-1) if lost else record, ack, about, alone=alone)
 
     def _is_first(self) -> bool:
         try:

@@ -47,12 +47,12 @@ class KafkaProducer:
     def forked(self) -> None:
         never_free(self)
 
-    def send(self, record: Record, ack: Ack | None = None, *, alone: bool = False) -> None:
+    def send(self, record: Record, ack: Ack | None = None, about: Any = None, *, alone: bool = False) -> None:
         client = self._single_client() if alone else self._client
         topic, value, key, headers, partition = record
         wanted: Any = headers if type(headers) is list else list(headers)
         try:
-            client.produce(topic, value, key, partition, None if ack is None else _Delivery(ack, self._contact), headers=wanted)
+            client.produce(topic, value, key, partition, None if ack is None else _Delivery(ack, self._contact, about), headers=wanted)
         except BufferError:
             raise BrokerError("_QUEUE_FULL", "send a record: the producer's buffer is full", retriable=True) from None
         except KafkaException as error:
@@ -115,11 +115,11 @@ class KafkaTransactionalProducer(KafkaProducer):
 
     _last_alone = False
 
-    def send(self, record: Record, ack: Ack | None = None, *, alone: bool = False) -> None:
+    def send(self, record: Record, ack: Ack | None = None, about: Any = None, *, alone: bool = False) -> None:
         if (alone or self._last_alone) and len(self._client):
             raise BrokerError("_QUEUE_FULL", "send a record alone: others are on their way", retriable=True)
         self._last_alone = alone
-        super().send(record, ack)
+        super().send(record, ack, about)
 
     def init(self, timeout: float = 30.0) -> None:
         self._call("start transactions", self._client.init_transactions, timeout)
@@ -150,14 +150,19 @@ class _Delivery:
     One object a record: with a closure, which is three, the garbage collector took twice as long.
     """
 
-    __slots__ = ("ack", "contact")
+    __slots__ = ("about", "ack", "contact")
 
-    def __init__(self, ack: Ack, contact: Contact) -> None:
+    def __init__(self, ack: Ack, contact: Contact, about: Any) -> None:
         self.ack = ack
         self.contact = contact
+        self.about = about
 
     def __call__(self, error: KafkaError | None, message: ClientMessage) -> None:
         try:
-            self.ack(None if error is None else self.contact.told(error, "deliver a record"), message)  # type: ignore[arg-type]
+            told = None if error is None else self.contact.told(error, "deliver a record")
+            if self.about is None:
+                self.ack(told, message)
+            else:
+                self.ack(self.about, told, message)
         except Exception:
             log.exception("an acknowledgement callback failed")

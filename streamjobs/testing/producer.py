@@ -7,6 +7,8 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from streamjobs.broker import Ack, Commit, TopicPartition
 from streamjobs.core.record import Record
@@ -56,7 +58,9 @@ class MemoryProducer:
         with state.lock:
             state.senders.append(self)
 
-    def send(self, record: Record, ack: Ack | None = None, *, alone: bool = False) -> None:
+    def send(self, record: Record, ack: Ack | None = None, about: Any = None, *, alone: bool = False) -> None:
+        if ack is not None and about is not None:
+            ack = partial(ack, about)
         with self._state.lock:
             self._check(record)
             deadline = self._state.clock.monotonic() + self._state.limits.message_timeout
@@ -180,11 +184,11 @@ class MemoryTransactionalProducer(MemoryProducer):
             self._transaction = Transaction(self._state.clock.monotonic())
             owner.open, self._failed = self._transaction, None
 
-    def send(self, record: Record, ack: Ack | None = None, *, alone: bool = False) -> None:
+    def send(self, record: Record, ack: Ack | None = None, about: Any = None, *, alone: bool = False) -> None:
         with self._state.lock:
             self._owner()
             self._opened()
-            super().send(record, ack)
+            super().send(record, ack, about)
 
     def send_offsets(
         self, offsets: Mapping[TopicPartition, Commit], group_metadata: GroupMetadata, timeout: float = 10.0

@@ -139,7 +139,7 @@ def test_records_that_are_sent_alone_share_no_batch(broker: Broker, world: Any) 
 
     for number in range(20):
         record = Record(topic, bytes(30_000) if number % 2 else b"small", None, (), 0)
-        producer.send(record, lambda error, _, number=number: answers.update({number: error.code if error else "ok"}), alone=True)
+        producer.send(record, lambda about, error, _: answers.update({about: error.code if error else "ok"}), number, alone=True)
     assert producer.flush(20) == 0
     producer.close()
 
@@ -185,6 +185,19 @@ def test_an_acknowledgement_that_raises_harms_no_other(broker: Broker, world: An
     producer.close()
 
     assert acked == [0, 1, 2]
+
+
+def test_an_acknowledgement_knows_what_its_record_was_sent_with(broker: Broker, world: Any) -> None:
+    topic = world.topic()
+    producer = broker.producer()
+    told: list[tuple[int, BrokerError | None, int | None]] = []
+
+    for number in range(3):
+        producer.send(Record(topic, b"", None, (), 0), lambda about, error, message: told.append((about, error, message.offset())), number)
+    assert producer.flush(20) == 0
+    producer.close()
+
+    assert told == [(0, None, 0), (1, None, 1), (2, None, 2)]
 
 
 def test_records_without_callback_are_delivered_too(broker: Broker, world: Any) -> None:

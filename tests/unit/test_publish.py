@@ -13,16 +13,24 @@ from hypothesis import strategies as st
 
 from streamjobs import App, PayloadError, PublishError, UsageError
 from streamjobs.kafka import config
-from streamjobs.publish import new_ids, timestamp
+from streamjobs.publish import new_id, new_ids, timestamp
 from streamjobs.testing.faults import broker_error
 from tests.unit.avro.avro_strategies import EXAMPLES
 
 
 def test_ids_are_uuids_of_version_7_in_the_order_of_time() -> None:
-    ids = new_ids(1000)
-    assert len(set(ids)) == 1000
-    assert all(re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", each) for each in ids)
-    assert new_ids(1)[0][:13] >= ids[0][:13]
+    """Those of many rows sort as the rows; those of two calls in one millisecond have nothing else in common."""
+    ids, more, single = new_ids(1000), new_ids(1000), [new_id() for _ in range(1000)]
+    assert len({*ids, *more, *single}) == 3000
+    assert all(re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", each) for each in (*ids, *more, *single))
+    assert ids == sorted(ids) and more[0][14:] != ids[0][14:]
+    assert ids[0][:13] <= more[0][:13] <= single[0][:13]
+    assert {each[19] for each in single} == set("89ab")
+
+
+def test_the_last_id_of_many_does_not_overflow(monkeypatch) -> None:
+    monkeypatch.setattr("streamjobs.publish.os.urandom", lambda count: b"\xff" * count)
+    assert [each[24:] for each in new_ids(3)] == ["7fffffffffff", "800000000000", "800000000001"]
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
@@ -146,11 +154,11 @@ def test_many_that_fail_on_the_way_say_which_are_stored(streamjobs_testing) -> N
     producer, sent = app.publisher.producer(), []
     send = producer.send
 
-    def full_after_five(record, ack=None) -> None:
+    def full_after_five(record, ack=None, about=None) -> None:
         if len(sent) == 5:
             raise broker_error("_QUEUE_FULL")
         sent.append(record)
-        send(record, ack)
+        send(record, ack, about)
 
     producer.send = full_after_five
     t.broker.fail("send", topic=app.names.main("default"), error="_MSG_TIMED_OUT")
