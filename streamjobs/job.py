@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, ParamSpec, Protocol, Self, TypeVar
 
 from streamjobs.core import record as wire
 from streamjobs.core.dispatch import Entry, Partition
@@ -82,9 +82,6 @@ class Timeout(Exception):
 
 class Crashed(Exception):
     """A run whose process was killed, crashed or exited under it; its `error_type` is `Crashed`."""
-
-
-_new = object.__new__
 
 
 class _Seldom:
@@ -162,7 +159,7 @@ class Job(_Seldom, Entry):
         lane: bytes | None = None,
     ) -> Self:
         """The job of a record; no `__init__`, which would make it twice as dear."""
-        job = _new(cls)
+        job = cls()
         job.job_type = job_type
         job.kind = job_type.kind
         job.home = home
@@ -309,6 +306,10 @@ class Job(_Seldom, Entry):
             since = max(since, self.due)
         self.wait_s = at - since if at > since else 0.0
 
+    @property
+    def current(self) -> Job:
+        return self
+
     def cancel(self) -> None:
         """Marks the run as cancelled; its handler sees it at its next look at `cancelled` or `heartbeat()`."""
         self.asked_to_stop = True
@@ -317,8 +318,20 @@ class Job(_Seldom, Entry):
         return f"Job({self.type} {self.id}, run {self.run}, attempt {self.attempt}, {self.topic}/{self.partition}@{self.offset})"
 
 
-#: The job that this thread or task runs now: what log records and spans say of it.
-CURRENT: ContextVar[Job | None] = ContextVar("streamjobs_job", default=None)
+class Running(Protocol):
+    """Who knows which job is the current one: the job itself, or what runs one brief job after the other."""
+
+    @property
+    def current(self) -> Job | None: ...
+
+
+CURRENT: ContextVar[Running | None] = ContextVar("streamjobs_job", default=None)
+
+
+def current_job() -> Job | None:
+    """The job that this thread or task runs now: what log records say of it, and whose its child jobs are."""
+    running = CURRENT.get()
+    return None if running is None else running.current
 
 
 class _LocalMessage:
@@ -361,7 +374,7 @@ class Outbox:
 
     def put(self, records: Sequence[Record]) -> bool:
         """Keeps records for the run that publishes them; False: whoever publishes is none. Raises PublishError if it is over."""
-        job = CURRENT.get()
+        job = current_job()
         if job is None or self._job_types.get(job.type) is not job.job_type:
             return False
         with self._lock:

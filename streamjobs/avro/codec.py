@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
+from itertools import product
+from math import prod
 from typing import Any
 
 from fastavro import schemaless_writer
@@ -28,6 +30,9 @@ from streamjobs.core.record import CONTENT_TYPE_UNFRAMED, SINGLE_OBJECT_HEAD
 from streamjobs.errors import DecodeError, PayloadError
 
 Read = Callable[[bytes, int], tuple[Any, ...]]
+
+#: So many combinations of exact types are told apart at once; of more (many parameters that are optional) each is looked at.
+MOST_EXACT = 64
 
 
 class Payload:
@@ -58,7 +63,9 @@ class Payload:
         self._declared = declared is not None
         self._extras = unwritten(self.avro, self._record_names())
         self._write = self._writer()
-        self._write_rows = self._rows_writer()
+        takes = self._taken_as_they_are()
+        self._write_rows = self._rows_writer(takes)
+        self._exact = set(product(*takes.values())) if takes and prod(map(len, takes.values())) <= MOST_EXACT else set()
         self._current = self._current_reader()
         self.readers: dict[bytes, tuple[Read, int]] = {self._head: (self._current, SINGLE_OBJECT_HEAD)}
         """Of the writers' schemas met so far, by the first bytes of their values: what reads one, and from where."""
@@ -70,6 +77,8 @@ class Payload:
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call, validated, with defaults. Raises PayloadError naming the first one at fault."""
+        if not kwargs and tuple(map(type, args)) in self._exact:
+            return dict(zip(self.names, args, strict=True))
         if args:
             kwargs = self._by_name(args, kwargs)
         try:
@@ -181,12 +190,14 @@ class Payload:
             return lambda arguments: write(as_record(arguments[only]))  # type: ignore[misc]
         return self._record_writer({each.name: each.shape.write for each in self._signature.parameters if each.shape.write})
 
-    def _rows_writer(self) -> WriteRows | None:
-        """For flat records of parameters that need no more than a look at their arguments' types."""
+    def _taken_as_they_are(self) -> dict[str, tuple[type, ...]]:
+        """Of each parameter the types that need no validation; empty: not every one has such, or can be given by its place."""
         takes = {each.name: () if each.keyword_only else exact_types(each.annotation, each.shape) for each in self._signature.parameters}
-        if not takes or not all(takes.values()) or set(takes) != set(self.fields):
-            return None
-        return rows_writer(self.avro, self._head, takes)
+        return takes if all(takes.values()) else {}
+
+    def _rows_writer(self, takes: Mapping[str, Sequence[type]]) -> WriteRows | None:
+        """For flat records of parameters that need no more than a look at their arguments' types."""
+        return rows_writer(self.avro, self._head, takes) if takes and set(takes) == set(self.fields) else None
 
     def _record_writer(self, convert: Mapping[str, Convert]) -> Callable[[Mapping[str, Any]], bytes]:
         """A generated writer for flat records, fastavro for the rest."""
@@ -263,26 +274,24 @@ class Payload:
         return DecodeError(f"{self.name}: the payload can't be read: {_said(problem)}")
 
     def caller(self, fn: Callable[..., Any]) -> Callable[[Any], Any]:
-        """`call(job)`: calls the handler with `job.args` as `decode` gave them, and with the run if it asks for it."""
-        by_place = len(self._positional) == len(self.names) and not self._signature.run_keyword_only
-        if by_place and not self.run_parameter:
-            return lambda job: fn(*job.args)
-        if by_place and self._signature.run_position == 0:
-            return lambda job: fn(job, *job.args)
-        call: Callable[[Any], Any] = eval(self._call(), {"fn": fn})
+        """`call(job)`: calls the handler with `job.args` as `decode` gave them, and with the run if it asks for it.
+
+        Generated: for a call with `*job.args` the interpreter leaves its loop and begins another one.
+        """
+        made: dict[str, Any] = {"fn": fn}
+        exec(self._call(), made)  # noqa: S102
+        call: Callable[[Any], Any] = made["call"]
         return call
 
     def _call(self) -> str:
         """Source of a call that passes the run, and what is keyword-only, by their places and names."""
-        arguments = [
-            f"{each.name}=a[{place}]" if each.keyword_only else f"a[{place}]"
-            for place, each in enumerate(self._signature.parameters)
-        ]
+        values = [f"v{place}" for place in range(len(self._signature.parameters))]
+        arguments = [f"{each.name}={value}" if each.keyword_only else value for value, each in zip(values, self._signature.parameters, strict=True)]
         if self._signature.run_keyword_only:
             arguments.append(f"{self.run_parameter}=job")
         elif self.run_parameter:
             arguments.insert(self._signature.run_position, "job")
-        return f"lambda job: (lambda a: fn({', '.join(arguments)}))(job.args)"
+        return f"def call(job):\n    [{', '.join(values)}] = job.args\n    return fn({', '.join(arguments)})"
 
 
 def _on_run(parameter: Parameter) -> Convert | None:

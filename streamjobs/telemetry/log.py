@@ -21,7 +21,7 @@ from typing import Any, Literal, TextIO
 
 from streamjobs.core.duration import instant
 from streamjobs.core.record import clipped
-from streamjobs.job import CURRENT, Job
+from streamjobs.job import Job, current_job
 
 Format = Literal["text", "json"]
 
@@ -79,7 +79,7 @@ class _Handler(logging.StreamHandler[TextIO]):
 def with_job(record: logging.LogRecord) -> bool:
     """A filter that lets all pass and notes the job in hand: when a record is written, not before."""
     if not hasattr(record, "job"):
-        record.job = CURRENT.get()
+        record.job = current_job()
     return True
 
 

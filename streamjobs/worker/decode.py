@@ -69,11 +69,15 @@ class Decoder:
         """
         types, jobs = self._types, []
         last_type = head = b""
+        first, second, third, fourth, fifth, sixth = FIXED
         try:
             for message in messages:
                 value = message.value()
                 (a, type_), (b, id_), (c, _), (d, source), (e, published), (f, content_type) = message.headers()  # type: ignore[misc]
-                if (a, b, c, d, e, f) != FIXED or content_type != CONTENT_TYPE or not (id_ and source and published):
+                # One by one: to compare them as tuples takes twice as long.
+                if a != first or b != second or c != third or d != fourth or e != fifth or f != sixth:
+                    break
+                if content_type != CONTENT_TYPE or not (id_ and source and published):
                     break
                 if len(id_) + len(source) + len(published) > MAX_HEADER:
                     break

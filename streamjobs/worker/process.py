@@ -130,7 +130,8 @@ class Process:
         self.app = app
         self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{slot}"
         self.clock = clock or SystemClock()
-        self.gate = Gate(settings.worker.session_timeout if executors is None else math.inf)  # a test's clock that jumps is no freeze
+        session_s = settings.worker.session_timeout if executors is None else math.inf  # a test's clock that jumps is no freeze
+        self.gate = Gate(session_s, exact=outbox is not None)
         self.failure: BaseException | None = None
         self.abandoned = False
         self._learn = learn

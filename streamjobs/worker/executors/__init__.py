@@ -19,15 +19,16 @@ class Gate:
     """What a thread looks at before each job of a chunk: drain, and job types that may not run now.
 
     One for all loops of a process. Only loop threads write it. `session_s`: a member that is silent for so long has lost its
-    partitions.
+    partitions. `exact`: nobody may take a brief job for the one before it (see `threads.run_chunk`).
     """
 
-    __slots__ = ("closed", "held", "session_s")
+    __slots__ = ("closed", "exact", "held", "session_s")
 
-    def __init__(self, session_s: float = math.inf) -> None:
+    def __init__(self, session_s: float = math.inf, *, exact: bool = False) -> None:
         self.closed = False
         self.held: frozenset[str] = frozenset()
         self.session_s = session_s
+        self.exact = exact
 
     def bars(self, job: Job) -> bool:
         """Whether this job may not start: its partition has left, the worker drains, or its type is held."""

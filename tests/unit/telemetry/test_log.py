@@ -31,6 +31,10 @@ class InHand:
     max_attempts: int = 8
     headers: dict[str, bytes] = field(default_factory=dict)
 
+    @property
+    def current(self) -> InHand:
+        return self
+
 
 class Lines:
     """What was logged."""

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from queue import SimpleQueue
 from typing import Any
 
@@ -14,10 +14,10 @@ import pytest
 
 from streamjobs import Job, Timeout
 from streamjobs.core.dispatch import Partition
-from streamjobs.job import JobCancelled, JobType
+from streamjobs.job import JobCancelled, JobType, current_job
 from streamjobs.worker.executors import Chunk, Gate
 from streamjobs.worker.executors.aio import Aio
-from streamjobs.worker.executors.threads import Threads
+from streamjobs.worker.executors.threads import Threads, run_chunk
 
 
 class Message:
@@ -104,6 +104,25 @@ def test_a_chunk_that_runs_inline_takes_a_slot(bench: Bench) -> None:
     assert [bench.result().inline for _ in range(3)] == [True, False, False] and ran == ["first", "second", "third"]
     inline.join(20)
     threads.stop(1)
+
+
+@pytest.mark.parametrize(("brief", "exact"), [(True, False), (True, True), (False, False)])
+def test_a_handler_sees_its_own_job_in_its_context(bench: Bench, brief: bool, exact: bool) -> None:
+    """Its copies, too, for as long as it runs. Those that outlive a brief job see a later one: but not where that could do more harm than
+    a wrong name in a log, in a transactional app."""
+    seen, copies = [], []
+
+    def handler() -> None:
+        seen.append(current_job())
+        copies.append(copy_context())
+        assert copies[-1].run(current_job) is seen[-1]
+
+    chunk, gate = bench.chunk("threads", handler, 3), Gate(exact=exact)
+    chunk.brief = brief
+    copy_context().run(run_chunk, chunk, gate)
+    assert seen == chunk.done == chunk.heads
+    left = [copy.run(current_job) for copy in copies]
+    assert left == ([None] * 3 if brief and not exact else seen)
 
 
 def test_a_chunk_does_not_run_inline_past_those_that_wait(bench: Bench) -> None:

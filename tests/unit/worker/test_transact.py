@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from dataclasses import replace
 from typing import Any
 
@@ -234,6 +235,29 @@ def test_what_a_commit_finishes_is_not_parked_in_it(on_memory: OnMemory) -> None
     assert mark is not None
     assert (commit.offset, list(mark.finished), [head.offset for head in mark.parked]) == (1, [2], [1])
     assert (home.tracker.base, home.tracker.unfinished, len(home.parked)) == (0, 3, 3)
+
+
+def test_a_child_job_belongs_to_the_run_in_whose_context_it_is_published(on_memory: OnMemory) -> None:
+    """A brief run leaves something behind that publishes while the next one of its chunk runs: it goes the way of the run that left it."""
+    app = App("shop", transactional=True, partitions=1)
+    left: list[Context] = []
+
+    @app.job(queue="orders", retry=Retry(attempts=1))
+    def fails(n: int) -> None:
+        left.append(copy_context())
+        if n == 2:
+            left[-2].run(ship.publish, 1)
+        raise ValueError(n) if n == 1 else Reject("no")
+
+    @app.job(queue="shipping")
+    def ship(n: int) -> None: ...
+
+    t = on_memory(app)
+    fails.publish(0)  # the first of a type has a chunk of its own
+    t.run(raise_errors=False)
+    fails.publish_many([(1,), (2,)])
+    t.run(raise_errors=False)
+    assert len(left) == 3 and not records(t, app.names.main("shipping"))
 
 
 def test_without_transactions_child_jobs_are_published_at_once(on_memory: OnMemory) -> None:
