@@ -316,7 +316,7 @@ class Inline:
         return now >= self._until
 
     def ran(self, took_s: float, waited_s: float, now: float) -> None:
-        """A chunk ran there for `took_s`, and used no processor for `waited_s` of it. After 50 ms of such it is decided anew: if a quarter
+        """A chunk ran there for `took_s`, and waited for `waited_s` of it. After 50 ms of such it is decided anew: if a quarter
         was waiting, none runs there for a second; for twice as long, up to 30 s, if it is found so again at once.
 
         A chunk is 2 ms of work. What it takes beyond 10 ms counts as waiting, whatever it did: everybody else waited for it.

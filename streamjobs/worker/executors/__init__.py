@@ -71,7 +71,7 @@ class Chunk:
         self.stopped = 0  # how many of `stops`
         self.zombie: Job | None = None  # a job that runs on past its timeout
         self.brief = False  # its jobs take microseconds by the mean so far: they wait for nothing
-        self.inline = False  # its loop's thread runs it: for `took_s` in all, `waited_s` of it without using a processor
+        self.inline = False  # its loop's thread runs it: for `took_s` in all; it waited for `waited_s` of it
         self.took_s = self.waited_s = 0.0
 
     def give_up(self) -> None:

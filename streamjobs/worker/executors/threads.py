@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -16,7 +17,14 @@ from streamjobs.job import CURRENT, Job
 from streamjobs.worker.executors import EPOCH_OFFSET, VISIT_JOBS, VISIT_S, Chunk, Gate
 from streamjobs.worker.marks import OFFSET, Marks, Row, nowhere
 
+try:
+    from resource import RUSAGE_THREAD, getrusage
+except ImportError:  # only Linux tells of single threads
+    getrusage = None  # type: ignore[assignment]
+
 logger = logging.getLogger(__name__)
+
+_NEVER_THE_SAME = itertools.count()
 
 
 class Threads:
@@ -130,7 +138,7 @@ def run_chunk(
     `to_epoch`: what makes the clock's seconds seconds since the epoch. `row`: where it notes what it starts.
     """
     row = row or nowhere()
-    began, burned_s = time.monotonic(), time.thread_time() if chunk.inline else 0.0
+    began, burned_s, pauses = (time.monotonic(), time.thread_time(), _pauses()) if chunk.inline else (0.0, 0.0, 0)
     try:
         gate.turns_back(chunk)
         CURRENT.set(chunk)
@@ -144,8 +152,19 @@ def run_chunk(
         chunk.current = None
         if chunk.inline:
             chunk.took_s = time.monotonic() - began
-            chunk.waited_s = chunk.took_s - (time.thread_time() - burned_s)
+            if _pauses() != pauses:
+                chunk.waited_s = chunk.took_s - (time.thread_time() - burned_s)
         chunk.results.put(chunk)
+
+
+def _pauses() -> int:
+    """Grows when this thread gives its processor up because it waits for something.
+
+    *Bites*, without it: the machine is busy, others are given the processor for milliseconds, and that passes for waiting: for a second and
+    more no job runs in the loop's thread, at the very time at which to wake another one costs most *(measured: 0.27 of the bare loop
+    instead of 0.34)*.
+    """
+    return next(_NEVER_THE_SAME) if getrusage is None else getrusage(RUSAGE_THREAD).ru_nvcsw
 
 
 def _run_lanes(chunk: Chunk, gate: Gate, clock: Callable[[], float], to_epoch: float, row: Row) -> None:

@@ -150,6 +150,22 @@ def test_an_inline_chunk_tells_how_long_it_took_and_used_no_processor(bench: Ben
     assert worked.took_s - worked.waited_s >= 0.009
 
 
+def test_a_thread_whose_processor_was_given_to_others_did_not_wait(bench: Bench, threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It used none of it for 50 ms, and the system says that it did not give it up by itself."""
+    monkeypatch.setattr("streamjobs.worker.executors.threads._pauses", lambda: 7)
+    threads.run_inline(bench.chunk("threads", lambda: threading.Event().wait(0.05)))
+    put_aside = bench.result()
+    assert put_aside.took_s > 0.04 and put_aside.waited_s == 0.0
+
+
+def test_where_the_system_does_not_tell_of_threads_what_used_no_processor_waited(
+    bench: Bench, threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamjobs.worker.executors.threads.getrusage", None)
+    threads.run_inline(bench.chunk("threads", lambda: threading.Event().wait(0.05)))
+    assert bench.result().waited_s > 0.04
+
+
 def test_an_async_timeout_is_real(bench: Bench, aio: Aio) -> None:
     async def forever() -> None:
         await asyncio.Event().wait()
