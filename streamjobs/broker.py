@@ -276,8 +276,8 @@ class Broker(Protocol):
         self, group: str | None, *, instance: str | None = None, isolation: Isolation = "read_committed", patient: bool = False
     ) -> Consumer:
         """A member of `group` (`instance`: static membership), or with None a reader. `patient`: it mostly waits for the next record,
-        which comes at once all the same, and seldom for other partitions than before, which may come half a second later; so it
-        costs less while it waits. Raises BrokerError."""
+        which comes at once all the same, and seldom for other partitions than before, which may come half a second later (a member's
+        a tenth); so it costs less while it waits. Raises BrokerError."""
         ...
 
     def producer(self) -> Producer: ...

@@ -66,7 +66,7 @@ class KafkaBroker:
 
     def _consumer_config(self, group: str | None, instance: str | None, isolation: Isolation, *, patient: bool) -> config.Config:
         settings = self._adapted(self._reader_or_member(group, instance, isolation))
-        return config.patient(settings, self._kafka) if patient else settings
+        return config.patient(settings, self._kafka, member=group is not None) if patient else settings
 
     def _reader_or_member(self, group: str | None, instance: str | None, isolation: Isolation) -> config.Config:
         if group is None:

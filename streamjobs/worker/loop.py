@@ -86,7 +86,9 @@ class Loop:
     def _new_poller(self) -> Poller:
         shared = self._shared
         return Poller(
-            shared.broker.consumer(self.group, instance=shared.instance and f"{shared.instance}-{self.name}"),
+            shared.broker.consumer(
+                self.group, instance=shared.instance and f"{shared.instance}-{self.name}", patient=self.tier == "retry"
+            ),
             self.group,
             admin=shared.admin,
             names=shared.routes.names,

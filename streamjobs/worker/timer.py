@@ -76,7 +76,7 @@ class Timer:
         gathered = None if shared.transactions is None else Gathered(shared.producer, self._mono)
         self.settler = gathered or Settler(shared.producer, self._mono)
         self.poller = Poller(
-            shared.broker.consumer(self.group),
+            shared.broker.consumer(self.group, patient=True),
             self.group,
             admin=shared.admin,
             names=shared.routes.names,
