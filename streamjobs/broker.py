@@ -139,6 +139,7 @@ class Producer(Protocol):
     def send(self, record: Record, ack: Ack | None = None, about: Any = None, *, alone: bool = False) -> None:
         """Queues a record. Raises BrokerError `_QUEUE_FULL` (poll, then try again) or `MSG_SIZE_TOO_LARGE` at once.
 
+        `about`: what `ack` is told first, if anything (see `Ack`).
         `alone`: it shares no batch. Kafka refuses a batch whole for one record in it, or for the size of all; only of a record that
         was alone in its batch does `MSG_SIZE_TOO_LARGE` say that it is too large itself. A transactional producer's queue is full for
         it until what was sent before is out, and for others until it is."""

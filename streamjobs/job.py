@@ -308,6 +308,7 @@ class Job(_Seldom, Entry):
 
     @property
     def current(self) -> Job:
+        """Itself (see `Running`)."""
         return self
 
     def cancel(self) -> None:
