@@ -12,6 +12,11 @@ from streamjobs.worker.executors import Chunk, Executor
 
 #: How long one wait for results may take while work waits: the pulse of alternating loop and threads.
 RESULT_WAIT_S = 0.002
+#: With so many chunks out, results are gathered for so long before they are looked at; half as many chunks as there are slots wait for a
+#: slot meanwhile. *Bites*, without it: 100 jobs that wait for 20 ms each end one by one, and a turn of the loop for each of them takes more
+#: of the interpreter than the jobs *(measured: 190 µs of processor a job instead of 130; on a busy machine 0.84 of what 100 slots could do
+#: instead of 0.97)*.
+MANY_OUT, GATHER_S = 16, 0.001
 #: A chunk that is out for longer gives back what it has not begun.
 STUCK_S = 0.02
 #: Jobs of a type that failed lately in one chunk.
@@ -99,13 +104,18 @@ class Execution:
         return chunk
 
     def take_results(self, *, wait: bool = False) -> int:
-        """Takes chunks that are over; with work waiting (or `wait`) it waits up to 2 ms for one. Returns how many there were."""
+        """Takes chunks that are over; with work waiting (or `wait`) it waits up to 2 ms for one. Returns how many there were.
+
+        Where many are out, those count that are over a millisecond after the first.
+        """
         if not self.out:
             return 0
         taken = 0
         try:
             patient = wait or self._dispatcher.count()
             chunk = self._results.get(timeout=RESULT_WAIT_S) if patient else self._results.get_nowait()
+            if len(self.out) >= MANY_OUT:
+                time.sleep(GATHER_S)
             while True:
                 self._over(chunk)
                 taken += 1

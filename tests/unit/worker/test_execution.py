@@ -12,7 +12,7 @@ from streamjobs import App
 from streamjobs.core.dispatch import Dispatcher, Partition
 from streamjobs.job import JobType
 from streamjobs.testing.app import Testing
-from streamjobs.worker.execute import STUCK_S, Execution, _observe_mean
+from streamjobs.worker.execute import GATHER_S, MANY_OUT, STUCK_S, Execution, _observe_mean
 from streamjobs.worker.executors import Chunk
 from streamjobs.worker.process import STUCK_LOOP_S
 
@@ -125,6 +125,24 @@ def test_brief_jobs_that_hang_after_all_do_not_hold_up_the_rest() -> None:
     world.now = STUCK_S
     world.miss()
     assert len(world.executor.chunks) == 2
+
+
+@pytest.mark.parametrize(("out", "taken"), [(MANY_OUT, MANY_OUT), (MANY_OUT - 1, 1)])
+def test_results_of_many_are_taken_together(out: int, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of few each at once: who waits for the next job would wait for them."""
+    world = World(LONG_S)
+    world.execution._parallel["threads"].value = out
+    world.execution.hand_out()
+    first, *others = world.executor.chunks
+
+    def others_end(seconds: float) -> None:
+        assert seconds == GATHER_S
+        for chunk in others:
+            chunk.results.put(chunk)
+
+    monkeypatch.setattr("streamjobs.worker.execute.time.sleep", others_end)
+    first.results.put(first)
+    assert len(others) == out - 1 and world.execution.take_results() == taken
 
 
 def test_enough_is_out_when_nothing_more_would_be_handed_out() -> None:
