@@ -110,20 +110,17 @@ class Execution:
         """
         if not self.out:
             return 0
-        taken = 0
         try:
             patient = wait or self._dispatcher.count()
-            chunk = self._results.get(timeout=RESULT_WAIT_S) if patient else self._results.get_nowait()
-            if len(self.out) >= MANY_OUT:
-                time.sleep(GATHER_S)
-            while True:
-                self._over(chunk)
-                taken += 1
-                chunk = self._results.get_nowait()
+            over = [self._results.get(timeout=RESULT_WAIT_S) if patient else self._results.get_nowait()]
         except Empty:
-            if not taken:
-                self._missed()
-        return taken
+            self._missed()
+            return 0
+        if len(self.out) >= MANY_OUT:
+            time.sleep(GATHER_S)
+        over += [self._results.get_nowait() for _ in range(self._results.qsize())]  # nobody else takes any
+        self._over(over)
+        return len(over)
 
     def _missed(self) -> None:
         """Nothing came back in 2 ms with work waiting: have more chunks out.
@@ -138,31 +135,39 @@ class Execution:
             if self._dispatcher.count(kind):
                 parallel.missed()
 
-    def _over(self, chunk: Chunk) -> None:
-        del self.out[chunk]
-        self._out_by_kind[chunk.kind] -= 1
-        calm = chunk.brief and all(other.brief for other in self.out)
-        waiting = bool(self._dispatcher.ready[chunk.kind])
-        now = self._mono()
-        self._parallel[chunk.kind].returned(time.process_time(), now, calm=calm, waiting=waiting)
-        if chunk.inline:
-            self._inline.ran(chunk.took_s, chunk.waited_s, now)
-        self.harvest([chunk])
-        if chunk.returned:
-            self._returned(chunk.returned)
+    def _over(self, chunks: Sequence[Chunk]) -> None:
+        now, burned_s = self._mono(), time.process_time()
+        for chunk in chunks:
+            del self.out[chunk]
+            self._out_by_kind[chunk.kind] -= 1
+            calm = chunk.brief and all(other.brief for other in self.out)
+            waiting = bool(self._dispatcher.ready[chunk.kind])
+            self._parallel[chunk.kind].returned(burned_s, now, calm=calm, waiting=waiting)
+            if chunk.inline:
+                self._inline.ran(chunk.took_s, chunk.waited_s, now)
+        self.harvest(chunks)
+        for chunk in chunks:
+            if chunk.returned:
+                self._returned(chunk.returned)
 
     def harvest(self, chunks: Iterable[Chunk]) -> None:
         """Takes what these chunks finished since the last look, also while they go on, and the lanes in which they stopped: else a
-        key would wait for a stuck job of another one."""
+        key would wait for a stuck job of another one. All of them as one list: of jobs that come one by one, settling a list is what
+        costs."""
+        all_done: list[Job] = []
+        all_stops: list[Job] = []
         for chunk in chunks:
             stops = chunk.stops[chunk.stopped :]  # looked at first: the last job of each is in `done` by now
             done = chunk.done[chunk.harvested :]
             if done:
                 chunk.harvested += len(done)
                 _observe_mean(done)
-                self._finished(done)
+                all_done += done
             chunk.stopped += len(stops)
-            self._dispatcher.stopped_all(stops)
+            all_stops += stops
+        if all_done:
+            self._finished(all_done)
+        self._dispatcher.stopped_all(all_stops)
 
     def recall(self) -> None:
         """Takes back all that chunks have not begun, so that nothing of partitions that leave begins any more."""

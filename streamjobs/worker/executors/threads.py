@@ -43,8 +43,8 @@ class Threads:
         self._marks = marks or Marks()
         self._backlog: deque[Chunk] = deque()
         self._idle: list[SimpleQueue[bool]] = []
-        self._threads: list[threading.Thread] = []
-        self._lock = threading.Lock()  # of the list of threads
+        self._threads: set[threading.Thread] = set()
+        self._lock = threading.Lock()  # of the set of threads
         self._free = threading.Semaphore(slots)  # slots: taken by a thread while it is awake, and by whoever runs a chunk inline
 
     def submit(self, chunk: Chunk) -> None:
@@ -61,12 +61,18 @@ class Threads:
 
     def _start_thread(self) -> None:
         with self._lock:
-            self._threads = [thread for thread in self._threads if thread.is_alive()]
             if len(self._threads) >= self.slots:
                 return
-            thread = threading.Thread(target=self._work, name=f"streamjobs-slot-{len(self._threads)}", daemon=True)
-            self._threads.append(thread)
-        thread.start()
+            thread = threading.Thread(target=self._live, name=f"streamjobs-slot-{len(self._threads)}", daemon=True)
+            thread.start()
+            self._threads.add(thread)
+
+    def _live(self) -> None:
+        try:
+            self._work()
+        finally:
+            with self._lock:
+                self._threads.discard(threading.current_thread())
 
     def _work(self) -> None:
         mailbox: SimpleQueue[bool] = SimpleQueue()
@@ -117,7 +123,7 @@ class Threads:
         """Ends the idle threads; those that still run a handler are daemons and end with the process."""
         deadline = time.monotonic() + timeout
         with self._lock:
-            threads, self._threads = self._threads, []
+            threads, self._threads = self._threads, set()
             self.slots = 0
         for thread in threads:
             while thread.is_alive() and time.monotonic() < deadline:

@@ -253,10 +253,11 @@ def test_threads_are_replaced_when_they_die(bench: Bench) -> None:  # edge 73
     threads = Threads(1, bench.gate)
     threads.submit(bench.chunk("threads", _nothing))
     bench.result()
+    (thread,) = threads._threads
     mailbox = threads._idle.pop()
     mailbox.put(False)
-    threads._threads[0].join(20)
-    assert not threads._threads[0].is_alive()
+    thread.join(20)
+    assert not thread.is_alive()
     threads.submit(bench.chunk("threads", _nothing))
     assert len(bench.result().done) == 1
     threads.stop(1)
