@@ -306,11 +306,6 @@ class Job(_Seldom, Entry):
             since = max(since, self.due)
         self.wait_s = at - since if at > since else 0.0
 
-    @property
-    def current(self) -> Job:
-        """Itself (see `Running`)."""
-        return self
-
     def cancel(self) -> None:
         """Marks the run as cancelled; its handler sees it at its next look at `cancelled` or `heartbeat()`."""
         self.asked_to_stop = True
@@ -320,19 +315,18 @@ class Job(_Seldom, Entry):
 
 
 class Running(Protocol):
-    """Who knows which job is the current one: the job itself, or what runs one brief job after the other."""
+    """What runs one brief job after the other, and knows which one is the current one."""
 
-    @property
-    def current(self) -> Job | None: ...
+    current: Job | None
 
 
-CURRENT: ContextVar[Running | None] = ContextVar("streamjobs_job", default=None)
+CURRENT: ContextVar[Job | Running | None] = ContextVar("streamjobs_job", default=None)
 
 
 def current_job() -> Job | None:
     """The job that this thread or task runs now: what log records say of it, and whose its child jobs are."""
     running = CURRENT.get()
-    return None if running is None else running.current
+    return running if running is None or isinstance(running, Job) else running.current
 
 
 class _LocalMessage:

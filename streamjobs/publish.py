@@ -258,16 +258,17 @@ class Publisher:
         ids = [options.id] * len(values) if options.id else new_ids(len(values))
         topic, (type_, _, *rest) = self._headers(job_type, options, "", self._app.clock.now())
         keys = [options.key] * len(values) if options.key is not None else job_type.keys_of(arguments)
+        raw_keys = [None if key is None else key.encode() for key in keys]
         records: Iterable[Record] = _made(
             Record,
             repeat(topic),
             values,
-            [None if key is None else key.encode() for key in keys],
+            raw_keys,
             ([type_, ("ce_id", job_id.encode()), *rest] for job_id in ids),
             [self._partition(topic, key, job_id) for key, job_id in zip(keys, ids, strict=True)],
         )
         room = self._limit - sum(len(n) + len(v) + 8 for n, v in rest) - 512
-        if max(map(len, values), default=0) > room:
+        if max(map(len, values), default=0) + max((len(key) for key in raw_keys if key), default=0) > room:
             records = list(records)
             for record in records:
                 self._check_size(job_type, record)

@@ -31,8 +31,8 @@ from streamjobs.errors import DecodeError, PayloadError
 
 Read = Callable[[bytes, int], tuple[Any, ...]]
 
-#: So many combinations of exact types are told apart at once; of more (many parameters that are optional) each is looked at.
-MOST_EXACT = 64
+#: So many combinations of exact types are told apart at once; where there are more (many parameters are optional), all is validated.
+MOST_EXACT = 16
 
 
 class Payload:
@@ -65,7 +65,7 @@ class Payload:
         self._write = self._writer()
         takes = self._taken_as_they_are()
         self._write_rows = self._rows_writer(takes)
-        self._exact = set(product(*takes.values())) if takes and prod(map(len, takes.values())) <= MOST_EXACT else set()
+        self._exact = list(product(*takes.values())) if takes and prod(map(len, takes.values())) <= MOST_EXACT else []
         self._current = self._current_reader()
         self.readers: dict[bytes, tuple[Read, int]] = {self._head: (self._current, SINGLE_OBJECT_HEAD)}
         """Of the writers' schemas met so far, by the first bytes of their values: what reads one, and from where."""
@@ -279,7 +279,7 @@ class Payload:
         Generated: for a call with `*job.args` the interpreter leaves its loop and begins another one.
         """
         made: dict[str, Any] = {"fn": fn}
-        exec(self._call(), made)  # noqa: S102
+        exec(compile(self._call(), "<call of a handler>", "exec"), made)  # noqa: S102
         call: Callable[[Any], Any] = made["call"]
         return call
 

@@ -46,7 +46,7 @@ _READING: Mapping[str, Any] = {
     "enable.auto.offset.store": False,
     "auto.offset.reset": "error",
     "enable.partition.eof": False,
-    # A head that is due must not wait for the broker to gather more.
+    # A partition that has room again is not asked for before the fetch of the others has come back: after so long where they are empty.
     "fetch.wait.max.ms": 50,
     # A backlog of a million costs 57 MiB instead of 127. With so small a buffer the back-off decides (measured, us a record):
     # 1000 ms (the default) 196, 20 ms 4.4, 5 ms 1.5, 2 ms 0.9 (and 0.6 % of a CPU while nobody takes records), 1 ms 0.9.

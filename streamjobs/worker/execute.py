@@ -12,10 +12,10 @@ from streamjobs.worker.executors import Chunk, Executor
 
 #: How long one wait for results may take while work waits: the pulse of alternating loop and threads.
 RESULT_WAIT_S = 0.002
-#: With so many chunks out, results are gathered for so long before they are looked at; half as many chunks as there are slots wait for a
-#: slot meanwhile. *Bites*, without it: 100 jobs that wait for 20 ms each end one by one, and a turn of the loop for each of them takes more
-#: of the interpreter than the jobs *(measured: 190 µs of processor a job instead of 130; on a busy machine 0.84 of what 100 slots could do
-#: instead of 0.97)*.
+#: With more chunks out than this, and than there are slots, results are gathered for so long before they are looked at: others wait for
+#: their slots, so none is empty meanwhile. *Bites*, without it: 100 jobs that wait for 20 ms each end one by one, and a turn of the loop for
+#: each of them takes more of the interpreter than the jobs *(measured: 190 µs of processor a job instead of 130; on a busy machine 0.84 of
+#: what 100 slots could do instead of 0.97)*.
 MANY_OUT, GATHER_S = 16, 0.001
 #: A chunk that is out for longer gives back what it has not begun.
 STUCK_S = 0.02
@@ -106,7 +106,7 @@ class Execution:
     def take_results(self, *, wait: bool = False) -> int:
         """Takes chunks that are over; with work waiting (or `wait`) it waits up to 2 ms for one. Returns how many there were.
 
-        Where many are out, those count that are over a millisecond after the first.
+        Where chunks wait for slots, those count that are over a millisecond after the first.
         """
         if not self.out:
             return 0
@@ -116,7 +116,8 @@ class Execution:
         except Empty:
             self._missed()
             return 0
-        if len(self.out) >= MANY_OUT:
+        kind = over[0].kind
+        if self._out_by_kind[kind] > max(MANY_OUT, self._executors[kind].slots):
             time.sleep(GATHER_S)
         over += [self._results.get_nowait() for _ in range(self._results.qsize())]  # nobody else takes any
         self._over(over)
@@ -149,6 +150,7 @@ class Execution:
         for chunk in chunks:
             if chunk.returned:
                 self._returned(chunk.returned)
+            chunk.forget()
 
     def harvest(self, chunks: Iterable[Chunk]) -> None:
         """Takes what these chunks finished since the last look, also while they go on, and the lanes in which they stopped: else a

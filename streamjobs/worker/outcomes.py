@@ -62,7 +62,7 @@ class Outcomes:
         self._children: dict[Job, Sequence[Record]] = {}  # of runs that ended with a signal and are about to be settled
 
     def ended(self, jobs: Sequence[Job]) -> None:
-        """Jobs that ran to an end, in the order of their ends."""
+        """Jobs that ran to an end, chunk by chunk, each in the order of its ends."""
         self._shared.breakers.ended(jobs, self._now())
         if self._outbox is not None:
             jobs = self._settle_parents(jobs, self._outbox)

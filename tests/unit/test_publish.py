@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from streamjobs import App, PayloadError, PublishError, UsageError
 from streamjobs.kafka import config
-from streamjobs.publish import new_id, new_ids, timestamp
+from streamjobs.publish import HEADROOM, new_id, new_ids, timestamp
 from streamjobs.testing.faults import broker_error
 from tests.unit.avro.avro_strategies import EXAMPLES
 
@@ -23,7 +23,7 @@ def test_ids_are_uuids_of_version_7_in_the_order_of_time() -> None:
     ids, more, single = new_ids(1000), new_ids(1000), [new_id() for _ in range(1000)]
     assert len({*ids, *more, *single}) == 3000
     assert all(re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", each) for each in (*ids, *more, *single))
-    assert ids == sorted(ids) and more[0][14:] != ids[0][14:]
+    assert ids == sorted(ids) and more[0][14:23] != ids[0][14:23]
     assert ids[0][:13] <= more[0][:13] <= single[0][:13]
     assert {each[19] for each in single} == set("89ab")
 
@@ -128,6 +128,24 @@ def test_a_job_that_leaves_no_room_for_retries_is_refused(streamjobs_testing) ->
     with pytest.raises(PayloadError, match="larger than"):
         job_of.publish_many([("x" * 1_030_000,)])
     assert t.run() == 1
+
+
+def test_headers_and_key_count_as_part_of_a_jobs_size(streamjobs_testing) -> None:
+    """With so many bytes a value alone would fit."""
+    app = App("shop")
+    limit = app.settings.max_message_bytes - HEADROOM
+
+    @app.job
+    def job_of(text: str) -> None: ...
+
+    streamjobs_testing(app)
+    frame = len(job_of.payload.encode({"text": "x" * limit})) - limit
+    for publish in (job_of.publish, lambda text: job_of.publish_many([(text,)])):
+        with pytest.raises(PayloadError, match="larger than"):
+            publish("x" * (limit - frame - 100))
+    for publish in (job_of.options(key="k" * 1000).publish, lambda text: job_of.options(key="k" * 1000).publish_many([(text,)])):
+        with pytest.raises(PayloadError, match="larger than"):
+            publish("x" * (limit - frame - 1100))
 
 
 def test_a_bad_row_sends_none(streamjobs_testing) -> None:

@@ -19,7 +19,7 @@ class Gate:
     """What a thread looks at before each job of a chunk: drain, and job types that may not run now.
 
     One for all loops of a process. Only loop threads write it. `session_s`: a member that is silent for so long has lost its
-    partitions. `exact`: nobody may take a brief job for the one before it (see `threads.run_chunk`).
+    partitions. `exact`: what a brief job leaves behind may not be taken for a later one (see `threads._run_lanes`).
     """
 
     __slots__ = ("closed", "exact", "held", "session_s")
@@ -83,6 +83,11 @@ class Chunk:
             elif not job.job_type.strict:
                 self.stops.append(job)
         self.returned.extend(self.take_back())
+
+    def forget(self) -> None:
+        """It is over and looked at. *Bites*: one brief job in 500 leaves a task behind; the task's context names the chunk, and all its jobs
+        and their records live as long as the task."""
+        self.heads, self.done, self.stops, self.returned = [], [], [], []
 
     def take_back(self) -> list[Job]:
         """What the thread has not begun; it will not begin it any more."""

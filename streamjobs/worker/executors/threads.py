@@ -178,7 +178,7 @@ def _run_lanes(chunk: Chunk, gate: Gate, clock: Callable[[], float], to_epoch: f
 
     The hottest lines of a worker, so what they do for each job stands here, and the clock is read once: a job starts when the
     last one ended. Of brief jobs the context names the chunk, which knows its current one: to name each took a twentieth of all time.
-    What such a job leaves behind in another thread, with a copy of its context, logs as a later one then.
+    What such a job leaves behind in another thread, with a copy of its context, logs as a later one then, and as none when all are over.
     """
     done, stops, cells = chunk.done, chunk.stops, row.cells
     name_each = gate.exact or not chunk.brief

@@ -216,6 +216,29 @@ def test_a_long_is_read_as_it_was_written(number: int) -> None:
     assert data == bytes_of(Schema.of("long"), number)
 
 
+#: Where a varint gets longer by a byte, and around it.
+EDGES = sorted({sign * (2**bits + step) for bits in (0, 6, 7, 13, 14, 20, 21, 27, 30) for step in (-1, 0, 1) for sign in (1, -1)})
+
+
+@pytest.mark.parametrize("kind", ["int", "long", ["null", "long"]])
+def test_whole_numbers_of_all_lengths_are_written_as_fastavro_writes_them(kind: Any) -> None:
+    schema = Schema.of({"type": "record", "name": "r", "fields": [{"name": "n", "type": kind}]})
+    write = writer(schema, b"", {})
+    assert write is not None
+    for number in EDGES:
+        assert write({"n": number}) == bytes_of(schema, {"n": number}), number
+
+
+@pytest.mark.parametrize("kind", ["string", "bytes", ["null", "string"], ["bytes", "null"]])
+def test_texts_of_all_lengths_are_written_as_fastavro_writes_them(kind: Any) -> None:
+    schema = Schema.of({"type": "record", "name": "r", "fields": [{"name": "a", "type": kind}, {"name": "b", "type": kind}]})
+    write = writer(schema, b"head", {})
+    assert write is not None
+    for length in (0, 1, 63, 64, 8191, 8192):
+        value = b"x" * length if "bytes" in kind else "ü" * (length // 2)
+        assert write({"a": value, "b": value}) == b"head" + bytes_of(schema, {"a": value, "b": value}), length
+
+
 @pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 2**70])
 def test_a_number_beyond_64_bits_is_not_written(number: int) -> None:
     with pytest.raises(OverflowError):

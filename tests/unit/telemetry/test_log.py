@@ -33,6 +33,7 @@ class InHand:
 
     @property
     def current(self) -> InHand:
+        """It stands for the chunk that runs it, too."""
         return self
 
 

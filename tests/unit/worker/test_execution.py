@@ -127,10 +127,11 @@ def test_brief_jobs_that_hang_after_all_do_not_hold_up_the_rest() -> None:
     assert len(world.executor.chunks) == 2
 
 
-@pytest.mark.parametrize(("out", "taken"), [(MANY_OUT, MANY_OUT), (MANY_OUT - 1, 1)])
-def test_results_of_many_are_taken_together(out: int, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of few each at once: who waits for the next job would wait for them."""
+@pytest.mark.parametrize(("slots", "out", "taken"), [(100, 101, 101), (100, 100, 1), (4, MANY_OUT + 1, MANY_OUT + 1), (4, MANY_OUT, 1)])
+def test_results_are_taken_together_where_chunks_wait_for_slots(slots: int, out: int, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere each at once: a slot would be empty meanwhile."""
     world = World(LONG_S)
+    world.executor.slots = slots
     world.execution._parallel["threads"].value = out
     world.execution.hand_out()
     first, *others = world.executor.chunks
@@ -143,6 +144,14 @@ def test_results_of_many_are_taken_together(out: int, taken: int, monkeypatch: p
     monkeypatch.setattr("streamjobs.worker.execute.time.sleep", others_end)
     first.results.put(first)
     assert len(others) == out - 1 and world.execution.take_results() == taken
+
+
+def test_what_outlives_a_chunk_keeps_none_of_its_jobs() -> None:
+    """A task that a brief job left behind has its chunk in its context."""
+    world = World(LONG_S)
+    (chunk,) = world.executor.chunks
+    world.come_back(chunk)
+    assert not (chunk.heads or chunk.done or chunk.stops or chunk.returned)
 
 
 def test_enough_is_out_when_nothing_more_would_be_handed_out() -> None:
