@@ -52,7 +52,7 @@ class Message(Protocol):
         ...
 
 
-Ack = Callable[..., object]
+Ack = Callable[[BrokerError | None, Message], object] | Callable[[Any, BrokerError | None, Message], object]
 """`ack(error, message)`, or `ack(about, error, message)` where it was sent with something to know it by (one object for a whole batch's
 acknowledgements, and not one for each). Called once per sent record, by whichever thread polls the producer: append to a queue, do
 nothing else."""

@@ -382,12 +382,12 @@ class Publisher:
                 self._producer = self._app.broker.producer()
             return self._producer
 
-    def _send(self, record: Record, ack: Ack, deadline: float) -> None:
+    def _send(self, record: Record, ack: Ack, deadline: float, about: Any = None) -> None:
         """Queues it; while the client's queue is full, serves acknowledgements until there is room."""
         producer = self.producer()
         while True:
             try:
-                return producer.send(record, ack)
+                return producer.send(record, ack, about)
             except BrokerError as error:
                 if error.code != "_QUEUE_FULL" or time.monotonic() > deadline:
                     raise PublishError(f"a job was not sent to {record.topic}: {error}") from error
@@ -400,7 +400,7 @@ class Publisher:
                 send(record, acked, place)
             except BrokerError:  # mostly a full queue
                 try:
-                    self._send(record, partial(acked, place), deadline)
+                    self._send(record, acked, deadline, place)
                 except PublishError as error:
                     return batch.stopped(place, error)
 

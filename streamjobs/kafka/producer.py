@@ -153,7 +153,7 @@ class _Delivery:
     __slots__ = ("about", "ack", "contact")
 
     def __init__(self, ack: Ack, contact: Contact, about: Any) -> None:
-        self.ack = ack
+        self.ack: Callable[..., object] = ack
         self.contact = contact
         self.about = about
 

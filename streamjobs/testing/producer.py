@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,13 +27,13 @@ _HEADROOM = 65_536
 @dataclass(slots=True)
 class Outgoing:
     record: Record
-    ack: Ack | None
+    ack: Callable[..., object] | None  # what it is about is bound to it
     deadline: float
 
 
 @dataclass(slots=True)
 class Answer:
-    ack: Ack | None
+    ack: Callable[..., object] | None
     error: BrokerError | None
     message: MemoryMessage
 

@@ -190,6 +190,29 @@ def test_many_that_fail_on_the_way_say_which_are_stored(streamjobs_testing) -> N
     assert [receipt.offset for receipt in receipts if receipt] == [1, 2, 3, 4]
 
 
+def test_many_wait_for_room_in_the_clients_queue(streamjobs_testing) -> None:
+    """Each second time it is full; the receipts are those of their rows all the same."""
+    app = App("shop", partitions=1)
+
+    @app.job
+    def job_of(n: int) -> None: ...
+
+    streamjobs_testing(app)
+    job_of.publish(0)
+    producer, asked = app.publisher.producer(), []
+    send = producer.send
+
+    def full_each_second_time(record, ack=None, about=None) -> None:
+        asked.append(record)
+        if len(asked) % 2:
+            raise broker_error("_QUEUE_FULL")
+        send(record, ack, about)
+
+    producer.send = full_each_second_time
+    assert [receipt.offset for receipt in job_of.publish_many([(1,), (2,), (3,)])] == [1, 2, 3]
+    assert len(asked) == 6
+
+
 def test_many_that_are_not_acknowledged_in_time_say_so(streamjobs_testing) -> None:
     app = App("shop", partitions=1, publish_timeout="100ms")
 
