@@ -28,6 +28,7 @@ from confluent_kafka.cimpl import TopicPartition as ClientPartition
 
 from streamjobs.broker import At, Cluster, Commit, Group, Isolation, Member, Topic, TopicPartition
 from streamjobs.errors import OUT_OF_REACH, BrokerError
+from streamjobs.kafka.coordinators import CLIENT_TIMEOUT_S, Coordinators
 from streamjobs.kafka.errors import ADVICE, Contact, as_broker_error, persistently, translated
 from streamjobs.kafka.forks import never_free, tell_of_forks
 from streamjobs.kafka.log import QuietLog
@@ -50,6 +51,7 @@ _ISOLATION = {
 _STATES = {"preparing_rebalancing": "preparing_rebalance", "completing_rebalancing": "completing_rebalance"}
 _ABSENT = frozenset({"UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "_UNKNOWN_PARTITION"})
 
+Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
 
 
@@ -64,20 +66,25 @@ class KafkaAdmin:
     def _begin(self) -> None:
         self._lock = threading.Lock()
         self._built: AdminClient | None = None
+        self._coordinators = Coordinators(self._build)
         self._contact = Contact(str(self._config.get("bootstrap.servers", "")))
 
     def forked(self) -> None:
         """*Bites*: a child that asks the parent's client, such as for the partitions of a topic, waits for ever."""
         never_free(self._built)
+        self._coordinators.forked()
         self._begin()
+
+    def _build(self) -> AdminClient:
+        config: dict[str, Any] = {**self._config, "error_cb": self._contact.heard}
+        with as_broker_error("start an admin client"):
+            return AdminClient(config, logger=QuietLog())
 
     @property
     def _client(self) -> AdminClient:
         with self._lock:
             if self._built is None:
-                with as_broker_error("start an admin client"):
-                    config: dict[str, Any] = {**self._config, "error_cb": self._contact.heard}
-                    self._built = AdminClient(config, logger=QuietLog())
+                self._built = self._build()
             return self._built
 
     def _asked(self, ask: Callable[[float], Answer], doing: str) -> Answer:
@@ -262,27 +269,27 @@ class KafkaAdmin:
     def committed(self, group: str, partitions: Sequence[TopicPartition] | None = None) -> dict[TopicPartition, Commit]:
         if partitions is not None and not partitions:
             return {}
-        wanted = None if partitions is None else [ClientPartition(*where) for where in partitions]
-        asked = self._client.list_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(group, wanted)], request_timeout=REQUEST_TIMEOUT
+        which = None if partitions is None else [ClientPartition(*where) for where in partitions]
+        wanted = [ConsumerGroupTopicPartitions(group, which)]
+        found = self._ask_coordinator(
+            f"read the commits of group {group}",
+            lambda client: client.list_consumer_group_offsets(wanted, request_timeout=CLIENT_TIMEOUT_S)[group],
+            _unless_no_group,
         )
-        try:
-            found = self._result(asked[group], f"read the commits of group {group}").topic_partitions or []
-        except BrokerError as error:
-            if error.code == "GROUP_ID_NOT_FOUND":
-                return {}
-            raise
-        return _commits(group, found)
+        return {} if found is None else _commits(group, found.topic_partitions or [])
 
     def alter_committed(self, group: str, offsets: Mapping[TopicPartition, Commit]) -> None:
         if not offsets:
             return
-        wanted = [ClientPartition(t, p, commit.offset, commit.metadata) for (t, p), commit in offsets.items()]
-        asked = self._client.alter_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(group, wanted)], request_timeout=REQUEST_TIMEOUT
-        )
+        partitions = [ClientPartition(t, p, commit.offset, commit.metadata) for (t, p), commit in offsets.items()]
+        wanted = [ConsumerGroupTopicPartitions(group, partitions)]
         doing = f"change the commits of group {group}"
-        for found in self._result(asked[group], doing).topic_partitions or []:
+        altered = self._ask_coordinator(
+            doing,
+            lambda client: client.alter_consumer_group_offsets(wanted, request_timeout=CLIENT_TIMEOUT_S)[group],
+            lambda asked, patience_s: asked.result(patience_s),
+        )
+        for found in altered.topic_partitions or []:
             if found.error is not None:
                 raise translated(found.error, doing)
 
@@ -293,20 +300,19 @@ class KafkaAdmin:
     def groups(self, names: Sequence[str]) -> dict[str, Group]:
         if not names:
             return {}
-        asked = self._client.describe_consumer_groups(list(names), request_timeout=REQUEST_TIMEOUT)
-        return {name: self._described(name, future) for name, future in asked.items()}
+        return self._ask_coordinator(
+            f"describe group {' and '.join(names)}",
+            lambda client: client.describe_consumer_groups(list(names), request_timeout=CLIENT_TIMEOUT_S),
+            lambda asked, patience_s: {name: _group(name, _unless_no_group(future, patience_s)) for name, future in asked.items()},
+        )
 
-    def _described(self, name: str, future: Future[ConsumerGroupDescription]) -> Group:
-        try:
-            found = self._result(future, f"describe group {name}")
-        except BrokerError as error:
-            if error.code == "GROUP_ID_NOT_FOUND":
-                return Group(name, "dead", "", ())
-            raise
-        state = found.state.name.lower()
-        protocol = "" if state == "dead" else found.type.name.lower()
-        members = tuple(_member(member) for member in found.members)
-        return Group(name, _STATES.get(state, state), protocol if protocol != "unknown" else "", members)
+    def _ask_coordinator(
+        self, doing: str, question: Callable[[AdminClient], Asked], answer: Callable[[Asked, float], Answer]
+    ) -> Answer:
+        if not self._contact.met:
+            self._metadata(doing)  # the first call has a patience of its own
+        with self._contact.as_broker_error(doing):
+            return self._coordinators.ask(question, answer)
 
     def set_group_config(self, group: str, config: Mapping[str, str]) -> None:
         self._alter(ResourceType.GROUP, group, config)
@@ -352,7 +358,25 @@ def _commits(group: str, found: Iterable[ClientPartition]) -> dict[TopicPartitio
     return commits
 
 
+def _unless_no_group(future: Future[Answer], patience_s: float) -> Answer | None:
+    """None: there is no such group."""
+    try:
+        return future.result(patience_s)
+    except KafkaException as error:
+        if error.args[0].name() == "GROUP_ID_NOT_FOUND":
+            return None
+        raise
+
+
+def _group(name: str, found: ConsumerGroupDescription | None) -> Group:
+    if found is None:
+        return Group(name, "dead", "", ())
+    state = found.state.name.lower()
+    protocol = "" if state == "dead" else found.type.name.lower()
+    members = tuple(_member(member) for member in found.members)
+    return Group(name, _STATES.get(state, state), protocol if protocol != "unknown" else "", members)
+
+
 def _member(found: Any) -> Member:
     assignment = tuple(sorted(TopicPartition(p.topic, p.partition) for p in found.assignment.topic_partitions))
     return Member(found.member_id, found.client_id, found.host, found.group_instance_id or None, assignment)
-

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from streamjobs import admin, provision
+from streamjobs.errors import BrokerError
 from tests.support.story import Story, cpu_s, free_port, probe
 from tests.support.workers import eventually
 
@@ -105,6 +106,32 @@ def test_a_broker_restarts_while_jobs_flow(own_story: Callable[..., Story], own_
     around = {entry["n"] for entry in world.ledger.entries() if gone_at - 1.0 < entry["at"] < back_at + 1.0}
     print(f"\n{how.name} of the broker: away for {back_at - gone_at:.1f} s, {len(acked):,} acknowledged jobs ran, {len(repeats)} twice")
     assert repeats <= around
+
+
+def answered(ask: Callable[[], object]) -> object:
+    """What `ask` gives; False: an error (a coordinator that has just started may still be loading)."""
+    try:
+        return ask()
+    except BrokerError:
+        return False
+
+
+def test_coordinators_answer_after_their_broker_has_restarted(own_story: Callable[..., Story], own_kafka: Any) -> None:  # edge 34
+    """What a dashboard asks all day, through two restarts. *Bites*: the client remembers a coordinator that it has forgotten as a
+    broker, so that nothing answers any more; and the second restart ends the whole process (`kafka/coordinators.py`)."""
+    world = own_story()
+    world.publish_many("step", [{"n": 1}])
+    worker = world.worker()
+    eventually(lambda: world.count("end") == 1, 60, "the job ran")
+    assert worker.stop() == 0
+    asked, group = world.app.broker.admin(), world.app.group
+    eventually(lambda: asked.committed(group), 10, "its commit is there")
+
+    for _ in range(2):
+        own_kafka.kill(1, signal.SIGTERM)
+        own_kafka.restart(1)
+        eventually(lambda: answered(lambda: asked.groups([group])[group].state == "empty"), 10, "the group is described")
+        eventually(lambda: answered(lambda: asked.committed(group)), 10, "its commit is read")
 
 
 @pytest.mark.parametrize("away_s", [12, pytest.param(60, marks=[pytest.mark.long, pytest.mark.timeout(300)])])
