@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from confluent_kafka.cimpl import KafkaError, KafkaException
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 #: Between two looks at the one client while the other one is waited for.
 SLICE_S = 0.01
+#: How long after its timeout a call of the client may take before it is taken for one that never returns.
+CLIENT_LATE_S = 1.0
 
 Delivered = Callable[[KafkaError | None, ClientMessage], None]
 
@@ -128,8 +131,19 @@ class KafkaTransactionalProducer(KafkaProducer):
         self._call("begin a transaction", self._client.begin_transaction)
 
     def send_offsets(self, offsets: Mapping[TopicPartition, Commit], group_metadata: Any, timeout: float = 10.0) -> None:
+        """*Bites* (measured, librdkafka 2.16): a broker restarts, the client forgets it, all but the place where it remembers the group's
+        coordinator, and this call waits there for ever, whatever its timeout (`kafka/coordinators.py` tells more). Then the client is of
+        no use any more, and is left to the thread that waits in it."""
         positions = [ClientPartition(t, p, commit.offset, commit.metadata) for (t, p), commit in offsets.items()]
-        self._call("send offsets", self._client.send_offsets_to_transaction, positions, group_metadata, timeout)
+        asked: Future[None] = Future()
+        call = self._client.send_offsets_to_transaction
+        arguments = (asked, call, positions, group_metadata, timeout)
+        threading.Thread(target=_answer, args=arguments, name="streamjobs-kafka", daemon=True).start()
+        try:
+            self._call("send offsets", asked.result, timeout + CLIENT_LATE_S)
+        except TimeoutError:
+            text = "send offsets: the client waits for a coordinator that is not there any more"
+            raise self._noted(BrokerError("_TIMED_OUT", text, fatal=True)) from None
 
     def commit(self, timeout: float = 10.0) -> None:
         self._call("commit a transaction", self._client.commit_transaction, timeout)
@@ -142,6 +156,15 @@ class KafkaTransactionalProducer(KafkaProducer):
             call(*arguments)
         except KafkaException as error:
             raise self._noted(self._contact.from_exception(error, doing)) from error
+
+
+def _answer(asked: Future[None], call: Callable[..., object], *arguments: Any) -> None:
+    try:
+        call(*arguments)
+    except BaseException as error:  # noqa: BLE001 (whoever asked raises it)
+        asked.set_exception(error)
+    else:
+        asked.set_result(None)
 
 
 class _Delivery:

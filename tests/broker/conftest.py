@@ -123,3 +123,12 @@ def story(kafka: Broker, kafka_bootstrap: str, prefix: str, tmp_path: Path) -> I
     yield build
     for each in stories:
         each.close()
+
+
+@pytest.fixture(scope="module")
+def own_kafka(local_kafka: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A broker that only these tests use, and may kill."""
+    cluster = local_kafka.LocalKafka(tmp_path_factory.mktemp("own") / "cluster")
+    cluster.start()
+    yield cluster
+    cluster.destroy()

@@ -175,6 +175,14 @@ def transactional(kafka: Broker, kafka_bootstrap: str, prefix: str, tmp_path: Pa
         world.close()
 
 
+@pytest.fixture
+def on_own_kafka(own_kafka: Any, kafka: Broker, prefix: str, tmp_path: Path) -> Iterator[TransactionalWorld]:
+    """One on a broker that the test may restart. (`kafka` is named so that a run without a real broker says so.)"""
+    world = TransactionalWorld(own_kafka.bootstrap, prefix, tmp_path, 4, {})
+    yield world
+    world.close()
+
+
 def judge(world: TransactionalWorld, origins: dict[str, int]) -> Counter[str]:
     """Compares all that a reader of committed records sees with what must be there; counts what it saw."""
     names, group, queue = world.app.names, world.app.group, world.env["LEDGER_QUEUE"]
@@ -357,5 +365,23 @@ def test_what_a_child_process_publishes_joins_the_transaction(transactional: Cal
     origins = world.publish(range(100), job_type="isolated")
     world.await_settled(origins, 90, "all is settled")
 
+    judge(world, origins)
+    assert worker.stop() == 0
+
+
+def test_transactions_go_on_after_the_broker_has_restarted(on_own_kafka: TransactionalWorld, own_kafka: Any) -> None:  # edge 34
+    """By themselves, and long before a worker that stands still is replaced. *Bites*: the client waits for the group's coordinator at a
+    place where nobody is any more, for ever, in a call that has a timeout (`KafkaTransactionalProducer.send_offsets`)."""
+    world = on_own_kafka
+    worker = world.worker()
+    origins = world.publish(range(20))
+    world.await_settled(origins, 60, "the first jobs are settled")
+    processes = world.processes()
+    for how, numbers in ((signal.SIGTERM, range(20, 40)), (signal.SIGKILL, range(40, 60))):
+        own_kafka.kill(1, how)
+        own_kafka.restart(1)
+        origins |= world.publish(numbers)
+        world.await_settled(origins, 30, "jobs published after the restart are settled")
+    assert world.processes() == processes, worker.tail()
     judge(world, origins)
     assert worker.stop() == 0

@@ -22,15 +22,6 @@ from tests.support.workers import eventually
 LITTLE = 0.4
 
 
-@pytest.fixture(scope="module")
-def own_kafka(local_kafka: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A broker that only these tests use, and may kill."""
-    cluster = local_kafka.LocalKafka(tmp_path_factory.mktemp("trouble") / "cluster")
-    cluster.start()
-    yield cluster
-    cluster.destroy()
-
-
 @pytest.fixture
 def own_story(kafka: Any, own_kafka: Any, prefix: str, tmp_path: Path) -> Iterator[Callable[..., Story]]:
     """`story`, on `own_kafka`. (`kafka` is named so that a run without a real broker says so.)"""
