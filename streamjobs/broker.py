@@ -81,6 +81,14 @@ class Consumer(Protocol):
 
     def subscribe(self, topics: Sequence[str], listener: Listener) -> None: ...
 
+    def member_id(self) -> str:
+        """By which its group knows it; "" before it has joined."""
+        ...
+
+    def rejoin(self) -> None:
+        """Leaves the group and joins it anew, in later fetches: all partitions are revoked, then assigned again."""
+        ...
+
     def assign(self, starts: Mapping[TopicPartition, int]) -> None:
         """Read exactly these partitions from these offsets, without a group's assignment; {} releases all."""
         ...
@@ -201,11 +209,14 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Member:
+    """`assignment`: what the coordinator believes that it has; `target`: what it should have (KIP-848 only)."""
+
     id: str
     client_id: str
     host: str
     instance: str | None
     assignment: tuple[TopicPartition, ...]
+    target: tuple[TopicPartition, ...]
 
 
 @dataclass(frozen=True, slots=True)

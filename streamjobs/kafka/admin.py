@@ -378,5 +378,11 @@ def _group(name: str, found: ConsumerGroupDescription | None) -> Group:
 
 
 def _member(found: Any) -> Member:
-    assignment = tuple(sorted(TopicPartition(p.topic, p.partition) for p in found.assignment.topic_partitions))
-    return Member(found.member_id, found.client_id, found.host, found.group_instance_id or None, assignment)
+    instance = found.group_instance_id or None
+    return Member(
+        found.member_id, found.client_id, found.host, instance, _places(found.assignment), _places(found.target_assignment)
+    )
+
+
+def _places(assignment: Any) -> tuple[TopicPartition, ...]:
+    return () if assignment is None else tuple(sorted(TopicPartition(p.topic, p.partition) for p in assignment.topic_partitions))

@@ -45,6 +45,7 @@ class KafkaConsumer:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._faults: deque[tuple[TopicPartition | None, BrokerError]] = deque(maxlen=MAX_FAULTS)
         self._listener: Listener | None = None
+        self._topics: list[str] = []
         self._starts: dict[TopicPartition, int] = {}  # of what is assigned
         self._paused: set[TopicPartition] = set()
         self._commits: deque[tuple[frozenset[tuple[str, int, int]], Committed]] = deque()
@@ -170,9 +171,18 @@ class KafkaConsumer:
     # -- the group --------------------------------------------------------------------------------------------------
 
     def subscribe(self, topics: Sequence[str], listener: Listener) -> None:
-        self._listener = listener
+        self._listener, self._topics = listener, list(topics)
         with as_broker_error(f"subscribe to {', '.join(topics)}"):
-            self._client.subscribe(list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+            self._client.subscribe(self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+
+    def member_id(self) -> str:
+        return self._client.memberid() or ""
+
+    def rejoin(self) -> None:
+        if self._listener is not None:
+            with as_broker_error("leave a group"):
+                self._client.unsubscribe()
+            self.subscribe(self._topics, self._listener)
 
     def assign(self, starts: Mapping[TopicPartition, int]) -> None:
         self._forget(list(self._starts))

@@ -135,6 +135,10 @@ class Membership:
         self._file = directory / f"{about['client_id']}-{os.getpid()}-{time.time_ns():x}.json"
         self._about = dict(about)
 
+    @property
+    def id(self) -> str:
+        return self._file.stem
+
     def tell(self, assignment: list[TopicPartition]) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         new = self._file.with_suffix(".new")

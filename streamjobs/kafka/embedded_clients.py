@@ -44,6 +44,9 @@ class EmbeddedConsumer(KafkaConsumer):
         super().subscribe(topics, listener)
         self._membership.tell([])
 
+    def member_id(self) -> str:
+        return self._membership.id
+
     def _on_assign(self, client: Any, partitions: list[ClientPartition]) -> None:
         super()._on_assign(client, partitions)
         self._guarded(lambda: self._membership.tell(sorted(self._starts)))
@@ -213,4 +216,4 @@ def _too_large(offsets: Mapping[TopicPartition, Commit]) -> dict[TopicPartition,
 
 def _member(found: Mapping[str, Any]) -> Member:
     assignment = tuple(TopicPartition(topic, partition) for topic, partition in found["assignment"])
-    return Member(found["id"], found["client_id"], "/127.0.0.1", found["instance"], assignment)
+    return Member(found["id"], found["client_id"], "/127.0.0.1", found["instance"], assignment, target=assignment)

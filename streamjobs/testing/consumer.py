@@ -53,6 +53,7 @@ class MemoryConsumer:
         self._listener: Listener | None = None
         self._member: Member | None = None
         self._fenced = False
+        self._rejoining = False
         self._positions: dict[TopicPartition, Position] = {}
         self._faults: list[tuple[TopicPartition | None, BrokerError]] = []
         self._outcomes: list[Callable[[], None]] = []
@@ -65,6 +66,13 @@ class MemoryConsumer:
         with self._alone():
             self._coordinator()
             self._topics, self._listener = frozenset(topics), listener
+
+    def member_id(self) -> str:
+        return self._member.id if self._member else ""
+
+    def rejoin(self) -> None:
+        with self._alone():
+            self._rejoining = True
 
     def assign(self, starts: Mapping[TopicPartition, int]) -> None:
         with self._alone():
@@ -178,6 +186,9 @@ class MemoryConsumer:
             self._guarded(tell)
         if expelled:
             self._give_up()
+        if self._rejoining:
+            self._rejoining = False
+            self._give_back()
         if self._topics is not None and self._link.up() and not self._fenced:
             self._rebalance(self._topics)
 
@@ -194,6 +205,14 @@ class MemoryConsumer:
         listener = self._listener
         if lost and listener is not None:
             self._guarded(lambda: listener.lost(lost))
+
+    def _give_back(self) -> None:
+        """All partitions, and the membership."""
+        if self._member is not None:
+            self._hand_over(self._member, sorted(self._member.owned))
+            with self._state.lock:
+                self._leave()
+                self._member = None
 
     def _rebalance(self, topics: frozenset[str]) -> None:
         """One step towards the group's target: return what is to be returned, then claim what is free."""

@@ -150,12 +150,13 @@ class GroupCoordinator:
     def describe(self) -> Group:
         if not self.members:
             return Group(self.name, "empty", "consumer", ())
-        members = tuple(
-            MemberView(member.id, "memory", "127.0.0.1", member.instance, tuple(sorted(member.owned)))
-            for member in self.members.values()
-        )
+        members = tuple(self._view(member) for member in self.members.values())
         owned = {tp: member.id for member in self.members.values() for tp in member.owned}
         return Group(self.name, "stable" if owned == self._target else "reconciling", "consumer", members)
+
+    def _view(self, member: Member) -> MemberView:
+        target = tuple(sorted(tp for tp, owner in self._target.items() if owner == member.id))
+        return MemberView(member.id, "memory", "127.0.0.1", member.instance, tuple(sorted(member.owned)), target)
 
     # -- commits
 

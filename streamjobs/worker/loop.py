@@ -367,6 +367,7 @@ class Loop:
         settled = self.settler.settled
         if self.committer.due():
             self.poller.obey_orders()
+            self.poller.tend_membership()
             if not self.topic_ids.empty():
                 self.poller.topics_seen(self.topic_ids.get_nowait())
             self.committer.tick(self._reporting.records())

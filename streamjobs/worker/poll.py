@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from queue import SimpleQueue
 from typing import Protocol
 
 from streamjobs.broker import Admin, Commit, Consumer, Message, Start, TopicPartition
@@ -21,6 +22,7 @@ from streamjobs.core.assignment import (
 )
 from streamjobs.core.control import Desired
 from streamjobs.core.dispatch import Partition
+from streamjobs.core.membership import Held, Sight
 from streamjobs.core.offsets import Mark, Tracker, encode, parked_size
 from streamjobs.core.topics import Names
 from streamjobs.errors import BrokerError
@@ -69,6 +71,9 @@ class Poller:
         self.full: set[Partition] = set()
         self.faults: list[tuple[TopicPartition | None, BrokerError]] = []
         self.assigned_once = False
+        self.asked = 0  # by another thread, again and again, what it holds
+        self.held = (0, Held("", 0, frozenset()))  # its answer to the last of these questions
+        self.astray: SimpleQueue[Sight] = SimpleQueue()
         self._admin = admin
         self._names = names
         self._desired = desired
@@ -92,6 +97,28 @@ class Poller:
 
     def subscribe(self, topics: Collection[str]) -> None:
         self.consumer.subscribe(sorted(topics), self)
+
+    # Membership -------------------------------------------------------------------------------------------------------
+
+    def tend_membership(self) -> None:
+        """Says what it holds, if it was asked; joins anew where its coordinator has lost it."""
+        if self.held[0] != self.asked:
+            self.held = self.asked, self._held()
+        if not self.astray.empty():
+            sight = self.astray.get_nowait()
+            if sight.held == self._held():
+                self._join_anew(sight)
+
+    def _held(self) -> Held:
+        return Held(self.consumer.member_id(), self._epochs, frozenset(self.partitions) | frozenset(self._lookups))
+
+    def _join_anew(self, sight: Sight) -> None:
+        logger.warning(
+            "this member of group %s holds %d partitions, and its coordinator believes that it holds %d, of %d that it should: "
+            "leaving the group to join it anew",
+            *(self.group, len(sight.held.partitions), len(sight.assigned), len(sight.target)),
+        )
+        self.consumer.rejoin()
 
     # Fetching ---------------------------------------------------------------------------------------------------------
 

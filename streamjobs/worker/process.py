@@ -37,6 +37,7 @@ from streamjobs.worker.executors.threads import Threads
 from streamjobs.worker.holds import Breakers
 from streamjobs.worker.loop import Loop
 from streamjobs.worker.marks import Legacy, Marks
+from streamjobs.worker.membership import Memberships
 from streamjobs.worker.quarantine import Orders, Quarantine
 from streamjobs.worker.recycle import LOOK_S, resident, why_recycle
 from streamjobs.worker.settle import Routes
@@ -53,8 +54,8 @@ logger = logging.getLogger(__name__)
 
 #: A loop that has not turned for so long is stuck: the process is not healthy and is replaced.
 STUCK_LOOP_S = 30.0
-#: How often the topics' ids are looked at.
-TOPICS_S = 15.0
+#: How often the topics' ids are looked at, and the memberships: these over longer than a heartbeat.
+LOOK_AT_CLUSTER_S = 15.0
 #: So many producers lost to fatal errors in five minutes end the process.
 PRODUCERS, PRODUCERS_S = 3, 300.0
 
@@ -223,7 +224,7 @@ class Process:
             loop.turns.start(f"streamjobs-{loop.name}", lambda loop=loop: self._guarded(lambda: self._run_loop(loop)))  # type: ignore[misc]
         if self.timer is not None:
             self._spawn("timer", self._run_timer)
-        self._spawn("topics", self._watch_topics)
+        self._spawn("cluster", self._watch_cluster)
         self._spawn("health", self._watch_itself)
         topics = ", ".join(sorted(self.loops[0].topics))
         logger.info("started: group %s reads %s at %s", self.app.group, topics, self.app.settings.bootstrap)
@@ -278,17 +279,22 @@ class Process:
         assert self.timer is not None
         self.timer.run(self._stopping.is_set)
 
-    def _watch_topics(self) -> None:
-        """Tells the loops what ids their topics have now: a topic that is made anew is not always told by the consumer (edge 31)."""
-        admin = self._broker.admin()
-        while not self._stopping.wait(TOPICS_S):
+    def _watch_cluster(self) -> None:
+        timer = [] if self.timer is None else [self.timer.poller]
+        memberships = Memberships(self._broker.admin(), [*(loop.poller for loop in self.loops), *timer])
+        while not self._stopping.wait(LOOK_AT_CLUSTER_S):
             try:
-                ids = {name: topic.id for name, topic in admin.topics({t for loop in self.loops for t in loop.topics}).items()}
+                self._look_at_topics()
+                memberships.look()
             except BrokerError as error:
-                logger.warning("can't look after the topics: %s", error)
-                continue
-            for loop in self.loops:
-                loop.topic_ids.put(ids)
+                logger.warning("can't look after topics and groups: %s", error)
+
+    def _look_at_topics(self) -> None:
+        """Tells the loops what ids their topics have now: a topic that is made anew is not always told by the consumer (edge 31)."""
+        topics = self._broker.admin().topics({topic for loop in self.loops for topic in loop.topics})
+        ids = {name: topic.id for name, topic in topics.items()}
+        for loop in self.loops:
+            loop.topic_ids.put(ids)
 
     def _watch_itself(self) -> None:
         """Ends the process in good order when threads hang in it, or it has grown too large: the supervisor starts another."""

@@ -122,6 +122,7 @@ class Timer:
         happened += 0 if self.committer.doubts() else self._release()
         settled = self.settler.settled
         if self.committer.due():
+            self.poller.tend_membership()
             self.committer.tick([])
         else:
             self.committer.advance()

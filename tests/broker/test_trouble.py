@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 from streamjobs import admin, provision
-from streamjobs.errors import BrokerError
 from tests.support.story import Story, cpu_s, free_port, probe
-from tests.support.workers import eventually
+from tests.support.workers import answered, eventually
 
 #: Of one core, while nothing can be done. A loop that spins takes all of it.
 LITTLE = 0.4
@@ -97,14 +96,6 @@ def test_a_broker_restarts_while_jobs_flow(own_story: Callable[..., Story], own_
     around = {entry["n"] for entry in world.ledger.entries() if gone_at - 1.0 < entry["at"] < back_at + 1.0}
     print(f"\n{how.name} of the broker: away for {back_at - gone_at:.1f} s, {len(acked):,} acknowledged jobs ran, {len(repeats)} twice")
     assert repeats <= around
-
-
-def answered(ask: Callable[[], object]) -> object:
-    """What `ask` gives; False: an error (a coordinator that has just started may still be loading)."""
-    try:
-        return ask()
-    except BrokerError:
-        return False
 
 
 def test_coordinators_answer_after_their_broker_has_restarted(own_story: Callable[..., Story], own_kafka: Any) -> None:  # edge 34

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -172,7 +172,7 @@ class _Run:
         admin = self._app.broker.admin()
         groups = admin.groups([self._app.group, retry_group(self._app.group), timer_group(self._app.name)])
         return [
-            f"{name} ({group.state}): {member.id} at {member.host} has {', '.join(f'{t}/{p}' for t, p in member.assignment)}"
+            f"{name} ({group.state}): {member.id} at {member.host} has {_told(member.assignment)}, should have {_told(member.target)}"
             for name, group in groups.items() for member in group.members
         ]  # fmt: skip
 
@@ -219,6 +219,10 @@ def _app_with(env: Mapping[str, str]) -> Iterator[App]:
         app.close()
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+
+def _told(partitions: Iterable[TopicPartition]) -> str:
+    return ", ".join(f"{topic}/{number}" for topic, number in partitions) or "none"
 
 
 class Progress:

@@ -197,6 +197,24 @@ def test_a_member_may_subscribe_to_more(group_broker: Broker, world: Any) -> Non
     world.turn(lambda: member.owned == partitions_of(first_topic) | partitions_of(second_topic), member)
 
 
+def test_a_member_that_joins_anew_gives_all_up_and_gets_it_again(group_broker: Broker, world: Any) -> None:
+    topic = world.topic()
+    member = world.member(topic, commit=True)
+    for partition in range(4):
+        world.send(topic, b"a", b"b", partition=partition)
+    world.turn(lambda: len(member.records) == 8, member)
+    assert member.consumer.member_id() in {m.id for m in world.admin.groups([world.group])[world.group].members}
+
+    member.consumer.rejoin()
+
+    world.turn(lambda: [kind for kind, _ in member.told][-2:] == ["revoked", "assigned"], member)
+    assert [set(partitions) for _, partitions in member.told[-2:]] == [partitions_of(topic)] * 2
+    for partition in range(4):
+        world.send(topic, b"c", partition=partition)
+    world.turn(lambda: len(member.records) >= 12, member)
+    assert all(member.offsets(where) == [0, 1, 2] for where in member.owned)
+
+
 def test_a_member_that_takes_nothing_is_still_served(group_broker: Broker, world: Any) -> None:  # edge 10
     """It drains: with a limit of zero it goes on handing over, however many records lie before the callback."""
     topic = world.topic()

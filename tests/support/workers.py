@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from streamjobs.errors import BrokerError
+
 ROOT = Path(__file__).resolve().parents[2]
 LEDGER_APP = "tests.support.ledger_app:app"
 
@@ -79,3 +81,11 @@ def eventually(fact: Callable[[], object], timeout: float, what: str, why: Calla
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout:g} s: {what}{why()}")
         time.sleep(0.05)
+
+
+def answered(ask: Callable[[], object]) -> object:
+    """What `ask` gives; False: an error (a coordinator that has just started may still be loading)."""
+    try:
+        return ask()
+    except BrokerError:
+        return False

@@ -1,0 +1,105 @@
+"""A member that its coordinator has lost leaves the group and joins it anew (`core/membership.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from streamjobs import App
+from streamjobs.broker import Group
+from streamjobs.testing.app import Testing
+from streamjobs.worker.membership import Memberships
+
+OnMemory = Callable[[App], Testing]
+
+
+class Coordinator:
+    """What the broker says of groups, but that each member should hold one partition less than it does, while `lost`."""
+
+    def __init__(self, admin: Any) -> None:
+        self._admin = admin
+        self.lost = True
+        self.protocol = "consumer"
+
+    def groups(self, names: Any) -> dict[str, Group]:
+        return {name: self._told(group) for name, group in self._admin.groups(names).items()}
+
+    def _told(self, group: Group) -> Group:
+        members = [replace(member, target=member.target[1:]) if self.lost else member for member in group.members]
+        return replace(group, members=tuple(members), protocol=self.protocol)
+
+
+@pytest.fixture
+def world(on_memory: OnMemory) -> tuple[Testing, Any, Coordinator, Memberships]:
+    app = App("shop", partitions=3)
+
+    @app.job(name="count", queue="mails")
+    def count(n: int) -> None: ...
+
+    t = on_memory(app)
+    poller = t.process.loops[0].poller
+    coordinator = Coordinator(t.broker.admin())
+    turn(t)
+    return t, poller, coordinator, Memberships(coordinator, [poller])  # type: ignore[arg-type]
+
+
+def turn(t: Testing) -> None:
+    """Long enough for a tick, and for what it asks of the consumer."""
+    for _ in range(2):
+        t.run(through_delays=False)
+        t.advance(0.6)
+    t.run(through_delays=False)
+
+
+def look(t: Testing, memberships: Memberships, times: int) -> None:
+    for _ in range(times):
+        memberships.look()
+        turn(t)
+
+
+def test_it_joins_anew_when_two_looks_in_a_row_show_the_same(world: Any, caplog: pytest.LogCaptureFixture) -> None:
+    t, poller, coordinator, memberships = world
+    before = poller.consumer.member_id()
+    look(t, memberships, 2)
+    assert poller.consumer.member_id() == before  # it spoke before the first of these looks, and after it
+    coordinator.lost = True
+    look(t, memberships, 1)
+    assert poller.consumer.member_id() != before
+    assert "leaving the group to join it anew" in caplog.text
+    assert len(poller.partitions) == 3
+
+    coordinator.lost = False
+    after = poller.consumer.member_id()
+    look(t, memberships, 4)
+    assert poller.consumer.member_id() == after
+
+
+@pytest.mark.parametrize("change", ["well", "classic", "silent", "moved"])
+def test_it_stays_otherwise(world: Any, change: str) -> None:
+    t, poller, coordinator, memberships = world
+    before = poller.consumer.member_id()
+    coordinator.lost = change != "well"
+    coordinator.protocol = "classic" if change == "classic" else "consumer"
+    for _ in range(4):
+        memberships.look()
+        if change != "silent":  # it may be giving partitions up just now
+            turn(t)
+        if change == "moved":
+            poller._epochs += 1
+    turn(t)
+    assert poller.consumer.member_id() == before
+
+
+def test_what_was_found_of_an_earlier_state_is_not_acted_on(world: Any) -> None:
+    """It was giving partitions up in the same moment."""
+    t, poller, _, memberships = world
+    look(t, memberships, 2)
+    memberships.look()
+    assert not poller.astray.empty()
+    poller._epochs += 1
+    before = poller.consumer.member_id()
+    turn(t)
+    assert poller.astray.empty() and poller.consumer.member_id() == before
