@@ -373,6 +373,8 @@ def _group(name: str, found: ConsumerGroupDescription | None) -> Group:
         return Group(name, "dead", "", ())
     state = found.state.name.lower()
     protocol = "" if state == "dead" else found.type.name.lower()
+    if state == "unknown" and protocol == "consumer":
+        state = "reconciling"  # the client has no word for it, nor for the moment before, "assigning"
     members = tuple(_member(member) for member in found.members)
     return Group(name, _STATES.get(state, state), protocol if protocol != "unknown" else "", members)
 
