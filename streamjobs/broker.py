@@ -82,7 +82,7 @@ class Consumer(Protocol):
     def subscribe(self, topics: Sequence[str], listener: Listener) -> None: ...
 
     def member_id(self) -> str:
-        """By which its group knows it; "" before it has joined."""
+        """By which its group knows it, or will know it; "" while that is not settled."""
         ...
 
     def rejoin(self) -> None:
@@ -209,14 +209,14 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """`assignment`: what the coordinator believes that it has; `target`: what it should have (KIP-848 only)."""
+    """`assignment`: what the coordinator believes that it has; `target`: what it should have, None: that is not told (classic)."""
 
     id: str
     client_id: str
     host: str
     instance: str | None
     assignment: tuple[TopicPartition, ...]
-    target: tuple[TopicPartition, ...]
+    target: tuple[TopicPartition, ...] | None
 
 
 @dataclass(frozen=True, slots=True)

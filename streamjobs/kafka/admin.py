@@ -380,11 +380,9 @@ def _group(name: str, found: ConsumerGroupDescription | None) -> Group:
 
 
 def _member(found: Any) -> Member:
-    instance = found.group_instance_id or None
-    return Member(
-        found.member_id, found.client_id, found.host, instance, _places(found.assignment), _places(found.target_assignment)
-    )
+    target = None if found.target_assignment is None else _places(found.target_assignment)
+    return Member(found.member_id, found.client_id, found.host, found.group_instance_id or None, _places(found.assignment), target)
 
 
 def _places(assignment: Any) -> tuple[TopicPartition, ...]:
-    return () if assignment is None else tuple(sorted(TopicPartition(p.topic, p.partition) for p in assignment.topic_partitions))
+    return tuple(sorted(TopicPartition(p.topic, p.partition) for p in assignment.topic_partitions))

@@ -46,6 +46,7 @@ class KafkaConsumer:
         self._faults: deque[tuple[TopicPartition | None, BrokerError]] = deque(maxlen=MAX_FAULTS)
         self._listener: Listener | None = None
         self._topics: list[str] = []
+        self._member_id = ""
         self._starts: dict[TopicPartition, int] = {}  # of what is assigned
         self._paused: set[TopicPartition] = set()
         self._commits: deque[tuple[frozenset[tuple[str, int, int]], Committed]] = deque()
@@ -176,7 +177,9 @@ class KafkaConsumer:
             self._client.subscribe(self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
 
     def member_id(self) -> str:
-        return self._client.memberid() or ""
+        if self._busy is None:  # else it would wait for the commit that was given up
+            self._member_id = self._client.memberid() or ""
+        return self._member_id
 
     def rejoin(self) -> None:
         if self._listener is not None:

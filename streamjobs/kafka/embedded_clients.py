@@ -42,7 +42,7 @@ class EmbeddedConsumer(KafkaConsumer):
 
     def subscribe(self, topics: Sequence[str], listener: Listener) -> None:
         super().subscribe(topics, listener)
-        self._membership.tell([])
+        self._membership.tell(sorted(self._starts))
 
     def member_id(self) -> str:
         return self._membership.id

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
 from confluent_kafka.cimpl import KafkaError, KafkaException
@@ -25,8 +25,9 @@ log = logging.getLogger(__name__)
 
 #: Between two looks at the one client while the other one is waited for.
 SLICE_S = 0.01
-#: How long after its timeout a call of the client may take before it is taken for one that never returns.
-CLIENT_LATE_S = 1.0
+#: How long after its timeout a call of the client may take before it is taken for one that never returns; and how long its answer is
+#: looked for after that: a process that was frozen in between finds time up before another thread could say what came of it.
+CLIENT_LATE_S, THAWED_S = 1.0, 0.2
 
 Delivered = Callable[[KafkaError | None, ClientMessage], None]
 
@@ -139,11 +140,11 @@ class KafkaTransactionalProducer(KafkaProducer):
         call = self._client.send_offsets_to_transaction
         arguments = (asked, call, positions, group_metadata, timeout)
         threading.Thread(target=_answer, args=arguments, name="streamjobs-kafka", daemon=True).start()
-        try:
-            self._call("send offsets", asked.result, timeout + CLIENT_LATE_S)
-        except TimeoutError:
+        wait([asked], timeout + CLIENT_LATE_S)
+        if not wait([asked], THAWED_S).done:
             text = "send offsets: the client waits for a coordinator that is not there any more"
-            raise self._noted(BrokerError("_TIMED_OUT", text, fatal=True)) from None
+            raise self._noted(BrokerError("_TIMED_OUT", text, fatal=True))
+        self._call("send offsets", asked.result)
 
     def commit(self, timeout: float = 10.0) -> None:
         self._call("commit a transaction", self._client.commit_transaction, timeout)

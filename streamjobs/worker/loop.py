@@ -430,10 +430,12 @@ class Loop:
         self.committer.commit_now(partitions, self._reporting.records(), timeout=min(2.0, budget / 2))
 
     def _revoke_budget(self) -> float:
-        """How long (s) leaving partitions may take. Only a classic member's coordinator expects an answer within its session."""
+        """How long (s) leaving partitions may take. A classic member's coordinator expects an answer within its session; and a member that
+        leaves to join anew sends no heartbeats."""
         shared = self._shared
         budget = min(shared.drain_s, shared.max_poll_interval_s / 2)
-        return min(budget, shared.session_timeout_s / 2) if shared.broker.protocol() == "classic" else budget
+        hurried = self.poller.rejoining or shared.broker.protocol() == "classic"
+        return min(budget, shared.session_timeout_s / 2) if hurried else budget
 
     def _busy(self, going: set[Partition]) -> bool:
         return any(job.home in going for job in self.execution.running()) or any(home.open for home in going)

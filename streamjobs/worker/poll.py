@@ -70,7 +70,7 @@ class Poller:
         self.partitions: dict[tuple[str, int], Partition] = {}
         self.full: set[Partition] = set()
         self.faults: list[tuple[TopicPartition | None, BrokerError]] = []
-        self.assigned_once = False
+        self.assigned_once = self.rejoining = False
         self.asked = 0  # by another thread, again and again, what it holds
         self.held = (0, Held("", 0, frozenset()))  # its answer to the last of these questions
         self.astray: SimpleQueue[Sight] = SimpleQueue()
@@ -118,6 +118,10 @@ class Poller:
             "leaving the group to join it anew",
             *(self.group, len(sight.held.partitions), len(sight.assigned), len(sight.target)),
         )
+        # While the client leaves it sends no heartbeats. *Bites*: a job runs for longer than a session, the revoke waits for it, another
+        # worker has its partition by then and runs it, too. So what runs is waited for before that.
+        self._owner.leaving(list(self.partitions.values()))
+        self.rejoining = True
         self.consumer.rejoin()
 
     # Fetching ---------------------------------------------------------------------------------------------------------
@@ -185,6 +189,7 @@ class Poller:
     def assigned(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Start]:
         """Where each begins; the ones that can't be found out now stay assigned and are looked up again."""
         self.assigned_once = True
+        self.rejoining = False
         starts = {}
         for tp, (beginning, topic_id) in self._beginnings(partitions).items():
             self._begin(tp, beginning, topic_id)

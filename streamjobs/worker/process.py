@@ -54,8 +54,8 @@ logger = logging.getLogger(__name__)
 
 #: A loop that has not turned for so long is stuck: the process is not healthy and is replaced.
 STUCK_LOOP_S = 30.0
-#: How often the topics' ids are looked at, and the memberships: these over longer than a heartbeat.
-LOOK_AT_CLUSTER_S = 15.0
+#: How often the topics' ids are looked at, and the memberships: longer than a heartbeat, for which a cluster allows up to 15 s.
+LOOK_AT_CLUSTER_S = 20.0
 #: So many producers lost to fatal errors in five minutes end the process.
 PRODUCERS, PRODUCERS_S = 3, 300.0
 
@@ -224,8 +224,8 @@ class Process:
             loop.turns.start(f"streamjobs-{loop.name}", lambda loop=loop: self._guarded(lambda: self._run_loop(loop)))  # type: ignore[misc]
         if self.timer is not None:
             self._spawn("timer", self._run_timer)
-        self._spawn("cluster", self._watch_cluster)
         self._spawn("health", self._watch_itself)
+        threading.Thread(target=self._guarded, args=(self._watch_cluster,), name="streamjobs-cluster", daemon=True).start()
         topics = ", ".join(sorted(self.loops[0].topics))
         logger.info("started: group %s reads %s at %s", self.app.group, topics, self.app.settings.bootstrap)
 
@@ -280,14 +280,16 @@ class Process:
         self.timer.run(self._stopping.is_set)
 
     def _watch_cluster(self) -> None:
+        """The end of the process does not wait for it: while brokers are silent, its questions take their time."""
         timer = [] if self.timer is None else [self.timer.poller]
-        memberships = Memberships(self._broker.admin(), [*(loop.poller for loop in self.loops), *timer])
+        pollers = [] if self._broker.protocol() == "classic" else [*(loop.poller for loop in self.loops), *timer]
+        memberships = Memberships(self._broker.admin(), pollers)
         while not self._stopping.wait(LOOK_AT_CLUSTER_S):
-            try:
-                self._look_at_topics()
-                memberships.look()
-            except BrokerError as error:
-                logger.warning("can't look after topics and groups: %s", error)
+            for look in (self._look_at_topics, memberships.look):
+                try:
+                    look()
+                except BrokerError as error:
+                    logger.warning("can't look after topics and groups: %s", error)
 
     def _look_at_topics(self) -> None:
         """Tells the loops what ids their topics have now: a topic that is made anew is not always told by the consumer (edge 31)."""

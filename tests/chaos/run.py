@@ -221,8 +221,8 @@ def _app_with(env: Mapping[str, str]) -> Iterator[App]:
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
 
 
-def _told(partitions: Iterable[TopicPartition]) -> str:
-    return ", ".join(f"{topic}/{number}" for topic, number in partitions) or "none"
+def _told(partitions: Iterable[TopicPartition] | None) -> str:
+    return ", ".join(f"{topic}/{number}" for topic, number in partitions or ()) or "none"
 
 
 class Progress:

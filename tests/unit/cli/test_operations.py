@@ -324,7 +324,7 @@ def test_group_list_and_show(do: Run, broker: MemoryBroker) -> None:
 def test_group_show_tells_the_members_of_one_machine_apart(do: Run, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     """What bit: `shop /127.0.0.1` for both."""
     workers = ["shop-3f2a91c07b64", "9bc0d4e1a2f3"]  # classic: the client's id comes first
-    members = tuple(Member(id, "shop", "/127.0.0.1", None, (TopicPartition(MAIN, n),), ()) for n, id in enumerate(workers))
+    members = tuple(Member(id, "shop", "/127.0.0.1", None, (TopicPartition(MAIN, n),), None) for n, id in enumerate(workers))
     admin = type(broker.admin())
     monkeypatch.setattr(admin, "groups", lambda _, names: {"shop": Group("shop", "stable", "classic", members)})
 

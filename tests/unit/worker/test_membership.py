@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from streamjobs import App
-from streamjobs.broker import Group
+from streamjobs.broker import Group, Member
+from streamjobs.errors import BrokerError
 from streamjobs.testing.app import Testing
-from streamjobs.worker.membership import Memberships
+from streamjobs.worker.membership import LOOKS_OF_REST, Memberships
 
 OnMemory = Callable[[App], Testing]
 
@@ -22,14 +23,16 @@ class Coordinator:
     def __init__(self, admin: Any) -> None:
         self._admin = admin
         self.lost = True
-        self.protocol = "consumer"
+        self.classic = False
 
     def groups(self, names: Any) -> dict[str, Group]:
         return {name: self._told(group) for name, group in self._admin.groups(names).items()}
 
     def _told(self, group: Group) -> Group:
-        members = [replace(member, target=member.target[1:]) if self.lost else member for member in group.members]
-        return replace(group, members=tuple(members), protocol=self.protocol)
+        return replace(group, members=tuple(replace(member, target=self._target(member)) for member in group.members))
+
+    def _target(self, member: Member) -> Any:
+        return None if self.classic else member.target[1:] if self.lost and member.target else member.target
 
 
 @pytest.fixture
@@ -64,8 +67,7 @@ def test_it_joins_anew_when_two_looks_in_a_row_show_the_same(world: Any, caplog:
     t, poller, coordinator, memberships = world
     before = poller.consumer.member_id()
     look(t, memberships, 2)
-    assert poller.consumer.member_id() == before  # it spoke before the first of these looks, and after it
-    coordinator.lost = True
+    assert poller.consumer.member_id() == before  # at the first one nobody had asked it yet
     look(t, memberships, 1)
     assert poller.consumer.member_id() != before
     assert "leaving the group to join it anew" in caplog.text
@@ -82,7 +84,7 @@ def test_it_stays_otherwise(world: Any, change: str) -> None:
     t, poller, coordinator, memberships = world
     before = poller.consumer.member_id()
     coordinator.lost = change != "well"
-    coordinator.protocol = "classic" if change == "classic" else "consumer"
+    coordinator.classic = change == "classic"
     for _ in range(4):
         memberships.look()
         if change != "silent":  # it may be giving partitions up just now
@@ -91,6 +93,30 @@ def test_it_stays_otherwise(world: Any, change: str) -> None:
             poller._epochs += 1
     turn(t)
     assert poller.consumer.member_id() == before
+
+
+def test_it_does_not_leave_again_and_again(world: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """What joining anew has not mended once: a difference that stays costs the group no rebalance every minute."""
+    t, _, _, memberships = world
+    look(t, memberships, 3 + LOOKS_OF_REST - 1)
+    assert caplog.text.count("leaving the group") == 1
+    look(t, memberships, 3)
+    assert caplog.text.count("leaving the group") == 2
+
+
+def test_a_look_that_fails_counts_for_nothing(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    t, poller, coordinator, memberships = world
+    before = poller.consumer.member_id()
+    look(t, memberships, 2)
+    with monkeypatch.context() as context:
+        context.setattr(coordinator, "groups", lambda _: (_ for _ in ()).throw(BrokerError("_TIMED_OUT", "no answer", retriable=True)))
+        with pytest.raises(BrokerError):
+            memberships.look()
+    turn(t)
+    look(t, memberships, 1)
+    assert poller.consumer.member_id() == before
+    look(t, memberships, 1)
+    assert poller.consumer.member_id() != before
 
 
 def test_what_was_found_of_an_earlier_state_is_not_acted_on(world: Any) -> None:
