@@ -32,12 +32,12 @@ class Sight:
     assigned: Partitions
     target: Partitions
 
+    @property
+    def agrees(self) -> bool:
+        """A target that holds more is no sign: the rest may be another member's still."""
+        return self.assigned == self.held.partitions and self.held.partitions <= self.target
+
 
 def astray(before: Sight | None, now: Sight | None) -> bool:
-    """Of two sights in a row, longer apart than heartbeats, whose members spoke after the look before; None: it did not, or is unknown.
-
-    A target that holds more is no sign: the rest may be another member's still."""
-    if before is None or before != now:
-        return False
-    held = now.held.partitions
-    return now.assigned != held or not held <= now.target
+    """Of two sights in a row, longer apart than heartbeats, whose members spoke after the look before; None: it did not, or is unknown."""
+    return now is not None and before == now and not now.agrees

@@ -8,8 +8,8 @@ from streamjobs.broker import Admin, Group
 from streamjobs.core.membership import Sight, astray
 from streamjobs.worker.poll import Poller
 
-#: A member that was sent to join anew is left alone for so many looks, though it look astray again: to join anew costs its group a
-#: rebalance, and what it has not mended once it hardly mends the next time.
+#: A member that was sent to join anew, and has not agreed with its group since, is left alone for more and more looks, so many at most:
+#: to join anew costs the group a rebalance, and what it has not mended once it hardly mends the next time.
 LOOKS_OF_REST = 15
 
 
@@ -20,6 +20,7 @@ class Memberships:
         self._admin = admin
         self._pollers = pollers
         self._before: dict[Poller, Sight | None] = {}
+        self._sent: dict[Poller, int] = {}
         self._rest: dict[Poller, int] = {}
 
     def look(self) -> None:
@@ -32,10 +33,18 @@ class Memberships:
             for poller in self._pollers:
                 poller.asked += 1
         for poller, now in self._before.items():
-            rest = self._rest[poller] = max(0, self._rest.get(poller, 0) - 1)
-            if now is not None and astray(before.get(poller), now) and not rest:
-                self._rest[poller] = LOOKS_OF_REST
-                poller.astray.put(now)
+            if now is not None:
+                self._judge(poller, before.get(poller), now)
+
+    def _judge(self, poller: Poller, before: Sight | None, now: Sight) -> None:
+        if now.agrees:
+            self._sent[poller] = self._rest[poller] = 0
+        elif self._rest.get(poller):
+            self._rest[poller] -= 1
+        elif astray(before, now):
+            self._sent[poller] = sent = self._sent.get(poller, 0) + 1
+            self._rest[poller] = min(LOOKS_OF_REST, 2**sent)
+            poller.astray.put(now)
 
 
 def _sight(poller: Poller, group: Group) -> Sight | None:

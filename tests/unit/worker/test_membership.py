@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -97,11 +98,25 @@ def test_it_stays_otherwise(world: Any, change: str) -> None:
 
 def test_it_does_not_leave_again_and_again(world: Any, caplog: pytest.LogCaptureFixture) -> None:
     """What joining anew has not mended once: a difference that stays costs the group no rebalance every minute."""
-    t, _, _, memberships = world
-    look(t, memberships, 3 + LOOKS_OF_REST - 1)
-    assert caplog.text.count("leaving the group") == 1
-    look(t, memberships, 3)
-    assert caplog.text.count("leaving the group") == 2
+    t, _, coordinator, memberships = world
+
+    def leaves(looks: int) -> list[int]:
+        """After how many looks it left, and then again, and again."""
+        at, before = [], len(caplog.messages)
+        for number in range(looks):
+            look(t, memberships, 1)
+            if len(caplog.messages) > before:
+                before = len(caplog.messages)
+                at.append(number)
+        return [later - earlier for earlier, later in itertools.pairwise(at)]
+
+    pauses = leaves(80)
+    assert pauses == sorted(pauses) and pauses[0] < 5
+    assert pauses[-1] == pauses[-2] == LOOKS_OF_REST + 2
+    coordinator.lost = False
+    look(t, memberships, 2)
+    coordinator.lost = True
+    assert leaves(12)[0] < 5
 
 
 def test_a_look_that_fails_counts_for_nothing(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
