@@ -235,7 +235,17 @@ def test_one_outcome_of_each_run_whatever_is_killed(transactional: Callable[...,
     for _ in range(3):
         world.worker("--slots", "8")
     origins = world.publish(range(400), ms=5)
-    eventually(lambda: len(world.processes()) == 3, 60, "all three workers run jobs")
+    looks = 0
+
+    def all_work() -> bool:
+        """Each second a few jobs more: a worker that comes last must find some."""
+        nonlocal looks
+        looks += 1
+        if looks % 20 == 0:
+            origins.update(world.publish(range(looks * 1_000, looks * 1_000 + 20), ms=5))
+        return len(world.processes()) == 3
+
+    eventually(all_work, 60, "all three workers run jobs")
 
     kills: Counter[str] = Counter()
     for batch in range(24):
