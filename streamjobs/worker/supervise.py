@@ -265,6 +265,7 @@ class Supervisor:
         young = time.monotonic() - slot.started < 60
         slot.deaths = slot.deaths + 1 if young else 1
         pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (slot.deaths - 1))
+        slot.exit_code = None  # told now; how the whole ends is said by what is there when it is stopped
         logger.error("worker process %d ended with %s; another one starts in %g s", slot.number, how(code), pause)
         slot.start_at = time.monotonic() + pause
 

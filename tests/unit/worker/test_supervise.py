@@ -72,6 +72,26 @@ def test_a_worker_that_never_started_says_why_and_ends() -> None:
     assert Supervisor(never_starting, 1, 1.0, NoTotals(), 4, lambda: None).run() == 1
 
 
+def killed_once_it_works(slot: int, connection: Connection, legacy: Legacy) -> None:
+    connection.send(Report(None, {}, {}, True))
+    connection.poll(5)  # until the supervisor has taken the report
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_who_is_stopped_before_a_dead_process_has_a_successor_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing ran any more. What bit: a deployment in that pause, and exit code 1 for a process that had been told of."""
+    monkeypatch.setattr("streamjobs.worker.supervise.FIRST_PAUSE_S", 30.0)
+    deaths: list[int] = []
+    supervisor = Supervisor(killed_once_it_works, 1, 1.0, NoTotals(), 4, lambda: deaths.append(1))
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(supervisor.run()), daemon=True)
+    thread.start()
+    eventually(lambda: deaths, 30, "it was killed")
+    supervisor.stop()
+    thread.join(30)
+    assert codes == [0]
+
+
 def freezing_in_a_report(slot: int, connection: Connection, legacy: Legacy) -> None:
     """Reports once, then begins a report and never ends it."""
     connection.send(Report(None, {}, {}, True))
