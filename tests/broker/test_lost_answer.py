@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.broker.conftest import World
-from tests.support.wire import Wire, gives_partitions
+from tests.support.wire import Wire, gives_partitions, second_listener
 from tests.support.workers import answered, eventually
 
 
@@ -22,11 +22,8 @@ def wired(kafka: Any, local_kafka: Any, tmp_path: Path) -> Iterator[tuple[Any, W
     class Cluster(local_kafka.LocalKafka):  # type: ignore[misc, name-defined]
         def _write_properties(self, node: Any) -> None:
             super()._write_properties(node)
-            own = f"PLAINTEXT://127.0.0.1:{node.port}"
-            with self._properties(node).open("a") as file:  # later lines replace earlier ones
-                file.write("listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,WIRE:PLAINTEXT\n")
-                file.write(f"listeners={own},CONTROLLER://127.0.0.1:{node.controller_port},WIRE://127.0.0.1:{listens}\n")
-                file.write(f"advertised.listeners={own},WIRE://127.0.0.1:{advertised}\n")
+            with self._properties(node).open("a") as file:
+                file.write(second_listener(node, f"127.0.0.1:{listens}", f"127.0.0.1:{advertised}"))
 
     cluster = Cluster(tmp_path / "cluster")
     cluster.start()

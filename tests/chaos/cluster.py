@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from tests.support.wire import second_listener
 from tests.support.workers import ROOT
 
 
@@ -39,7 +40,7 @@ class Brokers:
                 super()._write_properties(node)
                 if host:
                     with self._properties(node).open("a") as file:
-                        file.write(_second_listener(node, f"{host}:{ports[node.id]}"))
+                        file.write(second_listener(node, f"{host}:{ports[node.id]}"))
 
         self._cluster = Cluster(directory, count, heap="512m")
 
@@ -73,13 +74,3 @@ class Brokers:
 
     def destroy(self) -> None:
         self._cluster.destroy()
-
-
-def _second_listener(node: Any, address: str) -> str:
-    """Later lines of a properties file replace earlier ones."""
-    own = f"127.0.0.1:{node.port}"
-    return (
-        "listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,OUTSIDE:PLAINTEXT\n"
-        f"listeners=PLAINTEXT://{own},CONTROLLER://127.0.0.1:{node.controller_port},OUTSIDE://{address}\n"
-        f"advertised.listeners=PLAINTEXT://{own},OUTSIDE://{address}\n"
-    )

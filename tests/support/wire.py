@@ -7,7 +7,7 @@ import struct
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 #: ConsumerGroupHeartbeat, of KIP-848.
 HEARTBEAT = 68
@@ -63,6 +63,17 @@ class Wire:
             return True
         self.lost += 1
         return False
+
+
+def second_listener(node: Any, address: str, advertised: str = "") -> str:
+    """Lines for a local node's properties, where later ones replace earlier ones: it also listens at `address`, and tells clients that
+    come there that it is `advertised`, which is the same unless something stands in between."""
+    own = f"127.0.0.1:{node.port}"
+    return (
+        "listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,OUTSIDE:PLAINTEXT\n"
+        f"listeners=PLAINTEXT://{own},CONTROLLER://127.0.0.1:{node.controller_port},OUTSIDE://{address}\n"
+        f"advertised.listeners=PLAINTEXT://{own},OUTSIDE://{advertised or address}\n"
+    )
 
 
 def gives_partitions(answer: bytes) -> bool:
