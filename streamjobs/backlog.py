@@ -300,7 +300,7 @@ def _take_first(
         partition = TopicPartition(message.topic(), message.partition())
         if message.offset() < open_ends.get(partition, 0):
             found.setdefault(partition, message)
-    done = [tp for tp, end in open_ends.items() if tp in found or reader.position(tp) >= end]
+    done = [tp for tp, position in reader.positions(open_ends).items() if tp in found or position >= open_ends[tp]]
     for partition in done:
         found.setdefault(partition, None)
         del open_ends[partition]

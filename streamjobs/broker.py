@@ -6,7 +6,7 @@ them pass `tests/conformance`. Instants are float seconds since the epoch, durat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -125,8 +125,8 @@ class Consumer(Protocol):
         """(log start offset, end offset) as the broker says now. Raises BrokerError."""
         ...
 
-    def position(self, partition: TopicPartition) -> int:
-        """The offset at which reading goes on: past what `fetch` returned and, at the end of what is readable, past the gaps
+    def positions(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        """The offsets at which reading goes on: past what `fetch` returned and, at the end of what is readable, past the gaps
         behind it (transaction markers, aborted or compacted records), which no record ever shows."""
         ...
 

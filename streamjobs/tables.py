@@ -146,7 +146,7 @@ def _until(reader: Consumer, unread: dict[TopicPartition, int], patience: float)
         for message in arrived:
             if message.offset() < unread.get(TopicPartition(message.topic(), message.partition()), 0):
                 yield message
-        reached = [tp for tp, end in unread.items() if reader.position(tp) >= end]
+        reached = [tp for tp, position in reader.positions(unread).items() if position >= unread[tp]]
         for tp in reached:
             del unread[tp]
         reader.pause(reached)

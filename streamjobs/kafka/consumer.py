@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka.cimpl import Consumer as Client
@@ -78,7 +78,7 @@ class KafkaConsumer:
 
     def _pull(self, limit: int, timeout: float) -> list[ClientMessage]:
         # Ctrl-C is raised inside the client, on the main thread only; the records popped with it are destroyed.
-        before = self._positions() if threading.get_ident() == _MAIN_THREAD else {}
+        before = self._client_positions(self._starts) if threading.get_ident() == _MAIN_THREAD else {}
         try:
             batch = self._client.consume(min(limit, MAX_BATCH), 0)
             if not batch and timeout > 0:
@@ -269,14 +269,15 @@ class KafkaConsumer:
         if self._quiet or partition in self._paused:
             self._client.pause([ClientPartition(*partition)])
 
-    def position(self, partition: TopicPartition) -> int:
-        self._require(partition)
-        for message in self._held:  # the client is past it, whoever asks is not
-            if _where(message) == partition:
-                return message.offset() or 0
-        with as_broker_error("read a position"):
-            (found,) = self._client.position([ClientPartition(*partition)])
-        return max(found.offset, self._starts[partition])
+    def positions(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        for partition in partitions:
+            self._require(partition)
+        with as_broker_error("read positions"):
+            found = self._client_positions(partitions)
+        for message in reversed(self._held):  # the client is past it, whoever asks is not
+            if (where := _where(message)) in found:
+                found[where] = message.offset() or 0
+        return found
 
     def _require(self, partition: TopicPartition) -> None:
         if partition not in self._starts:
@@ -293,10 +294,10 @@ class KafkaConsumer:
             raise from_exception(TimeoutError(), doing)
         return bounds
 
-    def _positions(self) -> dict[TopicPartition, int]:
-        if not self._starts:
+    def _client_positions(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        if not partitions:
             return {}
-        known = self._client.position([ClientPartition(*where) for where in self._starts])
+        known = self._client.position([ClientPartition(*where) for where in partitions])
         return {(where := TopicPartition(p.topic, p.partition)): max(p.offset, self._starts[where]) for p in known}
 
     def _rewind(self, positions: Mapping[TopicPartition, int]) -> None:

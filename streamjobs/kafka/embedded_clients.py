@@ -139,7 +139,7 @@ class EmbeddedAdmin(KafkaAdmin):
                     if message.timestamp()[1] >= at * 1000:
                         found.setdefault(where, message.offset())
                 found = {
-                    **{where: end for where, end in ends.items() if reader.position(where) >= end},
+                    **{where: ends[where] for where, position in reader.positions(ends).items() if position >= ends[where]},
                     **found,
                 }
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -90,9 +90,9 @@ class MemoryConsumer:
             position = self._position(partition)
             position.offset, position.stalled = offset, False
 
-    def position(self, partition: TopicPartition) -> int:
+    def positions(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         with self._alone():
-            return self._position(partition).offset
+            return {partition: self._position(partition).offset for partition in partitions}
 
     def log_bounds(self, partition: TopicPartition, timeout: float = 10.0) -> tuple[int, int]:
         with self._alone():

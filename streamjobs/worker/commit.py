@@ -142,6 +142,7 @@ class Committer:
         """Begins a tick: the events gathered since the last one, and the partitions as they are now."""
         now = self._last = self._now()
         snapshot = Snapshot(now)
+        self._poller.past_gaps()
         for home in self._poller.partitions.values():
             if self._wants_commit(home, now):
                 self._take(snapshot, home)
@@ -157,8 +158,6 @@ class Committer:
         if self.doubted or (self.errors and TopicPartition(home.topic, home.number) in self.errors):
             return True
         tracker = home.tracker
-        if tracker.unfinished == 0:
-            self._poller.past_gaps(home)
         since = now - home.committed_at
         if tracker.version == home.committed_version:
             return since > REFRESH_S

@@ -63,7 +63,7 @@ class ControlReader:
         low, high = self._consumer.log_bounds(self._partition)
         self._consumer.assign({self._partition: low})
         deadline = time.monotonic() + timeout
-        while self._consumer.position(self._partition) < high:
+        while self._consumer.positions([self._partition])[self._partition] < high:
             self._apply(self._consumer.fetch(500, 0.1))
             if time.monotonic() > deadline:
                 raise BrokerError("_TIMED_OUT", f"{self._partition.topic} could not be read to its end in {timeout:g} s")

@@ -380,17 +380,17 @@ class Poller:
         )
         return TopicPartition(home.topic, home.number), Commit(base, encode(base, mark)), version
 
-    def past_gaps(self, home: Partition) -> None:
-        """An idle partition's base moves past trailing gaps, so that its lag can reach 0 (edge 16).
+    def past_gaps(self) -> None:
+        """The bases of idle partitions move past trailing gaps, so that their lag can reach 0 (edge 16).
 
         Not inside a fetch. *Bites*: the client has taken this partition's next records out of its queue when it meets the revoke of
         another one; it commits, by a position past records that the tracker has not seen, and drops them as finished.
         """
         if self.inside_fetch:
             return
-        position = self.consumer.position(TopicPartition(home.topic, home.number))
-        if position > home.tracker.position:
-            home.tracker.position_to(position)
+        homes = {where: home for where, home in self.partitions.items() if home.fetching and home.epoch >= 0 and not home.tracker.unfinished}
+        for tp, position in self.consumer.positions([TopicPartition(*where) for where in homes]).items():
+            homes[tp].tracker.position_to(position)
 
 
 _ADVICE = {

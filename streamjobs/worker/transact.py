@@ -335,6 +335,7 @@ class Transactor(Committer):
         for item in items:
             finishing.setdefault(item.home, []).append(item.offset)
         snapshot = Snapshot(self._last)
+        self._poller.past_gaps()
         for home in self._poller.partitions.values():
             also = finishing.get(home, ())
             leaves = home in leaving and home.fetching

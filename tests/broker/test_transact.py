@@ -109,7 +109,7 @@ class TransactionalWorld(World):
         reader.assign(dict.fromkeys(ends, 0))
         found: list[Message] = []
         deadline = time.monotonic() + 30
-        while any(reader.position(tp) < end for tp, end in ends.items()):
+        while any(position < ends[tp] for tp, position in reader.positions(ends).items()):
             assert time.monotonic() < deadline, f"{topic} can't be read to its end"
             found += reader.fetch(1_000, 0.05)
         reader.close()
@@ -391,7 +391,7 @@ def test_transactions_go_on_after_the_broker_has_restarted(on_own_kafka: Transac
         own_kafka.kill(1, how)
         own_kafka.restart(1)
         origins |= world.publish(numbers)
-        world.await_settled(origins, 30, "jobs published after the restart are settled")
+        world.await_settled(origins, 80, "jobs published after the restart are settled")
     assert world.processes() == processes, worker.tail()
     judge(world, origins)
     assert worker.stop() == 0

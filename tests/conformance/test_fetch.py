@@ -98,10 +98,10 @@ def test_a_limit_of_zero_passes_over_nothing(broker: Broker, world: Any) -> None
 
     while time.monotonic() < until:
         reader.fetch(0, 0.02)
-        assert reader.position(where) == 1
+        assert reader.positions([where])[where] == 1
 
     assert offsets(world.read(reader, 1)) == [1]
-    assert reader.position(where) == 2
+    assert reader.positions([where])[where] == 2
 
 
 def test_a_limit_of_zero_for_a_moment_keeps_the_order(broker: Broker, world: Any) -> None:
@@ -160,7 +160,7 @@ def test_seek_goes_back_and_forth(broker: Broker, world: Any) -> None:
     world.read(reader, 5)
 
     reader.seek(where, 1)
-    assert reader.position(where) == 1
+    assert reader.positions([where])[where] == 1
     assert offsets(world.read(reader, 4)) == [1, 2, 3, 4]
 
     reader.seek(where, 4)
@@ -195,7 +195,7 @@ def test_a_zero_limit_moves_no_position(broker: Broker, world: Any) -> None:
     while time.monotonic() < until:
         reader.fetch(0, 0.02)
 
-    assert reader.position(where) == 2
+    assert reader.positions([where])[where] == 2
 
 
 def test_position_follows_what_was_returned(broker: Broker, world: Any) -> None:
@@ -204,9 +204,25 @@ def test_position_follows_what_was_returned(broker: Broker, world: Any) -> None:
     world.send(topic, *[b""] * 3)
     reader = world.reader({where: 1})
 
-    assert reader.position(where) == 1
+    assert reader.positions([where])[where] == 1
     world.read(reader, 2)
-    assert reader.position(where) == 3
+    assert reader.positions([where])[where] == 3
+
+
+def test_positions_are_told_of_many_at_once(broker: Broker, world: Any) -> None:
+    topic = world.topic()
+    first, second = TopicPartition(topic, 0), TopicPartition(topic, 1)
+    world.send(topic, *[b""] * 5)
+    world.send(topic, *[b""] * 2, partition=1)
+    reader = world.reader({first: 1, second: 0})
+    world.read(reader, 6)
+    reader.seek(first, 3)
+    until = time.monotonic() + 1.2
+    while time.monotonic() < until:
+        reader.fetch(0, 0.02)  # records that come meanwhile are kept, and pass nobody's position
+
+    assert reader.positions([second, first]) == {first: 3, second: 2}
+    assert reader.positions([]) == {}
 
 
 def test_a_position_of_what_is_not_assigned_is_refused(broker: Broker, world: Any) -> None:
@@ -214,7 +230,7 @@ def test_a_position_of_what_is_not_assigned_is_refused(broker: Broker, world: An
     reader = world.reader({TopicPartition(topic, 0): 0})
 
     with pytest.raises(BrokerError):
-        reader.position(TopicPartition(topic, 1))
+        reader.positions([TopicPartition(topic, 1)])
     with pytest.raises(BrokerError):
         reader.seek(TopicPartition(topic, 1), 0)
 

@@ -105,10 +105,10 @@ def test_a_position_passes_the_gaps_that_transactions_leave(
     reader = world.reader({where: 0})
     found: list[Any] = []
 
-    wait_until(lambda: reader.position(where) >= last, 20, lambda: found.extend(reader.fetch(10, 0.05)))
+    wait_until(lambda: reader.positions([where])[where] >= last, 20, lambda: found.extend(reader.fetch(10, 0.05)))
 
     assert [m.value() for m in found] == [b"a"]
-    assert reader.position(where) == last
+    assert reader.positions([where])[where] == last
 
 
 def test_an_open_transaction_hides_what_is_behind_it(broker: Broker, world: Any, transactions: Transactions) -> None:

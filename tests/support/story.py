@@ -102,7 +102,7 @@ def records(app: App, topic: str) -> Iterator[Message]:
     reader = app.broker.consumer(None)
     try:
         reader.assign(starts)
-        while any(reader.position(tp) < ends[tp] for tp in tps):
+        while any(position < ends[tp] for tp, position in reader.positions(tps).items()):
             yield from (m for m in reader.fetch(10_000, 0.2) if m.offset() < ends[TopicPartition(m.topic(), m.partition())])
     finally:
         reader.close()

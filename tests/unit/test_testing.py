@@ -368,7 +368,7 @@ class TestReading:
         consumer = reader(broker, P0, start=3)
         consumer.fetch(2, 0)
 
-        assert (consumer.log_bounds(P0), consumer.position(P0)) == ((3, 10), 5)
+        assert (consumer.log_bounds(P0), consumer.positions([P0])[P0]) == ((3, 10), 5)
         assert refused(consumer.log_bounds, TopicPartition("jobs.a", 9)).code == "UNKNOWN_TOPIC_OR_PART"
 
     def test_a_deleted_topic_is_one_fault_for_a_reader(self, broker, admin):
@@ -544,7 +544,7 @@ class TestTopics:
         broker.compact("table")
         consumer = reader(broker, TopicPartition("table", 0))
 
-        assert (consumer.fetch(10, 0), consumer.position(TopicPartition("table", 0))) == ([], 3)
+        assert (consumer.fetch(10, 0), list(consumer.positions([TopicPartition("table", 0)]).values())) == ([], [3])
 
     def test_retention_deletes_what_is_older(self, broker, admin, clock):
         admin.alter_topic_config("jobs.a", {"retention.ms": "5000"})
@@ -1018,7 +1018,7 @@ class TestTransactions:
         producer.commit()
         consumer = reader(broker, P0)
 
-        assert (values(consumer.fetch(10, 0)), consumer.position(P0)) == ([b"0"], 2)
+        assert (values(consumer.fetch(10, 0)), consumer.positions([P0])[P0]) == ([b"0"], 2)
 
     def test_the_end_of_what_is_readable_is_the_first_open_transaction(self, broker, producer, admin):
         fill(broker, b"0")
@@ -1271,7 +1271,7 @@ class TestThreads:
             consumer, owner = member(broker)
 
             def commit(partitions):
-                consumer.commit_now({tp: Commit(consumer.position(tp)) for tp in partitions})
+                consumer.commit_now({tp: Commit(offset) for tp, offset in consumer.positions(partitions).items()})
 
             owner.on_revoke = commit
             while not done.is_set():
@@ -1318,7 +1318,7 @@ class Life:
         self.owned = set()
 
     def commit(self, partitions):
-        offsets = {tp: self.consumer.position(tp) for tp in sorted(partitions)}
+        offsets = self.consumer.positions(sorted(partitions))
         failed = self.consumer.commit_now({tp: Commit(offset) for tp, offset in offsets.items()})
         self.log.commits.update({tp: offset for tp, offset in offsets.items() if tp not in failed})
 
