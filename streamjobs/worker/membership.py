@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from streamjobs.broker import Admin, Group
 from streamjobs.core.membership import Sight, astray
+from streamjobs.errors import BrokerError
 from streamjobs.worker.poll import Poller
 
 #: A member that was sent to join anew, and has not agreed with its group since, is left alone for more and more looks, so many at most:
@@ -18,33 +19,48 @@ class Memberships:
 
     def __init__(self, admin: Admin, pollers: Sequence[Poller]) -> None:
         self._admin = admin
-        self._pollers = pollers
-        self._before: dict[Poller, Sight | None] = {}
-        self._sent: dict[Poller, int] = {}
-        self._rest: dict[Poller, int] = {}
+        self._members = [_Member(poller) for poller in pollers]
 
     def look(self) -> None:
-        """Raises BrokerError."""
-        before, self._before = self._before, {}
-        try:
-            groups = self._admin.groups([poller.group for poller in self._pollers])
-            self._before = {poller: _sight(poller, groups[poller.group]) for poller in self._pollers}
-        finally:
-            for poller in self._pollers:
-                poller.asked += 1
-        for poller, now in self._before.items():
-            if now is not None:
-                self._judge(poller, before.get(poller), now)
+        """Raises BrokerError if it could not see all of them: a group that can't be described says nothing of the others."""
+        failed = None
+        for member in self._members:
+            try:
+                member.look(self._admin)
+            except BrokerError as error:
+                failed = error
+        if failed is not None:
+            raise failed
 
-    def _judge(self, poller: Poller, before: Sight | None, now: Sight) -> None:
+
+class _Member:
+    """A poller, as it was seen at the last look."""
+
+    def __init__(self, poller: Poller) -> None:
+        self._poller = poller
+        self._seen: Sight | None = None
+        self._sent = 0  # so often was it sent to join anew since it last agreed with its group
+        self._rest = 0  # so many looks is it left alone
+
+    def look(self, admin: Admin) -> None:
+        before, self._seen = self._seen, None
+        try:
+            group = admin.groups([self._poller.group])[self._poller.group]
+            self._seen = _sight(self._poller, group)
+        finally:
+            self._poller.asked += 1
+        if self._seen is not None:
+            self._judge(before, self._seen)
+
+    def _judge(self, before: Sight | None, now: Sight) -> None:
         if now.agrees:
-            self._sent[poller] = self._rest[poller] = 0
-        elif self._rest.get(poller):
-            self._rest[poller] -= 1
+            self._sent = self._rest = 0
+        elif self._rest:
+            self._rest -= 1
         elif astray(before, now):
-            self._sent[poller] = sent = self._sent.get(poller, 0) + 1
-            self._rest[poller] = min(LOOKS_OF_REST, 2**sent)
-            poller.astray.put(now)
+            self._sent += 1
+            self._rest = min(LOOKS_OF_REST, 2**self._sent)
+            self._poller.astray.put(now)
 
 
 def _sight(poller: Poller, group: Group) -> Sight | None:

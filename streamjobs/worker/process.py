@@ -7,6 +7,7 @@ import inspect
 import logging
 import math
 import os
+import random
 import socket
 import threading
 import time
@@ -284,7 +285,7 @@ class Process:
         timer = [] if self.timer is None else [self.timer.poller]
         pollers = [] if self._broker.protocol() == "classic" else [*(loop.poller for loop in self.loops), *timer]
         memberships = Memberships(self._broker.admin(), pollers)
-        while not self._stopping.wait(LOOK_AT_CLUSTER_S):
+        while not self._stopping.wait(LOOK_AT_CLUSTER_S * random.uniform(0.8, 1.2)):  # not all at once that were started at once
             for look in (self._look_at_topics, memberships.look):
                 try:
                     look()

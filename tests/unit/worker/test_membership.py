@@ -134,6 +134,25 @@ def test_a_look_that_fails_counts_for_nothing(world: Any, monkeypatch: pytest.Mo
     assert poller.consumer.member_id() != before
 
 
+def test_a_group_that_cannot_be_described_hides_no_other(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The retry topics' group asked first, by a coordinator that does not answer."""
+    t, poller, coordinator, _ = world
+    before, groups = poller.consumer.member_id(), coordinator.groups
+
+    def partly(names: Any) -> Any:
+        if poller.group not in names:
+            raise BrokerError("_TIMED_OUT", "no answer", retriable=True)
+        return groups(names)
+
+    monkeypatch.setattr(coordinator, "groups", partly)
+    memberships = Memberships(coordinator, [t.process.loops[1].poller, poller])  # type: ignore[arg-type]
+    for _ in range(3):
+        with pytest.raises(BrokerError):
+            memberships.look()
+        turn(t)
+    assert poller.consumer.member_id() != before
+
+
 def test_what_was_found_of_an_earlier_state_is_not_acted_on(world: Any) -> None:
     """It was giving partitions up in the same moment."""
     t, poller, _, memberships = world
