@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from streamjobs.core.letters import Letter
     from streamjobs.dead_letters import DeadLetters, Plan
     from streamjobs.dead_letters.orders import Order
+
+T = TypeVar("T")
 
 #: Letters that a table shows unless told otherwise, and those that are printed together when all are.
 _SHOWN, _PAGE = 50, 1_000
@@ -84,13 +86,23 @@ def list_(session: Session, /, queue: str, where: tuple[str, ...], ids: tuple[st
         limit = 0 if session.output == "json" else _SHOWN
     now = session.app.clock.now()
     if not limit:
-        _list_all((shown.row(letters, letter, now) for letter in letters), session)
+        _list_all((shown.row(letters, letter, now) for letter in _noting_none(letters, session)), session)
         return
     newest = _Newest(limit)
-    newest.take(letters)
+    newest.take(_noting_none(letters, session))
     session.show([shown.row(letters, letter, now) for letter in newest.found], shown.LIST if session.output == "table" else shown.LIST + shown.MORE)
     if newest.seen > limit:
         session.say(f"the newest {limit:,} of {newest.seen:,}; --limit 0 shows all")
+
+
+def _noting_none(letters: Iterable[T], session: Session) -> Iterator[T]:
+    """The letters as they come; says so if there are none."""
+    none = True
+    for letter in letters:
+        none = False
+        yield letter
+    if none:
+        session.say("no letters")
 
 
 class _Newest:
@@ -323,7 +335,7 @@ def export(session: Session, /, queue: str, where: tuple[str, ...], ids: tuple[s
     `value` and `headers` are what they are, secrets included; `payload` is for people, and masked. The letters stay where they are.
     """
     with render.progress("exported") as bar:
-        for row in _letters(session, queue, where, ids, group).export():
+        for row in _noting_none(_letters(session, queue, where, ids, group).export(), session):
             click.echo(render.as_json(row, indent=None))
             bar.advance()
 

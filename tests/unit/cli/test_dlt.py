@@ -141,6 +141,18 @@ def test_stats(dlt: Run, invoices: Letters) -> None:
     assert dlt("stats", "invoices", "-w", "error=Other").stderr == "no letters\n"
 
 
+@pytest.mark.parametrize(
+    ("command", "printed"), [(["list"], None), (["list", "--limit", "0"], ""), (["list", "-o", "json"], "[]\n"), (["export"], "")]
+)
+def test_who_looks_for_letters_that_are_not_there_is_told(dlt: Run, invoices: Letters, command: list[str], printed: str | None) -> None:
+    bury(invoices, 1)
+
+    result = dlt(command[0], "invoices", *command[1:], "--id", "nosuch")
+
+    assert (result.exit_code, result.stderr) == (0, "no letters\n")
+    assert printed in (None, result.stdout)
+
+
 def test_a_column_is_shown_once(dlt: Run, invoices: Letters) -> None:
     bury(invoices, 1)
 
