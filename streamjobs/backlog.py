@@ -109,20 +109,25 @@ def positions(admin: Admin, readings: Sequence[Reading], desired: Desired) -> li
     highs = admin.offsets(partitions, "latest", "read_uncommitted")
     found: list[dict[int, Position]] = []
     for reading in readings:
-        registration = desired.registration(reading.consumer, reading.topic.name)
-        registered = registration.starts if registration else {}
+        logs = {tp: Position(0, ends[tp], start=starts[tp], high=highs[tp]) for tp in reading.partitions}
         found.append(
             {
-                tp.partition: _position(
-                    reading.topic,
-                    commits.get((reading.consumer, tp)),
-                    max(starts[tp], registered.get(tp.partition, 0)),
-                    Position(0, ends[tp], start=starts[tp], high=highs[tp]),
-                )
-                for tp in reading.partitions
+                tp.partition: _position(reading.topic, commits[reading.consumer, tp], log)
+                if (reading.consumer, tp) in commits
+                else replace(log, base=_first(reading, tp, log, desired), committed=False, topic_id=reading.topic.id)
+                for tp, log in logs.items()
             }
         )
     return found
+
+
+def _first(reading: Reading, tp: TopicPartition, log: Position, desired: Desired) -> int:
+    """Where a group begins that has no commit: as it was registered, unless that was in an earlier topic of the name."""
+    registration = desired.registration(reading.consumer, tp.topic)
+    first = registration.starts.get(tp.partition, 0) if registration else 0
+    if first > max(log.end, log.high or 0) or desired.started_before(reading.consumer, tp.topic, reading.topic.id, tp.partition):
+        return log.start
+    return max(log.start, first)
 
 
 def _commits(admin: Admin, readings: Iterable[Reading]) -> dict[tuple[str, TopicPartition], Commit]:
@@ -136,11 +141,9 @@ def _commits(admin: Admin, readings: Iterable[Reading]) -> dict[tuple[str, Topic
     }
 
 
-def _position(topic: Topic, commit: Commit | None, registered: int, log: Position) -> Position:
+def _position(topic: Topic, commit: Commit, log: Position) -> Position:
     """`log` with the group's part in it. A map that knows more than the log has belongs to a log that was
     truncated, or to an earlier topic: its offsets are new jobs now."""
-    if commit is None:
-        return replace(log, base=registered, committed=False, topic_id=topic.id)
     mark = decode(*commit)
     fits = mark is not None and mark.topic_id4 == topic.id[:4] and mark.finished.end <= log.end
     finished = len(mark.finished) if mark and fits else 0

@@ -111,7 +111,9 @@ def where_to_start(
 ) -> Beginning:
     """The first offset of a partition for its new owner, for every combination of what the cluster says.
 
-    `commit`: offset and metadata; None: the group has none; LOOKUP_FAILED: unknown. `topic_id`: the topic's
+    `commit`: offset and metadata; None: the group has none; LOOKUP_FAILED: unknown. A topic takes its commits
+    with it when it is deleted; what the group registered stays. *Bites*: registered at "now" = 5,000, worked,
+    the topic deleted and made again: its first 5,000 jobs would be skipped. `topic_id`: the topic's
     now (empty: unknown). `started`: the group has committed in this very topic before; `started_before`: in
     an earlier one of this name. `registered`: start offsets by partition; those beyond it start at 0; None:
     the group is not registered. `registered_topic_id`: the topic that these numbers were taken from, where it
@@ -138,8 +140,9 @@ def where_to_start(
         return Beginning(
             log_start, fetch=False, alarms=(Alarm(AlarmKind.UNREGISTERED),), why=Why.NOT_REGISTERED
         )
-    same_topic = registered_topic_id[:4] == topic_id[:4] if registered_topic_id else None
-    return _from_registration(registered.get(partition, 0), same_topic, log)
+    if started_before or (registered_topic_id and registered_topic_id[:4] != topic_id[:4]):
+        return _recreated(log)
+    return _from_registration(registered.get(partition, 0), bool(registered_topic_id), log)
 
 
 def alarms_while_running(position: int, log_start: int, log_end: int) -> tuple[Alarm, ...]:
@@ -200,11 +203,9 @@ def _continued(base: int, mark: Mark, log: _Log) -> Beginning:
     )
 
 
-def _from_registration(start: int, same_topic: bool | None, log: _Log) -> Beginning:
-    """*Bites*: registered at "now" = 5,000, the topic deleted and made again: its first 5,000 jobs would be
-    skipped.
-    """
-    if same_topic is False or (same_topic is None and start > log.end):
+def _from_registration(start: int, same_topic: bool, log: _Log) -> Beginning:
+    """`same_topic`: it is known to be the one that was registered."""
+    if start > log.end and not same_topic:
         return _recreated(log)
     if start > log.end:
         return Beginning(

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from streamjobs import provision, tables
+from streamjobs import orders, provision, tables
 from streamjobs.backlog import Backlog, Collector, QueueLag
 from streamjobs.broker import Commit, TopicPartition
+from streamjobs.core.control import started_key, started_value
 from streamjobs.core.offsets import Finished, Mark, encode
 from streamjobs.core.record import Record, encoded
 from streamjobs.testing import ManualClock, MemoryBroker
@@ -85,6 +86,26 @@ def test_a_queue_without_any_worker_is_pending_from_where_it_is_registered(
 
     assert main_of(found).pending == 12
     assert main_of(found, "reports").pending == 2
+
+
+@pytest.mark.parametrize(("worked", "jobs"), [(False, 7), (True, 7), (True, 12)])
+def test_a_topic_made_again_is_pending_from_its_start(
+    app: Any, broker: MemoryBroker, app_on: AppOn, worked: bool, jobs: int
+) -> None:  # edge 31
+    """The group was registered at 10 in the topic that was; its commits went with that."""
+    publish(broker, MAIN, 10)
+    late = app_on(broker, "invoices", name="reports")
+    provision.apply(late, provision.plan(late, from_="now"))
+    admin = broker.admin()
+    (topic,) = admin.topics([MAIN], config=True).values()
+    if worked:
+        marks = {started_key("reports", MAIN, topic.id, 0): started_value(actor="w1", at=0.0)}
+        orders.write(broker, late.names, marks)
+    admin.delete_topics([MAIN])
+    admin.create_topics([topic])
+    publish(broker, MAIN, jobs)
+
+    assert main_of(look(app), "reports").pending == jobs
 
 
 def test_what_retention_deleted_is_told_and_not_pending(

@@ -188,6 +188,12 @@ class TestNoCommit:
 
         assert (beginning.offset, beginning.alarms) == (3, (Alarm(AlarmKind.TOPIC_RECREATED),))
 
+    def test_a_topic_recreated_after_the_group_had_worked_starts_at_its_beginning(self):  # edge 31
+        """Its commits are deleted with the topic, its registration is not."""
+        beginning = start(registered={0: 500}, started_before=True, log_start=3)
+
+        assert (beginning.offset, beginning.alarms) == (3, (Alarm(AlarmKind.TOPIC_RECREATED),))
+
     def test_a_log_shorter_than_at_registration(self):  # edge 35
         beginning = start(registered={0: 1_100}, registered_topic_id=TOPIC)
 
