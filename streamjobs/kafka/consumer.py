@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from operator import length_hint
 from typing import Any
 
 from confluent_kafka.cimpl import Consumer as Client
@@ -35,7 +36,10 @@ MAX_BATCH = 10_000
 
 Partitions = Sequence[TopicPartition]
 
-_error = ClientMessage.error
+#: In place of the headers of a record that has one whose name is no UTF-8.
+UNREADABLE = ("unreadable-headers", b"the name of one of them is no UTF-8, so the client could give none")
+
+_error, _headers = ClientMessage.error, ClientMessage.headers
 _MAIN_THREAD = threading.main_thread().ident
 
 
@@ -90,7 +94,7 @@ class KafkaConsumer:
             if isinstance(error, KafkaException):
                 return []
             raise
-        return self._without_errors(batch) if any(map(_error, batch)) else batch
+        return _legible(self._without_errors(batch) if any(map(_error, batch)) else batch)
 
     def _await_records(self, limit: int, timeout: float) -> list[ClientMessage]:
         """The first one, and what came with it. (`consume` with a timeout would wait for `limit` records.)"""
@@ -411,6 +415,41 @@ class KafkaConsumer:
         self._held.clear()
         if self._busy is None:
             self._run_bounded(self._client.close, DAMAGED_CLOSE_TIMEOUT if self._damaged else CLOSE_TIMEOUT)
+
+
+class _Headless:
+    """A record whose headers the client can't give."""
+
+    def __init__(self, message: ClientMessage) -> None:
+        self._message = message
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._message, name)
+
+    def __len__(self) -> int:
+        return len(self._message)
+
+    def headers(self) -> list[tuple[str, bytes]]:
+        return [UNREADABLE]
+
+
+def _legible(batch: list[ClientMessage]) -> list[ClientMessage]:
+    """The batch, with a stand-in for each record that has a header whose name is no UTF-8.
+
+    *Bites* (confluent-kafka 2.16): the first look at such headers fails, the second one gets a list with a hole in it, and the process
+    dies of a segmentation fault; so does the next one that reads the record. `map` looks from C: a call in Python code may be given the
+    list with the hole, and the error somewhere else.
+    """
+    records = iter(batch)
+    looks = map(_headers, records)
+    while True:
+        try:
+            deque(looks, maxlen=0)
+        except SystemError:
+            place = len(batch) - length_hint(records) - 1
+            batch[place] = _Headless(batch[place])  # type: ignore[call-overload]
+        else:
+            return batch
 
 
 class _Callback:
