@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from itertools import repeat
@@ -169,21 +169,21 @@ class Publisher:
             return sending.receipt_to_be(record)
         began = time.monotonic()
         self._send(record, sending, deadline)
-        self._wait([sending], deadline)
+        self._wait(sending, deadline)
         self._observed(job_type, 1, 0 if sending.error is None else 1, time.monotonic() - began)
         return sending.receipt()
 
     def publish_many(self, job_type: JobType[Any, Any], rows: Iterable[Any], options: Options = NO_OPTIONS) -> list[Receipt]:
-        """Sends a job a row and waits once for all. Raises PayloadError before anything is sent, or PublishError."""
+        """Sends a job a row and waits once for all. Raises PayloadError before anything is sent, or PublishError once nothing moves on
+        for `publish_timeout`: many rows may take longer."""
         topic, ids, records = self._prepared_many(job_type, rows, options)
         if self.outbox is not None and self._joins(job_type, records := list(records)):
             return [Receipt(record.topic, record.partition, -1, job_id) for record, job_id in zip(records, ids, strict=True)]
-        timeout = self._settings.publish_timeout
         began = time.monotonic()
         batch = Batch(topic, len(ids))
-        self._send_many(records, batch, began + timeout)
+        self._send_many(records, batch)
         try:
-            self._wait([batch], time.monotonic() + timeout)
+            self._wait_for_all(batch)
         except PublishError as late:
             batch.errors.append(late)
         self._observed(job_type, len(ids), batch.offsets.count(None), time.monotonic() - began)
@@ -319,12 +319,12 @@ class Publisher:
         return self._names.delay(self._ladder_of(queue), tier), headers
 
     def _ladder_of(self, queue: str) -> str:
-        """The app whose ladder carries this queue's delays: the one that registered it (PROTOCOLS §6)."""
+        """The app whose ladder carries this queue's delays: of those that registered it ours, else the last (PROTOCOLS §6)."""
         found = self._ladders.get(queue)
         if found is None:
             from streamjobs import orders
 
-            found = orders.read(self._app.broker, self._names).ladder_of(self._names.main(queue))
+            found = orders.read(self._app.broker, self._names).ladder_of(self._names.main(queue), self._app.name)
             if found is None:
                 raise PublishError(
                     f"queue {queue!r} can't delay jobs yet: no app has registered it; run `streamjobs topic apply` for the app "
@@ -362,7 +362,7 @@ class Publisher:
         deadline = time.monotonic() + self._settings.publish_timeout
         sending = Sending("(schema)")
         self._send(Record(self._names.schemas, value, key), sending, deadline)
-        self._wait([sending], deadline)
+        self._wait(sending, deadline)
         if sending.error is not None:
             raise PublishError(f"the job's schema could not be stored in {self._names.schemas}: {sending.error}") from sending.error
         self._registered.add(payload.fingerprint)
@@ -393,31 +393,41 @@ class Publisher:
                     raise PublishError(f"a job was not sent to {record.topic}: {error}") from error
             producer.poll(_SLICE_S)
 
-    def _send_many(self, records: Iterable[Record], batch: Batch, deadline: float) -> None:
+    def _send_many(self, records: Iterable[Record], batch: Batch) -> None:
         send, acked = self.producer().send, batch.acked
         for place, record in enumerate(records):
             try:
                 send(record, acked, place)
             except BrokerError:  # mostly a full queue
                 try:
-                    self._send(record, acked, deadline, place)
+                    self._send(record, acked, time.monotonic() + self._settings.publish_timeout, place)
                 except PublishError as error:
                     return batch.stopped(place, error)
 
-    def _wait(self, sendings: Sequence[Sending | Batch], deadline: float) -> None:
+    def _wait_for_all(self, batch: Batch) -> None:
+        """Raises PublishError once none was acknowledged for as long as one may take."""
+        left = -1
+        while left != batch.left:
+            left = batch.left
+            try:
+                return self._wait(batch, time.monotonic() + self._settings.publish_timeout)
+            except PublishError as error:
+                late = error
+        raise late
+
+    def _wait(self, sending: Sending | Batch, deadline: float) -> None:
         """Serves acknowledgements until all have theirs: one thread polls for all, the others look again after a moment."""
         producer = self.producer()
-        for sending in sendings:
-            while not sending.done:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise self._late(sum(s.left if isinstance(s, Batch) else not s.done for s in sendings))
-                if self._polling.acquire(timeout=min(left, 0.002)):
-                    try:
-                        if not sending.done:
-                            producer.poll(min(left, _SLICE_S))
-                    finally:
-                        self._polling.release()
+        while not sending.done:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise self._late(sending.left if isinstance(sending, Batch) else 1)
+            if self._polling.acquire(timeout=min(left, 0.002)):
+                try:
+                    if not sending.done:
+                        producer.poll(min(left, _SLICE_S))
+                finally:
+                    self._polling.release()
 
     def _late(self, count: int) -> PublishError:
         return PublishError(

@@ -578,10 +578,16 @@ class Desired:
             self._topics = {topic: frozenset(names) for topic, names in groups.items()}
         return self._topics
 
-    def ladder_of(self, topic: str) -> str | None:
-        """The app whose ladder carries this topic's delays: of several that registered it the last one."""
-        orders = self._kinds[Kind.REGISTRATION].values()
-        last = max((o for o in orders if o.subject[2] == topic), key=lambda order: order.offset, default=None)
+    def ladder_of(self, topic: str, asking: str = "") -> str | None:
+        """The app whose ladder carries this topic's delays: the one that asks, if it registered the topic, else the last that did.
+
+        *Bites*, with the last one for all: two apps read a queue; the one that registered it last is stopped for good, and what the
+        other one delays for its own workers waits in a ladder that nobody reads.
+        """
+        orders = [order for order in self._kinds[Kind.REGISTRATION].values() if order.subject[2] == topic]
+        if any(order.fields["app"] == asking for order in orders):
+            return asking
+        last = max(orders, key=lambda order: order.offset, default=None)
         return last.fields["app"] if last else None
 
     def started(self, group: str, topic: str, topic_id: bytes, partition: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -211,6 +212,31 @@ def test_many_wait_for_room_in_the_clients_queue(streamjobs_testing) -> None:
     producer.send = full_each_second_time
     assert [receipt.offset for receipt in job_of.publish_many([(1,), (2,), (3,)])] == [1, 2, 3]
     assert len(asked) == 6
+
+
+def test_many_may_take_longer_than_one_while_acknowledgements_come(streamjobs_testing) -> None:
+    """One every 60 ms, of seven; a single one may take 100."""
+    app = App("shop", partitions=1, publish_timeout="100ms")
+
+    @app.job
+    def job_of(n: int) -> None: ...
+
+    streamjobs_testing(app)
+    job_of.publish(0)
+    producer, waiting = app.publisher.producer(), []
+    send = producer.send
+    producer.send = lambda record, ack=None, about=None: send(record, lambda *told: waiting.append((ack, about, *told)))
+    poll = producer.poll
+
+    def poll_slowly(timeout: float = 0.0) -> int:
+        poll(0)
+        time.sleep(0.06)
+        ack, about, *rest = waiting.pop(0)
+        ack(about, *rest)
+        return 1
+
+    producer.poll = poll_slowly
+    assert [receipt.offset for receipt in job_of.publish_many([(n,) for n in range(7)])] == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_many_that_are_not_acknowledged_in_time_say_so(streamjobs_testing) -> None:

@@ -392,6 +392,8 @@ def test_a_topic_is_registered_while_any_group_is() -> None:
         topic.write(control.registration_key(group, "jobs.invoices"), value)
     assert topic.desired.registered_topics() == {"jobs.invoices": {"billing", "audit"}}
     assert topic.desired.ladder_of("jobs.invoices") == "audit"
+    assert topic.desired.ladder_of("jobs.invoices", "billing") == "billing"
+    assert topic.desired.ladder_of("jobs.invoices", "other") == "audit"
     topic.write(control.registration_key("audit", "jobs.invoices"), None)
     assert topic.desired.registered_topics() == {"jobs.invoices": {"billing"}}
     topic.write(control.registration_key("billing", "jobs.invoices"), None)
