@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
@@ -78,6 +79,7 @@ class App:
         self._publisher: Publisher | None = None
         self._lock = threading.RLock()
         self.clock: Clock = SystemClock()
+        _living.add(self)
 
     # Declaring ------------------------------------------------------------------------------------------------------
 
@@ -396,6 +398,17 @@ class App:
     def __repr__(self) -> str:
         return f"App({self.name!r})"
 
+
+_living: weakref.WeakSet[App] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """*Bites*: a thread connects for the first time while another one forks: the child waits for ever for who holds the lock there."""
+    for app in list(_living):
+        app._lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 #: What `@app.job` takes.
 _OPTIONS = tuple(name for name in inspect.signature(JobType).parameters if name not in ("fn", "publisher"))

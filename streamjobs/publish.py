@@ -170,6 +170,7 @@ class Publisher:
         began = time.monotonic()
         self._send(record, sending, deadline)
         self._wait(sending, deadline)
+        self._doubt(sending.error)
         self._observed(job_type, 1, 0 if sending.error is None else 1, time.monotonic() - began)
         return sending.receipt()
 
@@ -186,6 +187,7 @@ class Publisher:
             self._wait_for_all(batch)
         except PublishError as late:
             batch.errors.append(late)
+        self._doubt(*batch.errors)
         self._observed(job_type, len(ids), batch.offsets.count(None), time.monotonic() - began)
         return batch.receipts(ids)
 
@@ -212,6 +214,7 @@ class Publisher:
             raise self._late(1) from None
         finally:
             ok = sending.done and sending.error is None
+            self._doubt(sending.error)
             self._observed(job_type, 1, 0 if ok else 1, time.monotonic() - began)
 
     def _joins(self, job_type: JobType[Any, Any], records: list[Record]) -> bool:
@@ -345,6 +348,11 @@ class Publisher:
             count = self._partitions[topic] = found[topic].partitions
         return partition_of(job_id.encode(), count)
 
+    def _doubt(self, *errors: Exception | None) -> None:
+        """A topic that was made again may have fewer partitions than it had: then they are counted anew."""
+        if any(isinstance(error, BrokerError) and error.code == "_UNKNOWN_PARTITION" for error in errors):
+            self._partitions.clear()
+
     def _check_size(self, job_type: JobType[Any, Any], record: Record) -> None:
         size, limit = len(record.value or b"") + len(record.key or b""), self._limit
         if len(record.headers) == len(wire.FIXED) and size + _PLAIN_HEADERS <= limit:
@@ -390,6 +398,7 @@ class Publisher:
                 return producer.send(record, ack, about)
             except BrokerError as error:
                 if error.code != "_QUEUE_FULL" or time.monotonic() > deadline:
+                    self._doubt(error)
                     raise PublishError(f"a job was not sent to {record.topic}: {error}") from error
             producer.poll(_SLICE_S)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import threading
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -214,6 +216,29 @@ def test_many_wait_for_room_in_the_clients_queue(streamjobs_testing) -> None:
     assert len(asked) == 6
 
 
+@pytest.mark.parametrize("way", ["one", "many"])
+def test_a_topic_made_again_with_fewer_partitions_is_known_after_one_failure(streamjobs_testing, way: str) -> None:  # edge 31
+    app = App("shop", partitions=8)
+
+    @app.job(queue="mails")
+    def job_of(n: int) -> None: ...
+
+    t = streamjobs_testing(app)
+    job_of.publish(0)
+    admin = t.broker.admin()
+    (topic,) = admin.topics(["jobs.mails"], config=True).values()
+    admin.delete_topics([topic.name])
+    admin.create_topics([replace(topic, partitions=1)])
+
+    failed = 0
+    for _ in range(30):
+        try:
+            job_of.publish(0) if way == "one" else job_of.publish_many([(0,)])
+        except PublishError:
+            failed += 1
+    assert failed == 1
+
+
 def test_many_may_take_longer_than_one_while_acknowledgements_come(streamjobs_testing) -> None:
     """One every 60 ms, of seven; a single one may take 100."""
     app = App("shop", partitions=1, publish_timeout="100ms")
@@ -307,6 +332,29 @@ def test_many_threads_publish_through_one_producer(streamjobs_testing) -> None:
     for thread in threads:
         thread.join(30)
     assert t.run() == 200
+
+
+def test_a_forked_child_does_not_wait_for_a_thread_that_it_has_not(streamjobs_testing) -> None:  # edge 75
+    """Another thread is about to connect when its process forks."""
+    app = App("shop")
+    streamjobs_testing(app)
+    inside, over = threading.Event(), threading.Event()
+
+    def connect() -> None:
+        with app._lock:
+            inside.set()
+            over.wait(30)
+
+    threading.Thread(target=connect, daemon=True).start()
+    assert inside.wait(10)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(5)  # ends the child if it waits
+        assert app.publisher is not None
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    over.set()
+    assert status == 0
 
 
 def test_a_forked_child_builds_its_own_producer(streamjobs_testing) -> None:  # edge 75
