@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from typing import Any
+from weakref import WeakMethod
 
 from confluent_kafka.cimpl import KafkaError, KafkaException
 from confluent_kafka.cimpl import Message as ClientMessage
@@ -45,8 +46,16 @@ class KafkaProducer:
         tell_of_forks(self)
 
     def _connect(self, config: Mapping[str, Any]) -> Client:
+        """The client does not keep its producer alive. *Bites*: both wait for the garbage collector, with three threads and five sockets,
+        after every order that a program writes."""
+        hear = WeakMethod(self._on_error)
+
+        def on_error(error: KafkaError) -> None:
+            if (heard := hear()) is not None:
+                heard(error)
+
         with as_broker_error("start a producer"):
-            return Client({**config, "error_cb": self._on_error, "logger": QuietLog()})
+            return Client({**config, "error_cb": on_error, "logger": QuietLog()})
 
     def forked(self) -> None:
         never_free(self)

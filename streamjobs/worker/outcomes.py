@@ -166,11 +166,11 @@ class Outcomes:
             self._bury(job, settlement.letter)
         elif settlement.due is not None:
             record = retry_record(self._shared.routes, job, settlement, failure, now)
-            self._begin(job, record, lambda: self._settled(job, acked=True), lambda: self._too_large(job))
+            self._begin(job, record, lambda: self._let_go(job, acked=True), lambda: self._too_large(job))
         elif job in self._children:
-            self._begin(job, None, lambda: self._settled(job, acked=True))
+            self._begin(job, None, lambda: self._let_go(job, acked=True))
         else:
-            self._settled(job)
+            self._let_go(job)
 
     def _begin(
         self, job: Job, record: Record | None, then: Callable[[], object], too_large: Callable[[], Record] | None = None
@@ -202,6 +202,15 @@ class Outcomes:
         if job.job_type.strict:
             self._dispatcher.stopped(job)
 
+    def _let_go(self, job: Job, *, acked: bool = False) -> None:
+        self._settled(job, acked=acked)
+        self._forget_frames(job)
+
+    def _forget_frames(self, job: Job) -> None:
+        """Unless a test wants to see its error."""
+        if self._shared.errors is None:
+            forget_frames(job.error)
+
     def _bury(self, job: Job, reason: Reason) -> None:
         text = job.failure.reason if job.failure else ""
         job.letter = reason.value
@@ -211,11 +220,12 @@ class Outcomes:
 
     def _buried(self, job: Job, reason: Reason) -> None:
         self._settled(job, acked=True)
-        for hook in self._shared.dead_hooks:
-            self._call(hook, job, reason)
+        calls = [self._call(hook, job, reason) for hook in self._shared.dead_hooks]
+        if not any(calls):
+            self._forget_frames(job)
 
-    def _call(self, hook: Callable[[Job, str], Any], job: Job, reason: Reason) -> None:
-        """Whatever it raises, a signal too, the loop goes on; an async one runs where async handlers do, and nobody waits for it."""
+    def _call(self, hook: Callable[[Job, str], Any], job: Job, reason: Reason) -> bool:
+        """Whatever it raises, a signal too, the loop goes on; an async one runs where async handlers do, and nobody waits for it: True."""
 
         def failed(error: BaseException) -> None:
             logger.error("an on_dead hook failed for %r; the letter is kept all the same", job, exc_info=error)
@@ -224,11 +234,13 @@ class Outcomes:
             result = hook(job, reason.value)
         except BaseException as error:  # noqa: BLE001 (see above)
             failed(error)
-            return
-        if inspect.isawaitable(result):
-            aio = self._shared.executors["aio"]
-            assert isinstance(aio, Aio)
-            aio.call(result, failed)
+            return False
+        if not inspect.isawaitable(result):
+            return False
+        aio = self._shared.executors["aio"]
+        assert isinstance(aio, Aio)
+        aio.call(result, failed)
+        return True
 
     def _too_large(self, job: Job) -> Record:
         """A retry that the topic refuses for its size becomes a letter (PROTOCOLS §2)."""
@@ -249,6 +261,7 @@ class Outcomes:
         home.parked[job.offset] = Parked(job.offset, parked.starts + 1, blocked_s)
         home.tracker.touch()  # else a crash forgets how often it started, unless another job has finished since
         job.run, job.attempt = settlement.run, settlement.attempt
+        self._forget_frames(job)
         job.error = None
         job.children = ()
         job.kind = job.job_type.kind
@@ -274,3 +287,20 @@ def _log(job: Job, failure: Failure, settlement: Settlement, now: float) -> None
     message = job.type.replace("%", "%%") + ": %s; attempt %d of %d, %s"
     error = job.error if failure.kind in UNWANTED else None
     logger.log(level, message, why, job.attempt, job.max_attempts, then, exc_info=error, extra={"job": job})
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Of an error that is told of. *Bites*: it knows the frames that it came through; they know the job, and all that ran in one list with
+    it; and the job knows its error. So all of these, their records and their arguments live until the garbage collector comes, which is
+    seldom (measured: 350 MB after 900 failed runs of jobs of 200 kB)."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        each.__traceback__ = None
+        waiting += [each.__cause__, each.__context__]
+        if isinstance(each, BaseExceptionGroup):
+            waiting += each.exceptions

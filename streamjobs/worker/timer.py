@@ -117,6 +117,7 @@ class Timer:
     def turn(self) -> bool:
         """One round; True: something happened."""
         self.turned_at = self._mono()
+        self._desired()  # takes in what was ordered: nobody else asks while nothing is moved
         self.poller.admit_again()
         happened = self.settler.serve() + self._fetch()
         happened += 0 if self.committer.doubts() else self._release()

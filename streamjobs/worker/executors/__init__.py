@@ -86,8 +86,10 @@ class Chunk:
 
     def forget(self) -> None:
         """It is over and looked at. *Bites*: one brief job in 500 leaves a task behind; the task's context names the chunk, and all its jobs
-        and their records live as long as the task."""
+        and their records live as long as the task. Or what runs it in a child process knows the chunk, and is its `jobs`: they live until
+        the garbage collector comes, which is seldom (measured: 530 MB after 1,400 jobs of 200 kB)."""
         self.heads, self.done, self.stops, self.returned = [], [], [], []
+        self.jobs = iter(())
 
     def take_back(self) -> list[Job]:
         """What the thread has not begun; it will not begin it any more."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from typing import Any
 
 import pytest
@@ -32,6 +34,20 @@ def test_what_is_not_acknowledged_is_still_open() -> None:
 
     assert producer.flush(0.1) == 1
     producer.close(0.0)
+
+
+def test_it_is_gone_when_nobody_has_it_any_more() -> None:
+    """With its threads and sockets, and not when the garbage collector comes: programs write one order, and another."""
+    gc.collect()
+    gc.disable()
+    try:
+        producer = EmbeddedBroker(NOBODY).producer()
+        producer.close(0.0)
+        gone = weakref.ref(producer)
+        del producer
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_close_is_bounded_and_tells_what_was_open(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import multiprocessing
 import os
@@ -63,6 +64,20 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
     room = Room(Ledger(tmp_path / "ledger"))
     yield room
     room.executor.stop(5.0)
+
+
+def test_what_is_over_lives_on_nowhere(room: Room) -> None:
+    """What feeds a child is its chunk's `jobs`, and knows the chunk."""
+    gc.collect()
+    gc.disable()
+    try:
+        chunk = room.run(*[room.job("facts", n=n) for n in range(5)])
+        assert len(chunk.done) == 5
+        chunk.forget()
+        del chunk
+        wait_for(lambda: not any(isinstance(thing, Job) for thing in gc.get_objects()), "no job is left")
+    finally:
+        gc.enable()
 
 
 def test_a_child_knows_its_job_and_no_kafka(room: Room) -> None:  # edge 75 # edge 78

@@ -34,6 +34,26 @@ def test_a_delayed_job_keeps_its_origin(streamjobs_testing: Callable[[App], Test
     assert abs(appended - published) < 0.01
 
 
+def test_it_takes_in_orders_though_nothing_is_delayed(streamjobs_testing: Callable[[App], Testing]) -> None:
+    """*Bites*: asked for only where a record is moved, they gather for as long as the process lives."""
+    app = App("shop", partitions=1)
+
+    @app.job
+    def remind(n: int) -> None: ...
+
+    t = streamjobs_testing(app)
+    t.run()
+    for number in range(20):
+        value = control.pause_value(actor="ann", reason="", at=0.0)
+        orders.write(t.broker, app.names, {control.pause_queue_key(f"q{number}", "o1"): value})
+    t.run()
+    t.advance(1)
+    t.run()
+
+    timer = t.process.timer
+    assert timer is not None and timer._desired._read.empty()
+
+
 def test_a_cancel_reaches_a_job_that_waits_in_the_ladder(streamjobs_testing: Callable[[App], Testing]) -> None:
     """The order is younger than the job's first record and older than the one it runs from."""
     app = App("shop", partitions=1)
