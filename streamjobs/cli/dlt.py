@@ -9,7 +9,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -50,8 +50,9 @@ queue_argument = click.argument("queue", shell_complete=completion.queues)
 reason_option = click.option("--reason", default="", help="Noted in the audit topic.")
 
 
-def _letters(session: Session, queue: str, where: Iterable[str], ids: Iterable[str], group: str) -> DeadLetters:
-    return session.app.dead_letters(queue, group=group).where(*where, ids=ids)
+def _letters(session: Session, queue: str, where: Iterable[str], ids: Collection[str], group: str) -> DeadLetters:
+    """Without an id any will do: to a command that is an option which was not given."""
+    return session.app.dead_letters(queue, group=group).where(*where, ids=ids or None)
 
 
 @click.group(

@@ -18,7 +18,7 @@ from streamjobs.core.letters import Letter
 from streamjobs.core.lifecycle import Reason
 from streamjobs.errors import UsageError
 
-#: What letters can be grouped by, and their text compared.
+#: What letters can be grouped by, and their text compared. Empty where a letter has none.
 TEXTS: Mapping[str, Callable[[Letter], str]] = {
     "error": lambda letter: letter.meta.error_type,
     "type": lambda letter: letter.meta.job_type,
@@ -39,6 +39,8 @@ _NUMBERS: Mapping[str, Callable[[Letter], float]] = {
 _ORDER: Mapping[str, Callable[[float, float], bool]] = {
     "=": operator.eq, "!=": operator.ne, ">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le,
 }  # fmt: skip
+#: Fields that name something: with `=` and no value they would choose by what is not there, and mostly by mistake.
+_NAMES = ("tag", "id", "origin", "fingerprint")
 _CONDITION = re.compile(r"\s*([a-z]+)\s*(~=|!=|>=|<=|=|>|<)(.*)", re.DOTALL)
 
 Test = Callable[[Letter, float], bool]
@@ -48,17 +50,18 @@ FIELDS = (*TEXTS, *_NUMBERS, "age", "parked")
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Letters for which every condition holds, and (if `ids` are named) that have one of these letter or job ids."""
+    """Letters for which every condition holds, and that have one of these letter or job ids. `ids` None: they may have any; of an
+    empty set no letter has one."""
 
     conditions: tuple[str, ...] = ()
     ids: frozenset[str] | None = None
     _tests: tuple[Test, ...] = field(default=(), repr=False, compare=False)
 
     @classmethod
-    def of(cls, conditions: Iterable[str] = (), ids: Iterable[str] = ()) -> Filter:
-        """Raises UsageError for a condition that is none."""
+    def of(cls, conditions: Iterable[str] = (), ids: str | Iterable[str] | None = None) -> Filter:
+        """Raises UsageError for a condition or an id that is none."""
         texts = tuple(text.strip() for text in conditions)
-        return cls(texts, frozenset(ids) or None, tuple(map(_test, texts)))
+        return cls(texts, None if ids is None else _ids(ids), tuple(map(_test, texts)))
 
     def matches(self, letter: Letter, now: float) -> bool:
         """`now` is what `age` counts from: the instant of the plan, so that what was shown and what is done are the same."""
@@ -86,6 +89,14 @@ class Filter:
 ALL = Filter()
 
 
+def _ids(given: str | Iterable[str]) -> frozenset[str]:
+    """*Bites*: `--id "$ID"`, and the shell knows no ID: it would choose every letter whose job has no id."""
+    found = frozenset([given] if isinstance(given, str) else given)
+    if "" in found:
+        raise UsageError("an id is empty: name a letter or a job; a shell variable that is not set is empty, too")
+    return found
+
+
 def _test(text: str) -> Test:
     found = _CONDITION.fullmatch(text)
     if found is None:
@@ -106,6 +117,8 @@ def _test(text: str) -> Test:
 def _of_text(name: str, sign: str, value: str, text: str) -> Test:
     if sign not in ("=", "!=", "~="):
         raise UsageError(f"{text!r}: {name} is text, so compare it with =, != or ~= (has this part)")
+    if not value:
+        _check_empty(name, sign, text)
     if name == "reason" and sign != "~=":
         _check_reason(value)
     if name == "tag" and sign != "~=":
@@ -117,6 +130,14 @@ def _of_text(name: str, sign: str, value: str, text: str) -> Test:
         part = value.casefold()
         return lambda letter, _: part in of(letter).casefold()
     return lambda letter, _: (of(letter) == value) is (sign == "=")
+
+
+def _check_empty(name: str, sign: str, text: str) -> None:
+    """`key=` and `error!=` tell letters that have none from those that have one. *Bites*: `fingerprint=$KIND`, and the shell knows no
+    KIND: every text begins with, and has, the empty one, so that all letters are chosen."""
+    if sign == "~=" or name in _NAMES:
+        why = "every letter would do" if sign == "~=" else f"no {name} is empty"
+        raise UsageError(f"{text!r} has no value, and {why}: write one behind {sign}; a shell variable that is not set is empty, too")
 
 
 def _check_reason(value: str) -> None:

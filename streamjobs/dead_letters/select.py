@@ -75,10 +75,10 @@ class DeadLetters:
     masking: Masking = field(repr=False)
     filter: Filter = ALL
 
-    def where(self, *conditions: str, ids: Iterable[str] = (), **equal: str | float) -> DeadLetters:
+    def where(self, *conditions: str, ids: str | Iterable[str] | None = None, **equal: str | float) -> DeadLetters:
         """Only those for which all of it holds: conditions such as `"age>2h"`, `error="Timeout"`, letter or job ids.
 
-        Raises UsageError for a condition that is none.
+        `ids`: one, or several; of an empty collection no letter has one. Raises UsageError for a condition or an id that is none.
         """
         texts = [*conditions, *(f"{name}={value}" for name, value in equal.items())]
         return replace(self, filter=self.filter.and_(Filter.of(texts, ids)))
@@ -95,7 +95,7 @@ class DeadLetters:
 
     def get(self, id: str) -> list[Letter]:
         """The letter of that id; or those of a job id, which may have been published more than once."""
-        return list(self.where(ids=[id]))
+        return list(self.where(ids=id))
 
     def stats(self, by: Sequence[str] = ("error", "type", "fingerprint")) -> Stats:
         """Counts by any of `core.filters.TEXTS` and `parked`. In bounded memory. Raises UsageError for another word."""

@@ -106,6 +106,15 @@ def test_letters_are_looked_at_and_chosen(invoices: Letters, letters: DeadLetter
     assert [letter.meta.job_id for letter in letters.get("job-100")] == ["job-100"]
 
 
+def test_an_empty_list_of_ids_takes_nothing(invoices: Letters, letters: DeadLetters) -> None:
+    """What bit: a query that found no job discarded them all."""
+    bury(invoices, 3)
+
+    assert letters.where(ids=[]).discard().moved == 0
+    assert (letters.count(), letters.where(ids=iter(())).count(), letters.where(ids=None).count()) == (3, 0, 3)
+    assert [letter.meta.job_id for letter in letters.where(ids="job-1")] == ["job-1"]
+
+
 def test_stats_count_what_failed_alike(invoices: Letters, letters: DeadLetters, clock: ManualClock) -> None:
     bury(invoices, 6)
     clock.advance(60)

@@ -122,6 +122,22 @@ def test_a_wrong_condition_is_a_wrong_command(dlt: Run) -> None:
     assert (result.exit_code, result.stderr) == (2, "error: letters have no 'eror': did you mean 'error'?\n")
 
 
+@pytest.mark.parametrize(
+    "order", [["list", "invoices", "--id", ""], ["discard", "invoices", "--id", "job-0", "--id", "", "--apply", "--yes"], ["show", "invoices", ""],
+              ["edit", "invoices", "", "--set", "invoice_id=3", "--apply", "--yes"]],
+)  # fmt: skip
+def test_an_id_that_a_shell_left_empty_is_a_wrong_command(order: list[str], dlt: Run, invoices: Letters, table: DeadLetters) -> None:
+    """What bit: it chose every letter whose job has no id."""
+    invoices.write([invoices.record({"invoice_id": 1, "customer_id": "c"}, 1, headers=[("ce_id", b"")])])
+    before = [letter.value for letter in table]
+
+    result = dlt(*order)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "error: an id is empty: name a letter or a job; a shell variable that is not set is empty, too\n"
+    assert [letter.value for letter in table] == before
+
+
 def test_a_queue_that_is_not_there_is_a_wrong_command(dlt: Run) -> None:
     result = dlt("stats", "invoice")
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamjobs.core.failures import MAX_GROUPS, Groups, fingerprint, frame, shape
-from streamjobs.core.filters import ALL, Filter
+from streamjobs.core.filters import ALL, TEXTS, Filter
 from streamjobs.core.letters import Kept, Letter, Payload, Route, Rules, edited, parked, replayed, tombstone
 from streamjobs.core.partitioner import partition_of
 from streamjobs.core.record import Meta
@@ -269,6 +269,43 @@ def test_two_sets_of_ids_meet() -> None:
     assert not Filter.of(ids=["inv-8"]).and_(Filter.of(ids=["inv-7"])).matches(letter(), NOW)
     assert Filter.of(ids=["inv-8", "inv-7"]).and_(Filter.of(ids=["inv-7"])).matches(letter(), NOW)
     assert ALL.and_(Filter.of(ids=["inv-7"])).ids == Filter.of(ids=["inv-7"]).and_(ALL).ids == {"inv-7"}
+
+
+def test_of_no_ids_no_letter_has_one() -> None:
+    """What bit: a query that found nothing chose the whole table, and `discard` took it."""
+    nothing = Filter.of(ids=[])
+
+    assert not nothing.matches(letter(), NOW)
+    assert not ALL.and_(nothing).matches(letter(), NOW) and not nothing.and_(ALL).matches(letter(), NOW)
+    assert nothing and str(nothing) == "id in ()"
+    assert Filter.of(ids=None) == ALL
+
+
+def test_one_text_is_one_id() -> None:
+    """What bit: "12" was taken for the jobs 1 and 2."""
+    assert Filter.of(ids="inv-7") == Filter.of(ids=["inv-7"])
+
+
+@pytest.mark.parametrize("condition", ["key=", "error=", "type=", "message="])
+def test_letters_that_have_none_can_be_told_from_those_that_have_one(condition: str) -> None:
+    bare = letter(key=None, error_type=None, error_message=None, ce_type=None)
+
+    assert Filter.of([condition]).matches(bare, NOW) and not Filter.of([condition]).matches(letter(), NOW)
+    assert Filter.of([condition.replace("=", "!=")]).matches(letter(), NOW)
+
+
+@pytest.mark.parametrize("condition", [f"{name}~=" for name in TEXTS] + ["fingerprint=", "fingerprint!= ", "tag=", "tag!=", "id=", "origin="])
+def test_a_condition_without_a_value_does_not_choose_all(condition: str) -> None:
+    """What bit: a variable that the shell did not know, and every letter was chosen."""
+    with pytest.raises(UsageError, match="has no value, and .*: write one behind .*; a shell variable that is not set is empty"):
+        Filter.of([condition])
+
+
+@pytest.mark.parametrize("ids", ["", [""], ["inv-7", ""]])
+def test_an_id_is_not_empty(ids: Any) -> None:
+    """What bit: it chose every letter whose job has no id."""
+    with pytest.raises(UsageError, match="an id is empty"):
+        Filter.of(ids=ids)
 
 
 @pytest.mark.parametrize(
