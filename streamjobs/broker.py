@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
-from streamjobs.core.record import Record
+from streamjobs.core.record import Header, Record
 from streamjobs.errors import BrokerError
 
 
@@ -45,7 +45,7 @@ class Message(Protocol):
     def offset(self) -> int: ...
     def key(self) -> bytes | None: ...
     def value(self) -> bytes | None: ...
-    def headers(self) -> list[tuple[str, bytes]] | None: ...
+    def headers(self) -> list[Header] | None: ...
 
     def timestamp(self) -> tuple[int, int]:
         """(type, ms since the epoch); type 2 is the broker's append time, 1 the client's create time, 0 none."""

@@ -222,8 +222,8 @@ class Job(_Seldom, Entry):
 
     @property
     def headers(self) -> dict[str, bytes]:
-        """All headers of the record, the publisher's own included."""
-        return dict(self.message.headers() or ())
+        """All headers of the record, the publisher's own included; one that was written without a value is empty."""
+        return {name: value or b"" for name, value in self.message.headers() or ()}
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -350,7 +350,7 @@ class _LocalMessage:
     def value(self) -> bytes | None:
         return None
 
-    def headers(self) -> list[tuple[str, bytes]] | None:
+    def headers(self) -> list[wire.Header] | None:
         return None
 
     def timestamp(self) -> tuple[int, int]:

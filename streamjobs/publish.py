@@ -37,7 +37,7 @@ _VERSION, _CONTENT_TYPE = ("ce_specversion", b"1.0"), ("content-type", CONTENT_T
 
 Observe = Callable[[JobType[Any, Any], int, int, float], None]
 """Is told of each publication: job type, how many jobs, how many of them failed, seconds until all were acknowledged."""
-Trace = Callable[..., tuple[list[tuple[str, bytes]], Callable[..., None]]]
+Trace = Callable[..., tuple[list[wire.Header], Callable[..., None]]]
 """Puts a job's trace into its headers, and gives what ends the span (`telemetry.tracing.Tracing.send`)."""
 
 
@@ -357,7 +357,7 @@ class Publisher:
         size, limit = len(record.value or b"") + len(record.key or b""), self._limit
         if len(record.headers) == len(wire.FIXED) and size + _PLAIN_HEADERS <= limit:
             return
-        size += sum(len(name) + len(value) + 8 for name, value in record.headers)
+        size += sum(len(name) + len(value or b"") + 8 for name, value in record.headers)
         if size > limit:
             raise PayloadError(
                 f"a {job_type.name} job of {size:,} bytes is larger than {limit:,} (max_message_bytes less what retries add): "

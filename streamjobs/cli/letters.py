@@ -134,7 +134,9 @@ def _ours(name: str) -> bool:
     return name.startswith(("sj_", "ce_"))
 
 
-def _text(raw: bytes) -> str:
+def _text(raw: bytes | None) -> str | None:
+    if raw is None:
+        return None
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -146,7 +148,7 @@ def show_letter(row: Mapping[str, Any]) -> None:
     render.show_one(row, facts, "table")
     _section("PAYLOAD", None if row["payload_problem"] else render.as_json(row["payload"]))
     _section(f"PAYLOAD, in hexadecimal: {row['payload_problem']}", row["payload_hex"] and _hexdump(row["payload_hex"]))
-    _section("HEADERS", "\n".join(f"{name}: {value}" for name, value in row["headers"].items()))
+    _section("HEADERS", "\n".join(f"{name}: {value or ''}" for name, value in row["headers"].items()))
     _section("STACK", row["stack"])
     click.echo()
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from streamjobs.core.failures import fingerprint
 from streamjobs.core.partitioner import partition_of
-from streamjobs.core.record import Headers, HeaderValue, Meta, Record, replaced
+from streamjobs.core.record import Header, Headers, HeaderValue, Meta, Record, replaced
 from streamjobs.errors import HeaderError
 
 #: When the job died, on a letter that was written again since (parked, edited, imported): its append time says when that was.
@@ -36,7 +36,7 @@ class Stored(Protocol):
     def offset(self) -> int: ...
     def key(self) -> bytes | None: ...
     def value(self) -> bytes | None: ...
-    def headers(self) -> list[tuple[str, bytes]] | None: ...
+    def headers(self) -> list[Header] | None: ...
     def timestamp(self) -> tuple[int, int]: ...
 
 
@@ -92,7 +92,7 @@ class Letter:
     @property
     def size(self) -> int:
         """Bytes of the record."""
-        return len(self.value) + len(self.row) + sum(len(name) + len(value) for name, value in self.headers)
+        return len(self.value) + len(self.row) + sum(len(name) + len(value or b"") for name, value in self.headers)
 
     @property
     def payload(self) -> bytes | None:
@@ -108,7 +108,7 @@ def readable(headers: Headers) -> tuple[Meta, str]:
         return Meta.parse([pair for pair in headers if _can_be_read(pair)]), str(error)
 
 
-def _can_be_read(pair: tuple[str, bytes]) -> bool:
+def _can_be_read(pair: Header) -> bool:
     try:
         Meta.parse([pair])
     except HeaderError:
@@ -117,7 +117,7 @@ def _can_be_read(pair: tuple[str, bytes]) -> bool:
 
 
 def _instant(headers: Headers, name: str) -> float:
-    raw = dict(headers).get(name, b"")
+    raw = dict(headers).get(name) or b""
     return int(raw) / 1000 if raw.isdigit() and len(raw) <= 15 else 0.0
 
 

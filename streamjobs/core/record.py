@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 from streamjobs.errors import HeaderError
 
-Headers = Sequence[tuple[str, bytes]]
+#: One that a publisher of another make wrote may have no value.
+Header = tuple[str, bytes | None]
+Headers = Sequence[Header]
 HeaderValue = str | bytes | int | float | None
 
 #: The order in which a publisher writes them, so that a reader finds them by position.
@@ -104,10 +106,10 @@ class Meta:
         )
 
 
-def replaced(headers: Headers | None, changes: Mapping[str, HeaderValue]) -> list[tuple[str, bytes]]:
+def replaced(headers: Headers | None, changes: Mapping[str, HeaderValue]) -> list[Header]:
     """The headers with some set anew (in place, or at the end) and those changed to None left out."""
     kept = [(name, value) for name, value in headers or () if name not in changes]
-    return kept + encoded(changes.items())
+    return [*kept, *encoded(changes.items())]
 
 
 def encoded(items: Iterable[tuple[str, HeaderValue]]) -> list[tuple[str, bytes]]:
@@ -142,7 +144,7 @@ def _bytes(value: HeaderValue) -> bytes:
     return str(value).encode("utf-8", "replace")
 
 
-def _text(found: Mapping[str, bytes], name: str, limit: int = MAX_HEADER) -> str:
+def _text(found: Mapping[str, bytes | None], name: str, limit: int = MAX_HEADER) -> str:
     raw = found.get(name)
     if not raw:
         return ""
@@ -151,7 +153,7 @@ def _text(found: Mapping[str, bytes], name: str, limit: int = MAX_HEADER) -> str
     return raw.decode("utf-8", "replace")
 
 
-def _count(found: Mapping[str, bytes], name: str, default: int) -> int:
+def _count(found: Mapping[str, bytes | None], name: str, default: int) -> int:
     raw = found.get(name)
     if raw is None:
         return default
@@ -160,7 +162,7 @@ def _count(found: Mapping[str, bytes], name: str, default: int) -> int:
     return int(raw)
 
 
-def _instant(found: Mapping[str, bytes], name: str) -> float:
+def _instant(found: Mapping[str, bytes | None], name: str) -> float:
     raw = found.get(name)
     if raw is None:
         return 0.0

@@ -144,7 +144,7 @@ class Import:
 
 def _digest(letter: Letter) -> bytes:
     """Of all but when it died, which an import adds."""
-    headers = [(name, value) for name, value in sorted(letter.headers) if name != DIED]
+    headers = sorted(repr(pair) for pair in letter.headers if pair[0] != DIED)
     return hashlib.blake2b(repr((letter.value, headers)).encode(), digest_size=8).digest()
 
 
@@ -158,14 +158,19 @@ def _instant(value: Any) -> float:
     return found.timestamp()
 
 
-def _shown(value: bytes) -> Any:
+def _shown(value: bytes | None) -> Any:
+    """Text, bytes that are none, or null for a header without a value."""
+    if value is None:
+        return None
     try:
         return value.decode()
     except UnicodeDecodeError:
         return {_BASE64: base64.b64encode(value).decode()}
 
 
-def _raw(value: Any) -> bytes:
+def _raw(value: Any) -> bytes | None:
+    if value is None:
+        return None
     if isinstance(value, Mapping):
         return base64.b64decode(value[_BASE64], validate=True)
     if not isinstance(value, str):

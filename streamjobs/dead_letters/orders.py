@@ -183,7 +183,7 @@ class Replay:
 
 def _size(record: Record) -> int:
     """What it takes at least, as a record of a batch."""
-    return len(record.value or b"") + len(record.key or b"") + sum(len(name) + len(value) for name, value in record.headers)
+    return len(record.value or b"") + len(record.key or b"") + sum(len(name) + len(value or b"") for name, value in record.headers)
 
 
 # --- discard, edit --------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from streamjobs.core.record import Headers, replaced
+from streamjobs.core.record import Header, Headers, replaced
 from streamjobs.job import Cancel, JobCancelled, Snooze
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class RunningJob(Protocol):
 class Sent(NamedTuple):
     """A record's headers with its trace in them, and what to call when the broker has answered."""
 
-    headers: list[tuple[str, bytes]]
+    headers: list[Header]
     done: Callable[..., None]
     """`done(error=None, partition=-1, offset=-1)`; from any thread."""
 
@@ -140,8 +140,8 @@ class Tracing:
         The first trace stays in `sj_origin_traceparent`, so that every later run can link home.
         """
         found = dict(headers)
-        given = found.get("traceparent", b"")
-        parent = self._remote(run, found.get("tracestate", b"") if run[:35] == given[:35] else b"")
+        given = found.get("traceparent") or b""
+        parent = self._remote(run, (found.get("tracestate") or b"") if run[:35] == given[:35] else b"")
         if parent is None:
             return Sent(list(headers), _nothing)
         attributes = _about(topic, job_id)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from streamjobs.broker import Commit, Isolation, TopicPartition
-from streamjobs.core.record import Record
+from streamjobs.core.record import Header, Record
 
 #: Kafka's own defaults, except that the append time is the broker's.
 DEFAULTS = {
@@ -65,7 +65,7 @@ class MemoryMessage:
     def value(self) -> bytes | None:
         return self._value
 
-    def headers(self) -> list[tuple[str, bytes]] | None:
+    def headers(self) -> list[Header] | None:
         return self._headers
 
     def timestamp(self) -> tuple[int, int]:
@@ -213,7 +213,7 @@ class MemoryTopic:
 
 def size(record: Record) -> int:
     """About as many bytes as the record needs in a batch of its own; headers count."""
-    headers = sum(len(name) + len(value) + 4 for name, value in record.headers)
+    headers = sum(len(name) + len(value or b"") + 4 for name, value in record.headers)
     return _BATCH_BYTES + _RECORD_BYTES + len(record.key or b"") + len(record.value or b"") + headers
 
 

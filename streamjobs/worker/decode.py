@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from streamjobs.broker import Message
 from streamjobs.core.dispatch import Partition
-from streamjobs.core.record import CONTENT_TYPE, FIXED, MAX_HEADER, SINGLE_OBJECT_HEAD, Meta
+from streamjobs.core.record import CONTENT_TYPE, FIXED, MAX_HEADER, SINGLE_OBJECT_HEAD, Headers, Meta
 from streamjobs.errors import DecodeError, HeaderError, UnknownSchemaError
 from streamjobs.job import Job, JobType
 
 if TYPE_CHECKING:
     from streamjobs.avro.store import SchemaStore
-
-Headers = list[tuple[str, bytes]] | None
 
 _job_of = Job.of  # bound once, and not once a job
 
@@ -82,8 +80,8 @@ class Decoder:
                 if len(id_) + len(source) + len(published) > MAX_HEADER:
                     break
                 if type_ != last_type or value[:SINGLE_OBJECT_HEAD] != head:  # type: ignore[index]
-                    job_type, readers, order = types[type_]
-                    last_type, head = type_, value[:SINGLE_OBJECT_HEAD]  # type: ignore[index]
+                    job_type, readers, order = types[type_]  # type: ignore[index]
+                    last_type, head = type_, value[:SINGLE_OBJECT_HEAD]  # type: ignore[assignment,index]
                     read, at = readers[head]
                     by_key, lane = order in BY_KEY, None if order == "none" else PARTITION_LANE
                 args = read(value, at)  # type: ignore[arg-type]
@@ -94,7 +92,7 @@ class Decoder:
             return jobs
         return jobs
 
-    def _any(self, message: Message, home: Partition, headers: Headers) -> Job | Undecodable:
+    def _any(self, message: Message, home: Partition, headers: Headers | None) -> Job | Undecodable:
         try:
             meta = Meta.parse(headers)
         except HeaderError as error:
@@ -130,7 +128,7 @@ def lane_of(order: str, message: Message) -> bytes | None:
     return None if order == "none" else PARTITION_LANE
 
 
-def lenient(headers: Headers) -> Meta:
+def lenient(headers: Headers | None) -> Meta:
     """What can be read of headers of which some can't: enough for a dead letter."""
     readable = []
     for name, value in headers or ():

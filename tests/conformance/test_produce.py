@@ -68,7 +68,7 @@ def test_keys_go_where_java_puts_them(broker: Broker, world: Any, key: bytes) ->
 
 def test_key_value_and_headers_come_back_as_they_were_sent(broker: Broker, world: Any) -> None:
     topic = world.topic()
-    headers = [("a", b"1"), ("b", b""), ("a", bytes(range(256))), ("ü", b"x")]
+    headers = [("a", b"1"), ("b", b""), ("a", bytes(range(256))), ("ü", b"x"), ("none", None)]
 
     world.send_all(
         [

@@ -9,7 +9,7 @@ from streamjobs import App, tables
 from streamjobs.core.delay import Ladder
 from streamjobs.core.dispatch import Partition
 from streamjobs.core.lifecycle import Reason
-from streamjobs.core.record import CONTENT_TYPE, Meta, Record
+from streamjobs.core.record import CONTENT_TYPE, Header, Headers, Meta, Record
 from streamjobs.worker.settle import Cause, Routes, letter_record
 
 
@@ -35,7 +35,7 @@ class Was:
     def key(self) -> bytes | None:
         return self._key
 
-    def headers(self) -> list[tuple[str, bytes]]:
+    def headers(self) -> list[Header]:
         return list(self._headers)
 
     def timestamp(self) -> tuple[int, int]:
@@ -63,14 +63,15 @@ class Letters:
         job_id: str = "",
         reason: Reason = Reason.EXHAUSTED,
         attempt: int = 15,
-        headers: Iterable[tuple[str, bytes]] = (),
+        headers: Headers = (),
         value: bytes | None = None,
     ) -> Record:
         """The letter of the job that lay at this offset of partition 0 of the queue's topic."""
         job_type = self.job_type
         checked = job_type.payload.bind((), arguments)
         key = job_type.key_of(checked)
-        own = [("ce_type", job_type.name.encode()), ("ce_id", (job_id or f"job-{offset}").encode()), ("content-type", CONTENT_TYPE), *headers]
+        told = job_id or f"job-{offset}"
+        own: list[Header] = [("ce_type", job_type.name.encode()), ("ce_id", told.encode()), ("content-type", CONTENT_TYPE), *headers]
         made = value if value is not None else job_type.payload.encode(checked)
         was = Was(self.main.name, 0, offset, made, None if key is None else key.encode(), own)
         home = Partition(self.main.name, 0, self.queue, retry=False, topic_id=self.main.id, epoch=0, tracker=None)

@@ -683,6 +683,21 @@ def test_what_was_exported_comes_back_as_it_was(invoices: Letters, letters: Dead
     assert rows[0]["payload"]["password"] == "***"
 
 
+def test_a_header_without_a_value_goes_every_way(invoices: Letters, letters: DeadLetters, broker: MemoryBroker) -> None:
+    """Publishers of another make write some; the job goes back just so."""
+    bury(invoices, 2, headers=lambda n: [("baggage", None), ("baggage", b"")])
+    rows = json.loads(json.dumps(list(letters.export())))
+    assert [pair for pair in rows[0]["headers"] if pair[0] == "baggage"] == [["baggage", None], ["baggage", ""]]
+    assert letters.import_(rows).kept == {Kept.UNCHANGED: 2}
+    letters.discard()
+
+    letters.import_(rows)
+    letters.replay()
+
+    replayed = [[pair for pair in message.headers() or () if pair[0] == "baggage"] for message in broker.records(RETRY)]
+    assert replayed == [[("baggage", None), ("baggage", b"")]] * 2
+
+
 @pytest.mark.parametrize(("died", "read"), [(1780000000.123, b"1780000000123"), ("2026-05-28T22:26:40.123+02:00", b"1780000000123"), (None, None)])
 def test_an_import_reads_when_it_died_as_exports_have_it_and_had_it(
     died: object, read: bytes | None, invoices: Letters, letters: DeadLetters

@@ -20,7 +20,7 @@ from multiprocessing.sharedctypes import RawArray
 from typing import Any, NamedTuple, Protocol
 
 from streamjobs.core.dispatch import Partition
-from streamjobs.core.record import Meta
+from streamjobs.core.record import Header, Meta
 from streamjobs.errors import JobTypeError
 from streamjobs.job import CURRENT, Job, JobCancelled, JobType, Outbox
 from streamjobs.worker.executors.exceptions import Packed, pack, unpack
@@ -60,7 +60,7 @@ class Task(NamedTuple):
     offset: int
     timestamp: tuple[int, int]
     key: bytes | None
-    headers: list[tuple[str, bytes]] | None
+    headers: list[Header] | None
     topic: str
     partition: int
     queue: str
@@ -137,7 +137,7 @@ class _Message:
     def value(self) -> bytes | None:
         return None
 
-    def headers(self) -> list[tuple[str, bytes]] | None:
+    def headers(self) -> list[Header] | None:
         return self._task.headers
 
     def timestamp(self) -> tuple[int, int]:

@@ -195,6 +195,15 @@ def test_a_letter_is_json_for_programs(dlt: Run, invoices: Letters) -> None:
     assert row["payload_hex"] is None and "token=***" in row["message"]
 
 
+def test_a_header_without_a_value_is_shown_as_such(dlt: Run, invoices: Letters) -> None:
+    bury(invoices, 1, headers=[("baggage", None)])
+
+    [row] = json.loads(dlt("show", "invoices", "job-0", "-o", "json").stdout)
+
+    assert row["headers"]["baggage"] is None
+    assert "\n  baggage:" in dlt("show", "invoices", "job-0").stdout
+
+
 def test_instants_are_written_one_way(dlt: Run, invoices: Letters) -> None:
     """What bit: `"died": 1795995410.22` beside `"published": "2026-…Z"`, and local time in `dlt show`."""
     bury(invoices, 1, headers=[("sj_first_attempt", b"1780000000123")])

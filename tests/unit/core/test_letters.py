@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from streamjobs.core.failures import MAX_GROUPS, Groups, fingerprint, frame, sha
 from streamjobs.core.filters import ALL, TEXTS, Filter
 from streamjobs.core.letters import Kept, Letter, Payload, Route, Rules, edited, parked, replayed, tombstone
 from streamjobs.core.partitioner import partition_of
-from streamjobs.core.record import Meta
+from streamjobs.core.record import Header, Headers, Meta
 from streamjobs.errors import UsageError
 
 NOW = 1_750_000_000.0
@@ -28,7 +27,7 @@ HEADERS = (
 class Stored:
     """A record of the table as it is read."""
 
-    def __init__(self, headers: Sequence[tuple[str, bytes]] = HEADERS, value: bytes | None = b"\xc3\x01payload") -> None:
+    def __init__(self, headers: Headers = HEADERS, value: bytes | None = b"\xc3\x01payload") -> None:
         self._headers, self._value = list(headers), value
 
     def topic(self) -> str:
@@ -46,7 +45,7 @@ class Stored:
     def value(self) -> bytes | None:
         return self._value
 
-    def headers(self) -> list[tuple[str, bytes]]:
+    def headers(self) -> list[Header]:
         return self._headers
 
     def timestamp(self) -> tuple[int, int]:
@@ -77,6 +76,15 @@ def test_headers_that_cant_be_read_hide_only_themselves() -> None:  # edge 44
 
     assert found.meta.job_id == "inv-7" and found.meta.expires == 0.0
     assert "sj_expires" in found.problem
+
+
+def test_a_header_may_have_no_value() -> None:
+    """Publishers of another make write some. What bit: one letter with such a header, and no command showed any letter of its table."""
+    found = Letter.of(Stored([*HEADERS, ("baggage", None), ("sj_died", None), ("sj_expires", None)]))
+
+    assert found.size == letter().size + len("baggage, sj_died, sj_expires".replace(", ", ""))
+    assert (found.died, found.meta.expires, found.problem) == (NOW - 3600, 0.0, "")
+    assert ("baggage", None) in replayed(found, RETRY).headers
 
 
 def test_a_letter_that_was_written_again_still_says_when_it_died() -> None:

@@ -260,6 +260,18 @@ def retry(tracing: Tracing, job: Running, *, letter: bool = False) -> Any:
     )
 
 
+def test_a_retry_of_a_job_whose_trace_has_no_value_begins_one(spans: Spans) -> None:
+    tracing = spans.tracing()
+    job = Running({"traceparent": b""})
+    with tracing.run(job, "billing"):
+        pass
+    sent = tracing.again("to", [("traceparent", None), ("tracestate", None)], job_id=job.id, run=job.traceparent, reason="Timeout")
+    sent.done()
+
+    assert [name for name, _ in sent.headers] == ["traceparent"]
+    assert spans.all()[1].parent is not None
+
+
 def test_a_retry_continues_its_run_and_remembers_the_first_trace(spans: Spans) -> None:  # edge 69
     tracing = spans.tracing()
     job = Running({"traceparent": PARENT})

@@ -12,6 +12,7 @@ from streamjobs.avro.store import SchemaStore
 from streamjobs.core.dispatch import Partition
 from streamjobs.core.offsets import Tracker
 from streamjobs.core.record import CONTENT_TYPE, FIXED, Record
+from streamjobs.job import Job
 from streamjobs.testing.log import MemoryMessage
 from streamjobs.worker.decode import PARTITION_LANE, Decoder
 
@@ -74,3 +75,11 @@ def test_a_payload_of_another_type_than_its_header_says_is_not_run_as_either() -
     stranger._headers = message("keyed", 1).headers()
     decoder = Decoder(NOW.job_types, STORE)
     assert len(decoder.decode_plain([message("count", 0), stranger], HOME)) == 1
+
+
+def test_a_header_without_a_value_is_an_empty_one() -> None:
+    """Publishers of another make write some. What bit: no log record could be written of a job whose `traceparent` was such a one."""
+    stranger = message("count", 1)
+    stranger._headers = [*(stranger.headers() or ()), ("traceparent", None)]
+    job = Decoder(NOW.job_types, STORE).decode(stranger, HOME)
+    assert isinstance(job, Job) and job.headers["traceparent"] == b""
