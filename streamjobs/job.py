@@ -620,6 +620,8 @@ def make_options(
         raise UsageError("give delay= or at=, not both: they are two ways to say when the job runs")
     if at is not None and at.tzinfo is None:
         raise UsageError("at= needs a time zone (datetime.now(timezone.utc) + …): without one nobody knows when it is")
+    for what, text in (("id=", id), ("key=", key)):
+        _check_text(what, text or "")
     if id is not None and (not id or len(id.encode()) > 256):
         raise UsageError("id= is text of 1 to 256 bytes")
     expires_s = None if expires is None else seconds(expires)
@@ -628,9 +630,10 @@ def make_options(
     tags = (tags,) if isinstance(tags, str) else tuple(tags)
     if any("," in tag or not tag for tag in tags):
         raise UsageError("a tag is text without commas")
-    for name in headers or ():
-        if name.startswith(("ce_", "sj_")) or name.lower() == "content-type":
-            raise UsageError(f"header {name!r} belongs to streamjobs: choose a name that does not begin with ce_ or sj_")
+    for tag in tags:
+        _check_text("tag", tag)
+    for name, value in (headers or {}).items():
+        _check_header(name, value)
     return Options(
         delay_s=None if delay is None else seconds(delay),
         at=None if at is None else at.timestamp(),
@@ -640,6 +643,22 @@ def make_options(
         expires_s=expires_s,
         headers=dict(headers or {}),
     )
+
+
+def _check_text(what: str, text: str) -> None:
+    if not wire.is_utf8(text):
+        raise UsageError(f"{what} {text!r} can't be sent: it has lone surrogates, which UTF-8 has not; is its source in another encoding?")
+
+
+def _check_header(name: str, value: str | bytes) -> None:
+    if name.startswith(("ce_", "sj_")) or name.lower() == "content-type":
+        raise UsageError(f"header {name!r} belongs to streamjobs: choose a name that does not begin with ce_ or sj_")
+    if not wire.is_header_name(name):
+        raise UsageError(f"header {name!r} can't be sent: a name is text without zeros, and without lone surrogates, which UTF-8 has not")
+    if isinstance(value, str):
+        _check_text(f"header {name!r}:", value)
+    elif not isinstance(value, bytes):
+        raise UsageError(f"header {name!r} is {type(value).__name__}: give text or bytes")
 
 
 def checked_type_name(name: str) -> str:

@@ -130,6 +130,22 @@ def letter_id(origin: str, run: int) -> str:
     return f"{origin}#{run}"
 
 
+def is_utf8(text: str) -> bool:
+    """Whether it can be written as UTF-8. An argument of a command, or a file's name, that was none has lone surrogates in Python, which
+    can't."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_header_name(name: str) -> bool:
+    """*Bites*: a lone surrogate in it ends the process inside the Kafka client (SIGSEGV); and of a name with a zero the client sends what
+    stands before it, which may be the name of one of ours."""
+    return "\0" not in name and is_utf8(name)
+
+
 def clipped(text: str, limit: int = MAX_HEADER) -> str:
     """Free text cut to at most `limit` bytes of UTF-8."""
     raw = text.encode("utf-8", "replace")

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from streamjobs.core.duration import instant
 from streamjobs.core.filters import ALL, Filter
 from streamjobs.core.letters import DIED, Kept, Letter, Payload, edited, readable
-from streamjobs.core.record import Record, replaced
+from streamjobs.core.record import Record, is_header_name, replaced
 from streamjobs.dead_letters.orders import Move, Verdict
 from streamjobs.dead_letters.payloads import Payloads
 from streamjobs.dead_letters.table import Table
@@ -50,7 +50,7 @@ def exported(letter: Letter, payload: object, problem: str) -> dict[str, Any]:
 def imported(row: Mapping[str, Any], topic: str, payloads: Payloads) -> Letter:
     """The letter that a row is, on this topic; in the partition that its key leads to. Raises UsageError saying what is wrong."""
     try:
-        headers = [(str(name), _raw(value)) for name, value in row["headers"]]
+        headers = [(_name(name), _raw(value)) for name, value in row["headers"]]
         value = base64.b64decode(row["value"], validate=True)
         key = row["id"].encode()
         died = _instant(row.get("died"))
@@ -166,6 +166,12 @@ def _shown(value: bytes | None) -> Any:
         return value.decode()
     except UnicodeDecodeError:
         return {_BASE64: base64.b64encode(value).decode()}
+
+
+def _name(name: Any) -> str:
+    if not isinstance(name, str) or not is_header_name(name):
+        raise ValueError(f"a header can't be named {name!r}")
+    return name
 
 
 def _raw(value: Any) -> bytes | None:

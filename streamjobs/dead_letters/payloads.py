@@ -149,7 +149,11 @@ def _with(document: Mapping[str, Any], changes: Sequence[Change], values: Sequen
 
 
 def _bytes(key: str | None) -> bytes | None:
-    return None if key is None else key.encode()
+    """Raises PayloadError."""
+    try:
+        return None if key is None else key.encode()
+    except UnicodeEncodeError:
+        raise PayloadError(f"its key would be {key!r}, which has lone surrogates: UTF-8 has none") from None
 
 
 __all__ = ["Change", "Decode", "DecodeError", "Payloads", "changes_of", "store_schemas"]

@@ -766,11 +766,18 @@ def test_an_undecodable_letter_is_mended_outside_and_replayed(
         ({}, "letter 2: 'headers' is missing"),
         ({"headers": [], "value": "?", "id": "x"}, "letter 2: it is no letter"),
         ({"headers": [["a", 1]], "value": "", "id": "x"}, "letter 2: it is no letter"),
+        ({"headers": [["a\udcff", "1"]], "value": "", "id": "x"}, r"a header can't be named 'a\udcff'"),
+        ({"headers": [["ce_id\0", "1"]], "value": "", "id": "x"}, r"a header can't be named 'ce_id\x00'"),
+        ({"headers": [["a", "\udcff"]], "value": "", "id": "x"}, "letter 2: it is no letter"),
         ({"headers": [], "value": "", "id": "x", "died": "2026-05-28T20:26:40"}, "without a time zone"),
         ({"headers": [], "value": "", "id": ""}, "letter 2: its id is empty"),
         ({"headers": [], "value": "", "id": "x", "arguments": 7}, "letter 2: its arguments are int"),
         ({"headers": [["ce_type", "send_invoice"]], "value": "", "id": "x", "arguments": {}}, "letter 2: send_invoice: invoice_id is missing"),
         ({"headers": [], "value": "", "id": "x", "topic": "jobs.mails.billing.dlt"}, "letter 2: it is a letter of jobs.mails.billing.dlt"),
+        (
+            {"headers": [["ce_type", "send_invoice"]], "value": "", "id": "x", "arguments": {"invoice_id": 1, "customer_id": "\udcff"}},
+            r"letter 2: its key would be '\udcff'",
+        ),
         ({"headers": [["ce_type", "nobody"]], "value": "", "id": "x", "arguments": {}}, "letter 2: no job type 'nobody'"),
     ],
 )

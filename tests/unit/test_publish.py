@@ -95,6 +95,13 @@ def test_what_travels(streamjobs_testing) -> None:
         ({"id": ""}, "1 to 256"),
         ({"tags": ["a,b"]}, "commas"),
         ({"headers": {"sj_run": "2"}}, "belongs to streamjobs"),
+        ({"headers": {"n": 1}}, "header 'n' is int: give text or bytes"),
+        ({"headers": {"x-\udcff": "1"}}, r"header 'x-\\udcff' can't be sent"),
+        ({"headers": {"content-type\0": "text/plain"}}, r"header 'content-type\\x00' can't be sent"),
+        ({"headers": {"x": "\udcff"}}, r"header 'x': '\\udcff' can't be sent"),
+        ({"id": "m-\udcff"}, "id= .* can't be sent"),
+        ({"key": "\udcff"}, "key= .* can't be sent"),
+        ({"tags": ["vip", "\udcff"]}, "tag .* can't be sent"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, says) -> None:

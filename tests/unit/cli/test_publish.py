@@ -107,6 +107,7 @@ def test_a_delayed_job_goes_to_the_ladder(how: str, publish: Run, broker: Memory
         (["send_invoice", ACME, "--expires", "0s"], "a job that expires after 0 s never runs"),
         (["send_invoice", ACME, "--at", "soon"], "--at 'soon' is no time"),
         (["send_invoice", ACME, "--header", "tenant"], "--header 'tenant' is not NAME=VALUE"),
+        (["send_invoice", ACME, "--header", "x-\udcff=1"], r"header 'x-\udcff' can't be sent"),
         (["send_invoice", ACME, "--delay", "soon"], "'--delay': 'soon' is not a duration"),
         (["send_invoice", "-", "--id", "x"], "--id names one job"),
     ],
