@@ -416,6 +416,8 @@ class Options:
 
 
 NO_OPTIONS = Options()
+#: The longest expiry: its instant has no more digits than a reader takes, whenever the job runs.
+_LONGEST_S = 1_000 * 365 * 86_400
 
 
 class Published(Generic[P]):
@@ -620,6 +622,8 @@ def make_options(
         raise UsageError("give delay= or at=, not both: they are two ways to say when the job runs")
     if at is not None and at.tzinfo is None:
         raise UsageError("at= needs a time zone (datetime.now(timezone.utc) + …): without one nobody knows when it is")
+    if at is not None and at.timestamp() < 0:
+        raise UsageError(f"at= is {at.isoformat()}: give an instant after 1970-01-01, from which those of jobs are counted")
     for what, text in (("id=", id), ("key=", key)):
         _check_text(what, text or "")
     if id is not None and (not id or len(id.encode()) > 256):
@@ -627,11 +631,10 @@ def make_options(
     expires_s = None if expires is None else seconds(expires)
     if expires_s == 0:
         raise UsageError("a job that expires after 0 s never runs: give it time, or leave `expires` out")
+    if expires_s is not None and expires_s > _LONGEST_S:
+        raise UsageError("a job that expires after more than 1,000 years never does: leave `expires` out")
     tags = (tags,) if isinstance(tags, str) else tuple(tags)
-    if any("," in tag or not tag for tag in tags):
-        raise UsageError("a tag is text without commas")
-    for tag in tags:
-        _check_text("tag", tag)
+    _check_tags(tags)
     for name, value in (headers or {}).items():
         _check_header(name, value)
     return Options(
@@ -648,6 +651,17 @@ def make_options(
 def _check_text(what: str, text: str) -> None:
     if not wire.is_utf8(text):
         raise UsageError(f"{what} {text!r} can't be sent: it has lone surrogates, which UTF-8 has not; is its source in another encoding?")
+
+
+def _check_tags(tags: Sequence[str]) -> None:
+    """*Bites*: they make a longer header than one of ours may be, `publish` is acknowledged, and no worker can read the job."""
+    if any("," in tag or not tag for tag in tags):
+        raise UsageError("a tag is text without commas")
+    for tag in tags:
+        _check_text("tag", tag)
+    size = len(",".join(tags).encode())
+    if size > wire.MAX_HEADER:
+        raise UsageError(f"tags= has {size:,} bytes with its commas, more than {wire.MAX_HEADER:,}: give fewer or shorter ones, or use headers=")
 
 
 def _check_header(name: str, value: str | bytes) -> None:

@@ -102,6 +102,10 @@ def test_what_travels(streamjobs_testing) -> None:
         ({"id": "m-\udcff"}, "id= .* can't be sent"),
         ({"key": "\udcff"}, "key= .* can't be sent"),
         ({"tags": ["vip", "\udcff"]}, "tag .* can't be sent"),
+        ({"tags": ["ä" * 512, "b"]}, "tags= has 1,026 bytes with its commas, more than 1,024"),
+        ({"expires": "400000d"}, "more than 1,000 years"),
+        ({"expires": 1e308}, "more than 1,000 years"),
+        ({"at": datetime(1969, 12, 31, tzinfo=UTC), "expires": "1h"}, "after 1970-01-01"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, says) -> None:
@@ -112,6 +116,22 @@ def test_options_that_make_no_sense_are_refused(options, says) -> None:
 
     with pytest.raises(UsageError, match=says):
         job_of.options(**options)
+
+
+def test_a_job_with_the_most_that_options_may_say_runs(streamjobs_testing) -> None:
+    """What bit: of longer ones `publish` was acknowledged, and the worker buried a job that it could not read."""
+    app = App("a" * 80)
+
+    @app.job
+    def job_of(n: int) -> None: ...
+
+    t = streamjobs_testing(app)
+    options = {"id": "i" * 256, "tags": ["ä" * 511, "b"], "key": "k" * 5000, "headers": {"h" * 5000: "v" * 5000}, "expires": "365000d"}
+    job_of.options(**options, at=datetime(1970, 1, 2, tzinfo=UTC)).publish(1)
+    job_of.options(**options, delay="89d").publish(1)
+    t.clock.advance(90 * 86_400)
+
+    assert t.run() == 2
 
 
 def test_a_delay_beyond_the_longest_is_refused(streamjobs_testing) -> None:
