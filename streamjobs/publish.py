@@ -224,6 +224,10 @@ class Publisher:
         self._observed(job_type, len(records), 0, 0.0)
         return True
 
+    def check(self, job_type: JobType[Any, Any], options: Options) -> None:
+        """Raises PayloadError for options with which no job can be published, PublishError where its queue can't delay any."""
+        self._route(job_type.queue, options, self._app.clock.now())
+
     # Making the record -----------------------------------------------------------------------------------------------
 
     def _prepared(self, job_type: JobType[Any, Any], arguments: Mapping[str, Any], options: Options) -> tuple[Sending, Record]:

@@ -103,6 +103,8 @@ class Payload:
             given = from_json(mapping)
         except ValueError as problem:
             raise PayloadError(f"{self.name}: {problem}") from None
+        except RecursionError:
+            raise PayloadError(f"{self.name}: the arguments are nested too deeply") from None
         if self.model is not None and (set(given) != set(self.names) or self.names[0] in self.fields):
             given = {self.names[0]: given}
         return self.bind((), {name: self._from_people(name, value) for name, value in given.items()})

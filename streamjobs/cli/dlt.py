@@ -388,6 +388,8 @@ def _object(line: bytes, number: int) -> Mapping[str, Any]:
         found = json.loads(line)
     except ValueError as error:
         raise UsageError(f"line {number} is not valid JSON: {error}") from None
+    except RecursionError:
+        raise UsageError(f"line {number} is nested too deeply") from None
     if not isinstance(found, dict):
         raise UsageError(f"line {number} is {type(found).__name__}, not an object")
     return found

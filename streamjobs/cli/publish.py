@@ -20,7 +20,7 @@ from streamjobs.cli.session import Session
 from streamjobs.errors import OUT_OF_REACH, BrokerError, PayloadError, PublishError, UsageError
 
 if TYPE_CHECKING:
-    from streamjobs.job import JobType, Receipt
+    from streamjobs.job import JobType, Published, Receipt
 
 _COLUMNS = (
     Column("id", "ID"),
@@ -94,6 +94,8 @@ def _object(text: str | bytes) -> Mapping[str, Any]:
         found = json.loads(text, object_pairs_hook=_once)
     except ValueError as error:
         raise PayloadError(f"the arguments are not valid JSON: {error}") from None
+    except RecursionError:
+        raise PayloadError("the arguments are nested too deeply") from None
     if not isinstance(found, dict):
         raise PayloadError(f'the arguments are {type(found).__name__}, not an object such as {{"invoice_id": 7}}')
     return found
@@ -136,21 +138,37 @@ class Line(NamedTuple):
     text: bytes
 
 
+class _Row(NamedTuple):
+    """The arguments of the line of this number."""
+
+    line: int
+    arguments: Mapping[str, Any]
+
+
 @dataclass
 class _Tally:
+    """`unpublished`: numbers of the lines up to `last` of which nobody knows (yet) that they are stored or refused."""
+
     published: int = 0
     refused: int = 0
-    unpublished: list[Line] = field(default_factory=list)
+    unpublished: set[int] = field(default_factory=set)
     last: int = 0
 
 
 def _publish_lines(session: Session, job_type: JobType[Any, Any], options: dict[str, Any]) -> int:
-    tally = _Tally()
+    from streamjobs.job import Published, make_options
+
+    made, tally = make_options(**options), _Tally()
+    job_type.publisher.check(job_type, made)
+    published: Published[...] = Published(job_type, made)
     try:
         with render.progress("published") as bar:
             for batch in _batches(sys.stdin.buffer):
                 before = tally.published
-                _publish_batch(session, job_type, options, batch, tally)
+                rows = [row for line in batch if (row := _validated(session, job_type, line, tally))]
+                if rows:
+                    tally.unpublished, tally.last = {row.line for row in rows}, batch[-1].number
+                    _publish_rows(session, published, rows, tally)
                 bar.advance(tally.published - before)
     except PublishError as error:
         session.say(f"error: {error}")
@@ -159,34 +177,45 @@ def _publish_lines(session: Session, job_type: JobType[Any, Any], options: dict[
     return Exit.FAILED if tally.refused or tally.unpublished else Exit.DONE
 
 
-def _publish_batch(
-    session: Session, job_type: JobType[Any, Any], options: dict[str, Any], batch: list[Line], tally: _Tally
-) -> None:
-    """Refused lines are told apart first, for `publish_many` sends nothing when one of its rows is refused."""
-    good: list[tuple[Line, Mapping[str, Any]]] = []
-    for line in batch:
-        try:
-            good.append((line, job_type.payload.bind((), _object(line.text))))
-        except PayloadError as error:
-            tally.refused += 1
-            session.say(f"line {line.number}: {error}")
-    if not good:
-        return
-    lines = [line for line, _ in good]
-    tally.unpublished, tally.last = lines, batch[-1].number
+def _validated(session: Session, job_type: JobType[Any, Any], line: Line, tally: _Tally) -> _Row | None:
     try:
-        receipts = job_type.options(**options).publish_many([arguments for _, arguments in good])
+        return _Row(line.number, job_type.payload.validate(_object(line.text)))
+    except PayloadError as error:
+        _refuse(session, line.number, error, tally)
+        return None
+
+
+def _publish_rows(session: Session, published: Published[Any], rows: list[_Row], tally: _Tally) -> None:
+    """What is valid may still be refused: a number of more than 64 bits, a job that is too large. `publish_many` sends nothing then, so
+    each half is published by itself, until a refused line is alone."""
+    try:
+        receipts = published.publish_many([row.arguments for row in rows])
+    except PayloadError as error:
+        if len(rows) == 1:
+            _refuse(session, rows[0].line, error, tally)
+            return
+        half = len(rows) // 2
+        _publish_rows(session, published, rows[:half], tally)
+        _publish_rows(session, published, rows[half:], tally)
     except PublishError as error:
-        _take(session, tally, lines, error.receipts or [None] * len(lines))
+        _take(session, tally, rows, error.receipts or [None] * len(rows))
         raise
-    _take(session, tally, lines, receipts)
+    else:
+        _take(session, tally, rows, receipts)
 
 
-def _take(session: Session, tally: _Tally, lines: list[Line], receipts: Sequence[Receipt | None]) -> None:
+def _refuse(session: Session, line: int, error: PayloadError, tally: _Tally) -> None:
+    """Says why. The number of the row within what was published together says nothing to a person; the error before it has none."""
+    tally.refused += 1
+    tally.unpublished.discard(line)
+    session.say(f"line {line}: {error.__cause__ if isinstance(error.__cause__, PayloadError) else error}")
+
+
+def _take(session: Session, tally: _Tally, rows: list[_Row], receipts: Sequence[Receipt | None]) -> None:
     """Counts the lines that are stored and those that are not, as far as is known; shows the receipts of the stored ones."""
     stored = [receipt for receipt in receipts if receipt is not None]
     tally.published += len(stored)
-    tally.unpublished = [line for line, receipt in zip(lines, receipts, strict=True) if receipt is None]
+    tally.unpublished -= {row.line for row, receipt in zip(rows, receipts, strict=True) if receipt is not None}
     if session.output == "json":
         for receipt in stored:
             click.echo(render.as_json(_row(receipt), indent=None))
@@ -197,7 +226,7 @@ def _summary(tally: _Tally) -> str:
     if tally.refused:
         parts.append(f"{counted(tally.refused, 'line')} refused")
     if tally.unpublished:
-        parts.append(_missing([line.number for line in tally.unpublished], tally.last))
+        parts.append(_missing(sorted(tally.unpublished), tally.last))
     return "; ".join(parts)
 
 

@@ -190,6 +190,15 @@ def test_a_model_is_the_payload_when_it_is_the_only_parameter() -> None:
     assert payload.validate({"person": {"fullName": "A", "home": {"street": "x"}}}) == {"person": person}
 
 
+def test_what_people_nest_without_end_is_refused() -> None:
+    nested: Any = 7
+    for _ in range(10_000):
+        nested = [nested]
+
+    with pytest.raises(PayloadError, match="job: the arguments are nested too deeply"):
+        Payload(handler(it=int), "job").validate({"it": nested})
+
+
 def test_rows_are_mappings_tuples_or_models() -> None:
     payload = Payload(handler(a=int, b=(str, "x")), "job")
 

@@ -533,7 +533,10 @@ def test_letters_of_another_table_are_refused(dlt: Run, invoices: Letters, app: 
     assert dlt("import", "mails", "-", "--apply", "--yes", stdin=json.dumps(meant)).exit_code == 0
 
 
-@pytest.mark.parametrize(("line", "says"), [("{", "line 2 is not valid JSON"), ("[]", "line 2 is list"), ("{}", "letter 1")])
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [("{", "line 2 is not valid JSON"), ("[]", "line 2 is list"), ("{}", "letter 1"), ("[" * 100_000, "line 2 is nested too deeply")],
+)
 def test_a_line_that_is_no_letter(line: str, says: str, dlt: Run) -> None:
     result = dlt("import", "invoices", "-", "--apply", stdin=f"\n{line}\n")
 

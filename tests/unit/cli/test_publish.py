@@ -16,7 +16,8 @@ from click.testing import Result
 
 from streamjobs import provision
 from streamjobs.app import App
-from streamjobs.cli import publish as module
+from streamjobs.cli import publish as cli
+from streamjobs.cli.session import load_app
 from streamjobs.core.record import Meta
 from streamjobs.testing import MemoryBroker
 
@@ -121,6 +122,23 @@ def test_a_mistake_publishes_nothing(args: list[str], says: str, publish: Run, b
     assert result.stdout == ""
 
 
+MODELS = """
+from pydantic import BaseModel
+from streamjobs import App
+
+app = App("models", partitions=1)
+
+class Order(BaseModel):
+    number: int
+
+@app.job
+def order(order: Order) -> None: ...
+
+@app.job
+def upload(content: bytes) -> None: ...
+"""
+
+
 # --- many -------------------------------------------------------------------------------------------------------------
 
 
@@ -155,6 +173,61 @@ def test_a_bad_line_is_named_and_nothing_else_is_lost(publish: Run, broker: Memo
     assert told[3] == "3 jobs published; 3 lines refused"
     assert "\x1b" not in result.stderr
     assert len(broker.records(INVOICES)) == 3
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ('{"invoice_id": 99999999999999999999, "customer_id": "a"}', "send_invoice: invoice_id can't be stored: a whole number has at most 64 bits"),
+        (r'{"invoice_id": 7, "customer_id": "\ud800"}', "send_invoice: customer_id can't be stored"),
+        (f'{{"invoice_id": 7, "customer_id": "{"a" * 520_000}"}}', "a send_invoice job of 1,"),
+        ("[" * 100_000, "the arguments are nested too deeply"),
+    ],
+)
+def test_a_line_that_can_be_read_and_not_be_published_is_named(bad: str, says: str, publish: Run, broker: MemoryBroker) -> None:
+    """What bit: it was told as "row 1", and nothing that had arrived with it was published."""
+    result = publish("send_invoice", "-", "-o", "json", stdin="\n".join([*lines(1, 2), bad, *lines(4), bad, *lines(6), ""]))
+
+    told = result.stderr.splitlines()
+    assert (result.exit_code, told[2:]) == (1, ["4 jobs published; 2 lines refused"])
+    assert told[0].startswith(f"line 3: {says}") and told[1].startswith(f"line 5: {says}")
+    assert len(result.stdout.splitlines()) == len(broker.records(INVOICES)) == 4
+
+
+def test_what_is_refused_and_what_is_missing_are_told_apart(publish: Run, broker: MemoryBroker) -> None:
+    bad = lines(99999999999999999999)
+    broker.fail("send", topic=INVOICES, error="MSG_SIZE_TOO_LARGE")
+
+    result = publish("send_invoice", "-", stdin="\n".join([*bad, *lines(2, 3), *bad, ""]))
+
+    first, second, last = result.stderr.splitlines()
+    assert first.startswith("line 1: send_invoice: invoice_id") and second.startswith("error: 1 of 1 jobs were not stored")
+    assert last == "0 jobs published; 1 line refused; the others may be missing: publish again from line 2"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"), [(["--delay", "100d"], "a delay of 100d is longer than"), (["--header", "sj_run=1"], "belongs to streamjobs")]
+)
+def test_options_that_no_line_can_have_are_told_once(options: list[str], says: str, publish: Run) -> None:
+    result = publish("send_invoice", "-", *options, stdin="\n".join(lines(1, 2)))
+
+    assert (result.exit_code, len(result.stderr.splitlines()), says in result.stderr) == (2, 1, True)
+
+
+def test_a_line_says_as_much_as_one_jobs_arguments(module: Callable[[str], str], run: Run) -> None:
+    """What bit: the fields of a model, and bytes, could be written in one job's arguments, and not in a line."""
+    name = module(MODELS)
+    app = load_app(f"{name}:app")
+    app._broker = broker = MemoryBroker()
+    provision.apply(app, provision.plan(app))
+
+    for job, arguments in (("order", {"number": 7}), ("upload", {"content": {"$base64": "/w=="}})):
+        for given, stdin in ((json.dumps(arguments), ""), ("-", json.dumps(arguments))):
+            app._broker = broker
+            assert run("publish", "-A", f"{name}:app", job, given, stdin=stdin).exit_code == 0
+
+    first, second, third, fourth = (message.value() for message in broker.records("jobs.default"))
+    assert (first, third) == (second, fourth)
 
 
 def test_receipts_are_json_lines(publish: Run) -> None:
@@ -204,7 +277,7 @@ def test_lines_that_arrive_together_are_published_together() -> None:
     """A slow pipe is not held back until enough has come; a line may arrive in pieces."""
     stream = io.BufferedReader(Slow(b"a\nb\n", b"c", b"c", b"c\n\nd\n", b"e"))
 
-    batches = [[(line.number, line.text) for line in batch] for batch in module._batches(stream)]
+    batches = [[(line.number, line.text) for line in batch] for batch in cli._batches(stream)]
 
     assert [batch for batch in batches if batch] == [
         [(1, b"a"), (2, b"b")],
