@@ -608,7 +608,7 @@ class Desired:
 
     def seek_keys(self, group: str, topic: str, partition: int, up_to: int) -> list[str]:
         """Keys of a carried-out seek order (`up_to`: its `order`) and of those that it overtook, which must
-        go with it: the newest that is left would be carried out next."""
+        go with it, and before it (oldest first): the newest that is left would be carried out next."""
         orders = self._subjects.get((Kind.SEEK, group, topic, str(partition)), {}).values()
         return [order.key for order in orders if order.offset <= up_to]
 

@@ -295,7 +295,12 @@ class Poller:
                 self.consumer.resume([tp])
 
     def obey_orders(self) -> None:
-        """Begins anew where an order asks for it: a seek, or a registration that was missing."""
+        """Begins anew where an order asks for it: a seek, or a registration that was missing.
+
+        A seek is another one if its number differs from the one in the commit, as for whoever owns the partition next (`where_to_start`).
+        *Bites*: the control topic is made anew, and the next order's number is lower; taken for an old one it is left to the next owner,
+        who carries it out hours later. An older order can't come up again: the one that overtook it is taken away after it.
+        """
         desired = self._desired()
         if desired.version == self._obeyed:
             return
@@ -303,7 +308,7 @@ class Poller:
         due = []
         for tp, home in self.partitions.items():
             seek = desired.seek_for(self.group, *tp, self._now())
-            sought = seek is not None and seek.order > home.beginning.sought
+            sought = seek is not None and seek.order != home.beginning.sought
             registered = home.beginning.why is Why.NOT_REGISTERED and desired.registration(self.group, tp[0]) is not None
             if sought or registered:
                 due.append(TopicPartition(*tp))

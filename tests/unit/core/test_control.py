@@ -421,9 +421,12 @@ def carry_out(topic: Topic, seek: Seek) -> None:
 
 
 def test_the_newest_seek_counts_and_takes_the_ones_before_it_along() -> None:
+    """Oldest first. *Bites*: the newest is taken away before the one that it overtook; the owner sees that one alone, and obeys it."""
     topic = Topic()
     seek_orders(topic, "earliest", 500)
     assert topic.desired.seek_for("billing", "jobs.invoices", 3) == Seek(500, 1)
+    keys = topic.desired.seek_keys("billing", "jobs.invoices", 3, up_to=1)
+    assert [key.rpartition("/")[2] for key in keys] == ["o0", "o1"]
     carry_out(topic, Seek(500, 1))
     assert topic.desired.seek_for("billing", "jobs.invoices", 3) is None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from streamjobs import App, Job, orders
+from streamjobs import App, Job, orders, provision
 from streamjobs.broker import Commit, TopicPartition
 from streamjobs.core import control
 from streamjobs.testing.app import Testing
@@ -42,6 +42,13 @@ def tick(t: Testing, times: int = 2) -> None:
 
 def committed(t: Testing, app: App) -> Commit | None:
     return t.broker.admin().committed(app.group, [MAIN]).get(MAIN)
+
+
+def seek(t: Testing, app: App, order: str, to: int) -> str:
+    """Orders that the group reads from `to` on; the order's key."""
+    key = control.seek_key(app.group, *MAIN, order)
+    orders.write(t.broker, app.names, {key: control.seek_value(to=to, actor="t", reason="r", at=t.clock.now())})
+    return key
 
 
 def main_loop(t: Testing) -> Any:
@@ -321,12 +328,41 @@ def test_lost_commits_hold_the_partition_and_say_so(on_memory: OnMemory) -> None
     assert ran == [0, 1, 2]
     assert "is not read: lost" in " ".join(t.process.unready().values())
 
-    key = control.seek_key(app.group, *MAIN, "1")
-    orders.write(t.broker, app.names, {key: control.seek_value(to=3, actor="t", reason="r", at=t.clock.now())})
+    key = seek(t, app, "1", 3)
     tick(t, 4)
     assert ran == [0, 1, 2, 3]
     assert (committed(t, app) or Commit(0)).offset == 4
     assert key not in {(m.key() or b"").decode() for m in _live(t, app)}, "a seek that is carried out is taken away"
+
+
+def test_an_order_is_obeyed_after_the_control_topic_was_made_anew(on_memory: OnMemory) -> None:
+    """What bit: the commit names the last order by its offset in the old topic, the next one has a lower number in the new topic; the
+    living owner took it for an old one, and whoever owned the partition next carried it out by surprise."""
+    app, ran = counting_app()
+    t = on_memory(app)
+    publish(app, 0, 1, 2)
+    tick(t, 3)
+    for n in range(30):
+        orders.write(t.broker, app.names, {f"pause/type/other/t/{n}": None})
+    seek(t, app, "1", 2)
+    tick(t, 4)
+    assert ran == [0, 1, 2, 2]
+    admin = t.broker.admin()
+    topic = admin.topics([app.names.control], config=True)[app.names.control]
+    admin.delete_topics([topic.name])
+    admin.create_topics([topic])
+    provision.apply(app, provision.plan(app))
+    t.restart()
+    tick(t)
+
+    key = seek(t, app, "2", 1)
+    tick(t, 4)
+
+    assert ran == [0, 1, 2, 2, 1, 2], "obeyed, and once"
+    assert key not in {(m.key() or b"").decode() for m in _live(t, app)}
+    t.restart()
+    tick(t)
+    assert ran == [0, 1, 2, 2, 1, 2]
 
 
 def _live(t: Testing, app: App) -> list[Any]:
