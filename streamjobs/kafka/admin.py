@@ -23,7 +23,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it has them
     ResourceType,
     TopicDescription,
 )
-from confluent_kafka.cimpl import KafkaException, NewPartitions, NewTopic
+from confluent_kafka.cimpl import KafkaError, KafkaException, NewPartitions, NewTopic
 from confluent_kafka.cimpl import TopicPartition as ClientPartition
 
 from streamjobs.broker import At, Cluster, Commit, Group, Isolation, Member, Topic, TopicPartition
@@ -294,7 +294,13 @@ class KafkaAdmin:
                 raise translated(found.error, doing)
 
     def group_names(self) -> list[str]:
-        listed = self._result(self._client.list_consumer_groups(request_timeout=REQUEST_TIMEOUT), "list groups")
+        """*Bites*: one broker of three stands still, the others answer, and the groups that it coordinates are missing from the list; the
+        janitor deletes what these have not read. So an answer that lacks a broker's part is none."""
+        doing = "list the groups of all brokers"
+        listed = self._result(self._client.list_consumer_groups(request_timeout=REQUEST_TIMEOUT), doing)
+        if listed.errors:
+            self._client.poll(0)  # tells what it heard of its brokers: the errors don't name theirs
+            raise self._contact.told(_kafka_error(listed.errors[0]), f"{doing} ({len(listed.errors)} did not tell)")
         return sorted(group.group_id for group in listed.valid or [])
 
     def groups(self, names: Sequence[str]) -> dict[str, Group]:
@@ -356,6 +362,12 @@ def _commits(group: str, found: Iterable[ClientPartition]) -> dict[TopicPartitio
         if partition.offset >= 0:
             commits[TopicPartition(partition.topic, partition.partition)] = Commit(partition.offset, partition.metadata or "")
     return commits
+
+
+def _kafka_error(error: Any) -> KafkaError:
+    """The client gives a part's error as it is, and promises an exception around it."""
+    found: KafkaError = error.args[0] if isinstance(error, KafkaException) else error
+    return found
 
 
 def _unless_no_group(future: Future[Answer], patience_s: float) -> Answer | None:

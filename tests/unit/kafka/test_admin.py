@@ -50,3 +50,39 @@ def test_what_does_not_exist_is_not_waited_for(where: TopicPartition) -> None:
     with pytest.raises(BrokerError, match=f"there is no {where.topic}/{where.partition}.*topic plan") as refused:
         Answers(None).offsets([where], "latest")
     assert (refused.value.code, refused.value.retriable) == ("UNKNOWN_TOPIC_OR_PART", False)
+
+
+class Listed(KafkaAdmin):
+    """Of a cluster of which each broker lists its groups: these, or an error."""
+
+    def __init__(self, *answers: str | KafkaError | KafkaException) -> None:
+        super().__init__({})
+        self.answers = answers
+
+    @property
+    def _client(self) -> Any:
+        return SimpleNamespace(list_consumer_groups=self._answer, poll=self._tell)
+
+    def _tell(self, _: float) -> None:
+        self._contact.heard(KafkaError(KafkaError._TIMED_OUT, "h3:9092/3: Timed out 1 in-flight"))
+
+    def _answer(self, **_: Any) -> Future[Any]:
+        answer: Future[Any] = Future()
+        valid = [SimpleNamespace(group_id=group) for group in self.answers if isinstance(group, str)]
+        answer.set_result(SimpleNamespace(valid=valid, errors=[error for error in self.answers if not isinstance(error, str)]))
+        return answer
+
+
+def test_groups_are_listed_in_order() -> None:
+    assert Listed("b", "a").group_names() == ["a", "b"]
+
+
+SILENT = KafkaError(KafkaError._TIMED_OUT)
+
+
+@pytest.mark.parametrize("silent", [SILENT, KafkaException(SILENT)], ids=["as it is", "as is promised"])
+def test_a_list_without_the_groups_of_a_silent_broker_is_none(silent: KafkaError | KafkaException) -> None:
+    """What bit: `topic trim` planned as if nobody read there whose coordinator stood still, and deleted what they had not read."""
+    with pytest.raises(BrokerError, match=r"all brokers \(1 did not tell\).*h3:9092/3: Timed out") as refused:
+        Listed("analytics", silent).group_names()
+    assert (refused.value.code, refused.value.retriable) == ("_TIMED_OUT", True)
