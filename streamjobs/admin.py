@@ -14,14 +14,14 @@ from typing import Literal
 
 from streamjobs import audit, orders
 from streamjobs.backlog import Collector, QueueLag, Reading, positions
-from streamjobs.broker import Admin, Commit, Group, Topic, TopicPartition
+from streamjobs.broker import Admin, Commit, Group, Member, Topic, TopicPartition
 from streamjobs.core import control
 from streamjobs.core.control import Desired
 from streamjobs.core.lag import Position
 from streamjobs.core.offsets import Mark, decode, encode
 from streamjobs.core.topics import Role
 from streamjobs.deployment import Deployment, consumed
-from streamjobs.errors import BrokerError, UsageError
+from streamjobs.errors import BrokerError, ProvisionError, UsageError
 
 # --- how far behind -----------------------------------------------------------------------------------------
 
@@ -79,11 +79,12 @@ record appended at or after an instant."""
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One partition. `before`: where the group stands (None: it has no commit)."""
+    """One partition. `before`: where the group stands (None: it has no commit). `begins`: where it would begin without a commit."""
 
     partition: TopicPartition
     before: int | None
     to: int
+    begins: int = 0
 
     @property
     def again(self) -> int:
@@ -93,13 +94,14 @@ class Move:
     @property
     def skipped(self) -> int:
         """So many offsets are passed over; unfinished jobs among them never run."""
-        return max(0, self.to - self.before) if self.before is not None else 0
+        return max(0, self.to - (self.begins if self.before is None else self.before))
 
 
 @dataclass(frozen=True, slots=True)
 class SeekPlan:
     """`live`: the group has members, so the partitions' owners carry it out; else the admin API does. `standing`:
-    where the group is there already."""
+    where the group is there already. `unread`: topics that none of its members reads now, so that nobody carries it out there before
+    one does."""
 
     group: str
     to: To
@@ -107,6 +109,7 @@ class SeekPlan:
     live: bool
     missing: tuple[TopicPartition, ...] = ()
     standing: tuple[TopicPartition, ...] = ()
+    unread: tuple[str, ...] = ()
 
 
 def plan_seek(
@@ -122,7 +125,7 @@ def plan_seek(
 
     `topics`: some of those that it is registered on (none named: all), `partitions`: some of their
     partitions. `reported`: the bases of the last worker reports; partitions that are not in it are `missing`.
-    Raises UsageError, BrokerError.
+    Raises UsageError, ProvisionError (one of the topics is missing), BrokerError.
     """
     admin = app.broker.admin()
     desired = orders.read(app.broker, app.names)
@@ -131,8 +134,9 @@ def plan_seek(
     targets = _targets(admin, chosen, to, reported or {})
     state = admin.groups([group]).get(group)
     live = bool(state and state.members)
+    begins = _begins(admin, desired, group, [tp for tp in chosen if tp not in committed])
     moves = [
-        Move(tp, committed[tp].offset if tp in committed else None, targets[tp])
+        Move(tp, committed[tp].offset if tp in committed else None, targets[tp], begins.get(tp, 0))
         for tp in chosen
         if tp in targets
     ]
@@ -140,7 +144,8 @@ def plan_seek(
     standing = _standing(admin, [move for move in moves if move.partition not in ordered], committed, live)
     missing = tuple(tp for tp in chosen if tp not in targets)
     moves = [move for move in moves if move.partition not in standing]
-    return SeekPlan(group, to, tuple(moves), live, missing, tuple(standing))
+    unread = _unread(moves, state.members) if state else ()
+    return SeekPlan(group, to, tuple(moves), live, missing, tuple(standing), unread)
 
 
 def apply_seek(
@@ -151,7 +156,7 @@ def apply_seek(
 
     Owners are ordered to: a commit that an outsider makes is overwritten by the owner's next one. Only an
     empty group is altered directly; if a worker joined in the meantime, that is refused, and the order is
-    left for the owner instead. Raises BrokerError.
+    left for the owner instead. Raises ProvisionError, BrokerError.
     """
     wanted = [move.partition for move in approved.moves]
     now = plan_seek(
@@ -166,7 +171,7 @@ def apply_seek(
     live = bool(moves) and (now.live or not _altered(app, approved.group, moves))
     if live:
         _order_seek(app, approved.group, moves, reason)
-    done = SeekPlan(approved.group, approved.to, moves, live, now.missing)
+    done = SeekPlan(approved.group, approved.to, moves, live, now.missing, unread=now.unread)
     result = "ok: left to the owners" if live else "ok"
     target = f"{approved.group} to {approved.to}: " + ", ".join(sorted({tp.topic for tp in wanted}))
     return done, audit.record(app, audit.Entry("group seek", target, len(moves), result, reason))
@@ -181,7 +186,14 @@ def _chosen(
         where = f"on {unknown[0]}" if unknown else "anywhere"
         has = ", ".join(sorted(registered)) or "nothing: see `streamjobs group list`"
         raise UsageError(f"group {group} is not registered {where}; it is on {has}")
-    found = admin.topics(sorted(topics or registered))
+    wanted = sorted(topics or registered)
+    found = admin.topics(wanted)
+    for name in wanted:
+        if name not in found:
+            raise ProvisionError(
+                f"topic {name}, on which group {group} is registered, is missing: `streamjobs topic plan` shows what is; "
+                "name the topics that are there to move it in those"
+            )
     _check_partitions(found, partitions)
     return [
         TopicPartition(name, number)
@@ -196,7 +208,22 @@ def _check_partitions(found: Mapping[str, Topic], wanted: Collection[int]) -> No
     absent = sorted(number for number in wanted if not 0 <= number < most)
     if absent:
         has = ", ".join(f"{name} has 0 to {topic.partitions - 1}" for name, topic in sorted(found.items()))
-        raise UsageError(f"there is no partition {absent[0]}: {has or 'the topics of the group are missing'}")
+        raise UsageError(f"there is no partition {absent[0]}: {has}")
+
+
+def _begins(
+    admin: Admin, desired: Desired, group: str, partitions: Sequence[TopicPartition]
+) -> dict[TopicPartition, int]:
+    """Where a group begins that has no commit: where it is registered, and not before the log does."""
+    starts = admin.offsets(partitions, "earliest") if partitions else {}
+    registered = desired.registrations()
+    return {tp: max(start, registered[group, tp.topic].starts.get(tp.partition, 0)) for tp, start in starts.items()}
+
+
+def _unread(moves: Iterable[Move], members: Sequence[Member]) -> tuple[str, ...]:
+    """*Bites*: workers of another queue keep the group alive; an order waits for owners that this topic does not have."""
+    read = {tp.topic for member in members for tp in (*member.assignment, *(member.target or ()))}
+    return tuple(sorted({move.partition.topic for move in moves} - read)) if members else ()
 
 
 def _targets(

@@ -139,14 +139,22 @@ def seek(
         session.say(f"no report says where {name} stood in {tp.topic}/{tp.partition}: it stays")
     if found.standing:
         session.say(f"{counted(len(found.standing), 'partition')} left alone: {name} stands there already")
+    for topic in found.unread:
+        session.say(f"no member of {name} reads {topic} now: the order waits for one that does, a day at most")
     if not approved(len(found.moves), apply=apply, yes=yes):
         return Exit.DONE
     done, complaint = admin.apply_seek(session.app, found, reason=reason, reported=reported)
     if complaint:
         session.say(complaint)
-    how = "ordered; the owners carry it out" if done.live else "moved"
-    session.say(f"{counted(len(done.moves), 'partition')} {how}")
+    session.say(f"{counted(len(done.moves), 'partition')} {_how(done)}")
     return Exit.DONE
+
+
+def _how(done: admin.SeekPlan) -> str:
+    if not done.live:
+        return "moved"
+    nobody = {move.partition.topic for move in done.moves} <= set(done.unread)
+    return "ordered; who reads them next carries it out" if nobody else "ordered; the owners carry it out"
 
 
 def parse_place(text: str, now: float) -> admin.To:

@@ -351,7 +351,8 @@ def _spec(at: At) -> Any:
         return OffsetSpec.earliest()  # type: ignore[no-untyped-call]
     if at == "latest":
         return OffsetSpec.latest()  # type: ignore[no-untyped-call]
-    return OffsetSpec.for_timestamp(math.ceil(round(float(at) * 1000, 3)))
+    # Not below 0: to Kafka -1 is the end of the log, and other negative numbers are something else again.
+    return OffsetSpec.for_timestamp(max(0, math.ceil(round(float(at) * 1000, 3))))
 
 
 def _commits(group: str, found: Iterable[ClientPartition]) -> dict[TopicPartition, Commit]:

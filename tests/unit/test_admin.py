@@ -14,7 +14,7 @@ from streamjobs.broker import Commit, Start, TopicPartition
 from streamjobs.core import control
 from streamjobs.core.offsets import Finished, Mark, decode, encode
 from streamjobs.core.record import Record
-from streamjobs.errors import BrokerError, UsageError
+from streamjobs.errors import BrokerError, ProvisionError, UsageError
 from streamjobs.testing import ManualClock, MemoryBroker
 
 AppOn = Callable[..., Any]
@@ -71,6 +71,12 @@ class Idle:
     def revoked(self, partitions: Sequence[TopicPartition]) -> None: ...
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None: ...
+
+
+def registration(app: Any, topic: str) -> bytes | None:
+    """The value of the group's registration there."""
+    key = control.registration_key("billing", topic).encode()
+    return next(message.value() for message in tables.live(app.broker, app.names.control) if message.key() == key)
 
 
 def join(broker: MemoryBroker, group: str = "billing") -> Any:
@@ -284,6 +290,53 @@ def test_one_partition_only(app: Any, broker: MemoryBroker) -> None:
 def test_an_unregistered_group_is_not_moved(app: Any, group: str, topics: list[str]) -> None:
     with pytest.raises(UsageError, match="is not registered"):
         admin.plan_seek(app, group, "earliest", topics=topics)
+
+
+def test_what_a_partition_without_a_commit_passes_over(app: Any, broker: MemoryBroker) -> None:
+    """What bit: to `latest` the plan said "skipped: 0", and all the jobs that waited for the group's first worker never ran."""
+    publish(broker, 10)
+    publish(broker, 3, partition=1)
+    broker.admin().delete_records({P1: 2})
+
+    found = admin.plan_seek(app, "billing", "latest", topics=[MAIN])
+
+    assert [(move.partition, move.before, move.skipped, move.again) for move in found.moves] == [(P0, None, 10, 0), (P1, None, 1, 0)]
+
+
+def test_what_waits_for_a_group_begins_where_it_is_registered(broker: MemoryBroker, app_on: AppOn, app: Any) -> None:
+    publish(broker, 10)
+    late = app_on(broker, "invoices", name="reports")
+    provision.apply(late, provision.plan(late, from_="now"))
+    publish(broker, 2)
+
+    found = admin.plan_seek(late, "reports", "latest", topics=[MAIN], partitions=[0])
+
+    assert [(move.before, move.skipped) for move in found.moves] == [(None, 2)]
+
+
+@pytest.mark.parametrize("topics", [[MAIN], []], ids=["named", "all"])
+def test_a_topic_that_is_missing_is_named(app: Any, broker: MemoryBroker, topics: list[str]) -> None:
+    """Not an empty plan: there is something to do, and it can't be done."""
+    broker.admin().delete_topics([MAIN])
+
+    with pytest.raises(ProvisionError, match=f"topic {MAIN}, on which group billing is registered, is missing"):
+        admin.plan_seek(app, "billing", "earliest", topics=topics)
+
+
+def test_a_topic_that_no_member_reads_is_told(app: Any, broker: MemoryBroker) -> None:
+    """What bit: workers of another queue keep the group alive; "the owners carry it out", and there is none."""
+    orders.write(broker, app.names, {control.registration_key("billing", RETRY): registration(app, MAIN)})
+    join(broker)
+
+    shown = admin.plan_seek(app, "billing", "earliest")
+    done, _ = admin.apply_seek(app, shown, reason="")
+
+    assert shown.live and shown.unread == (RETRY,)
+    assert done.live and done.unread == (RETRY,)
+
+
+def test_of_an_empty_group_nobody_has_to_read(app: Any) -> None:
+    assert admin.plan_seek(app, "billing", "earliest").unread == ()
 
 
 # --- trim ---------------------------------------------------------------------------------------------------

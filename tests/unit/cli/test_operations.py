@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from click.testing import Result
 
 from streamjobs import orders, provision, tables
 from streamjobs.app import App
-from streamjobs.broker import Commit, Group, Member, TopicPartition
+from streamjobs.broker import Commit, Group, Member, Start, TopicPartition
 from streamjobs.cli import group as group_cli
 from streamjobs.cli import lag as lag_cli
 from streamjobs.core.offsets import Mark, encode
@@ -382,6 +382,43 @@ def test_group_seek_of_a_partition_that_is_none(number: str, do: Run) -> None:
 
     assert result.exit_code == 2
     assert f"there is no partition {number}: jobs.invoices has 0 to 7" in result.stderr
+
+
+@pytest.mark.usefixtures("provisioned")
+def test_group_seek_in_a_topic_that_is_missing_fails(do: Run, broker: MemoryBroker) -> None:
+    broker.admin().delete_topics([MAIN])
+
+    result = do("group", "seek", "shop", "--to", "earliest", "--apply", "--yes")
+
+    assert result.exit_code == 1
+    assert f"topic {MAIN}, on which group shop is registered, is missing" in result.stderr
+
+
+class Idle:
+    """A member that begins where it is told to and does nothing."""
+
+    def assigned(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Start]:
+        return {tp: Start(0) for tp in partitions}
+
+    def revoked(self, partitions: Sequence[TopicPartition]) -> None: ...
+
+    def lost(self, partitions: Sequence[TopicPartition]) -> None: ...
+
+
+@pytest.mark.usefixtures("provisioned")
+def test_group_seek_says_who_carries_it_out(do: Run, broker: MemoryBroker) -> None:
+    """The group lives, but its workers are those of another queue."""
+    member = broker.consumer("shop")
+    member.subscribe([MAIN], Idle())
+    member.fetch(0, 0.0)
+    seek = ("group", "seek", "shop", "--to", "earliest", "--apply")
+
+    read, unread, both = do(*seek, MAIN), do(*seek, "jobs.mails"), do(*seek)
+
+    assert read.stderr == "8 partitions ordered; the owners carry it out\n"
+    note = "no member of shop reads jobs.mails now: the order waits for one that does, a day at most\n"
+    assert unread.stderr == note + "8 partitions ordered; who reads them next carries it out\n"
+    assert both.stderr == note + "16 partitions ordered; the owners carry it out\n"
 
 
 def report_of(

@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from streamjobs.broker import Topic, TopicPartition
 from streamjobs.errors import BrokerError
-from streamjobs.kafka.admin import KafkaAdmin
+from streamjobs.kafka.admin import KafkaAdmin, _spec
 
 WHERE = TopicPartition("jobs.mails", 1)
 
@@ -50,6 +50,13 @@ def test_what_does_not_exist_is_not_waited_for(where: TopicPartition) -> None:
     with pytest.raises(BrokerError, match=f"there is no {where.topic}/{where.partition}.*topic plan") as refused:
         Answers(None).offsets([where], "latest")
     assert (refused.value.code, refused.value.retriable) == ("UNKNOWN_TOPIC_OR_PART", False)
+
+
+@pytest.mark.parametrize("at", [-1e9, -0.001, -1e-9, 0.0])
+def test_an_instant_before_all_others_is_none_of_the_clients_own_numbers(at: float) -> None:
+    """What bit: `group seek --to 1969-12-31T23:59:59.999Z` went to the end of the log, as -1 ms means "latest" to Kafka; one of 1752 was an
+    invalid argument."""
+    assert _spec(at)._value == 0
 
 
 class Listed(KafkaAdmin):
