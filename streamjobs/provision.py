@@ -143,6 +143,11 @@ class Plan:
     def breaks_order(self) -> bool:
         return any(change.warning for change in self.changes)
 
+    @property
+    def blocking(self) -> tuple[Finding, ...]:
+        """What keeps workers from starting, however often this is applied."""
+        return tuple(finding for finding in self.findings if finding.blocks)
+
 
 @dataclass(slots=True)
 class Applied:
@@ -156,10 +161,11 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a worker can't start, and the command that mends it."""
+    """Why a worker can't start, and the command that mends it. `by_hand`: after somebody did what the message says."""
 
     message: str
     command: str
+    by_hand: bool = False
 
 
 # --- plan ---------------------------------------------------------------------------------------------------
@@ -558,7 +564,7 @@ def _problems(current: Plan, command: str) -> list[Problem]:
         for change in current.changes
         if change.action != "delete"
     ]
-    return found + [Problem(item.message, f"{command} --yes") for item in current.findings if item.blocks]
+    return found + [Problem(item.message, command, by_hand=True) for item in current.blocking]
 
 
 def _missing(change: Change) -> str:
@@ -579,7 +585,8 @@ def _told(problems: Sequence[Problem]) -> str:
     if len(problems) > 10:
         shown.append(f"  - and {len(problems) - 10} more")
     commands = sorted({problem.command for problem in problems}, key=len)
-    return "\n".join(["the cluster is not ready for this app:", *shown, f"run: {commands[-1]}"])
+    first = "when that is done, " if any(problem.by_hand for problem in problems) else ""
+    return "\n".join(["the cluster is not ready for this app:", *shown, f"{first}run: {commands[-1]}"])
 
 
 # --- list ---------------------------------------------------------------------------------------------------

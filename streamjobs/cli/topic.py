@@ -65,9 +65,11 @@ _from = click.option(
 @_from
 @pass_session
 def plan(session: Session, /, from_: provision.From) -> int:
-    """Show what `topic apply` would do. Exit code 3: changes are pending."""
+    """Show what `topic apply` would do. Exit code 3: changes are pending; 1: what it can't mend keeps workers from starting."""
     found = provision.plan(session.app, from_=from_)
     _show_plan(session, found)
+    if found.blocking:
+        return Exit.FAILED
     return Exit.PENDING if found.changes else Exit.DONE
 
 
@@ -87,13 +89,16 @@ def apply(session: Session, /, from_: provision.From, yes: bool, reason: str) ->
     """Create topics, register the group, add partitions, set what is configured otherwise.
 
     Registrations are written first, so that no worker meets a partition without a start offset. Doing it
-    twice changes nothing.
+    twice changes nothing. Exit code 1: something failed, or keeps workers from starting and has to be
+    put right by hand.
     """
     found = provision.plan(session.app, from_=from_)
     _show_plan(session, found)
+    if found.blocking and not found.changes:
+        return Exit.FAILED
     if not approved(len(found.changes), apply=True, yes=yes):
         return Exit.DONE
-    return _tell(session, provision.apply(session.app, found, yes=yes, reason=reason))
+    return _tell(session, provision.apply(session.app, found, yes=yes, reason=reason), blocked=bool(found.blocking))
 
 
 @topic.command(
@@ -145,7 +150,7 @@ def _show_plan(session: Session, found: provision.Plan) -> None:
     if rows or session.output == "json":
         session.show(rows, _PLAN)
     for finding in found.findings:
-        session.say(f"note: {finding.message}")
+        session.say(f"{'error' if finding.blocks else 'note'}: {finding.message}")
 
 
 def _change_row(change: provision.Change) -> dict[str, str]:
@@ -157,7 +162,7 @@ def _change_row(change: provision.Change) -> dict[str, str]:
     }
 
 
-def _tell(session: Session, applied: provision.Applied) -> int:
+def _tell(session: Session, applied: provision.Applied, *, blocked: bool) -> int:
     for change, error in applied.failed:
         session.say(f"failed: {change.action} {change.target}: {error}")
     for note in applied.notes:
@@ -167,6 +172,8 @@ def _tell(session: Session, applied: provision.Applied) -> int:
         return Exit.FAILED
     for change in applied.refused:
         session.say(f"not done: {change.action} {change.target} {change.text()}: {change.warning}")
+    if blocked:
+        return Exit.FAILED
     if applied.refused:
         pending("run again with --yes if that is what you want")
     return Exit.DONE

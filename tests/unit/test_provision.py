@@ -427,7 +427,7 @@ def test_a_worker_is_told_what_is_missing_and_what_to_run(
         (
             lambda admin: admin.add_partitions("streamjobs.control", 2),
             "streamjobs.control has 2 partitions: orders need exactly one",
-            "streamjobs topic apply --yes",
+            "streamjobs topic apply",
         ),
     ],
 )
@@ -442,6 +442,24 @@ def test_what_a_worker_needs(  # edge 32
 
     assert problem.message.startswith(message)
     assert problem.command == command
+
+
+def test_a_worker_advises_no_command_that_changes_nothing(memory: MemoryBroker, app_on: AppOn) -> None:
+    """What bit: "run: streamjobs topic apply --yes", which said "nothing to do", as often as it was run."""
+    app = app_on(memory, "invoices")
+    applied(app)
+    memory.admin().add_partitions("streamjobs.control", 2)
+
+    with pytest.raises(ProvisionError) as refused:
+        provision.require(app)
+
+    assert str(refused.value).splitlines()[1:] == [
+        "  - streamjobs.control has 2 partitions: orders need exactly one; stop all workers, delete it, then apply",
+        "when that is done, run: streamjobs topic apply",
+    ]
+    memory.admin().delete_topics(["streamjobs.control"])
+    applied(app)
+    provision.require(app)
 
 
 def test_too_few_partitions_are_a_problem(memory: MemoryBroker, app_on: AppOn) -> None:  # edge 45

@@ -11,7 +11,7 @@ from click.testing import Result
 
 from streamjobs import orders, provision, tables
 from streamjobs.app import App
-from streamjobs.broker import Commit, Group, Member, Start, TopicPartition
+from streamjobs.broker import Commit, Group, Member, Start, Topic, TopicPartition
 from streamjobs.cli import group as group_cli
 from streamjobs.cli import lag as lag_cli
 from streamjobs.core.offsets import Mark, encode
@@ -115,6 +115,29 @@ def test_topic_apply_needs_a_yes_for_partitions(
 
     assert do("topic", "apply", "--yes").exit_code == 0
     assert broker.admin().topics()[MAIN].partitions == 12
+
+
+def test_what_apply_leaves_and_workers_refuse_is_a_failure(do: Run, broker: MemoryBroker) -> None:
+    """What bit: a broker made the control topic, with three partitions; a deployment that went by the exit code of `topic apply` went on to
+    workers that all refused to start."""
+    broker.admin().create_topics([Topic("streamjobs.control", 3, 1)])
+    told = "error: streamjobs.control has 3 partitions: orders need exactly one; stop all workers, delete it, then apply\n"
+
+    for args in (["plan"], ["apply", "--yes"], ["apply", "--yes"], ["plan"]):
+        result = do("topic", *args)
+        assert (result.exit_code, told in result.stderr) == (1, True), args
+    assert MAIN in broker.admin().topics(), "what can be done is done"
+    assert "nothing to do" not in result.stderr
+
+
+@pytest.mark.usefixtures("provisioned")
+def test_what_does_not_keep_workers_from_starting_is_a_note(do: Run, broker: MemoryBroker) -> None:
+    broker.admin().add_partitions("jobs.invoices.shop.dlt", 12)
+
+    for verb in ("plan", "apply"):
+        result = do("topic", verb)
+        assert result.exit_code == 0
+        assert "note: jobs.invoices.shop.dlt has 12 partitions, the settings say 8; its count never changes\n" in result.stderr
 
 
 @pytest.mark.usefixtures("provisioned")
