@@ -31,9 +31,13 @@ def actor() -> str:
         return "unknown"
 
 
-def record(app: Deployment, entry: Entry, *, who: str = "") -> str:
-    """Appends the entry; returns "" or, when it could not be written, a sentence for the one who gave the
-    order.
+#: How long an entry is tried to be written.
+NOTED_S = 10.0
+
+
+def record(app: Deployment, entry: Entry, *, who: str = "", timeout: float = NOTED_S) -> str:
+    """Appends the entry; returns "" or, when it could not be written in time, a sentence for the one who gave
+    the order.
 
     It never raises for that: the order is already carried out, and an exception would say that it is not.
     """
@@ -41,7 +45,7 @@ def record(app: Deployment, entry: Entry, *, who: str = "") -> str:
         {"who": who or actor(), "when": round(app.clock.now() * 1000), "app": app.name, **_fields(entry)}
     )
     try:
-        tables.write_once(app.broker, [Record(app.names.audit, value.encode())])
+        tables.write_once(app.broker, [Record(app.names.audit, value.encode())], timeout)
     except BrokerError as error:
         return f"this order could not be noted in {app.names.audit}: {error}"
     return ""

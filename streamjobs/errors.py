@@ -112,3 +112,9 @@ class BrokerError(StreamjobsError):
         self.retriable = retriable
         self.fatal = fatal
         self.abortable = abortable
+
+
+def of_ctrl_c(error: BaseException) -> bool:
+    """Whether it is Ctrl-C. Inside the Kafka client that comes out as a SystemError: the client returns a result although it was
+    interrupted."""
+    return isinstance(error.__cause__ if isinstance(error, SystemError) else error, KeyboardInterrupt)

@@ -136,7 +136,7 @@ def write_once(broker: Broker, records: Iterable[Record], timeout: float = 10.0)
     try:
         write(producer, records, timeout)
     finally:
-        producer.close()
+        producer.close(timeout)
 
 
 def _until(reader: Consumer, unread: dict[TopicPartition, int], patience: float) -> Iterator[Message]:

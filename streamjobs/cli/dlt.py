@@ -21,7 +21,7 @@ from streamjobs.cli import letters as shown
 from streamjobs.cli.command import Exit, Group, approved, as_seconds, counted, pass_session, plan_options
 from streamjobs.cli.session import Session
 from streamjobs.core import duration
-from streamjobs.errors import UsageError
+from streamjobs.errors import ReplayError, UsageError
 from streamjobs.telemetry.log import MASK
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ def replay(
     """Put the jobs of QUEUE's letters back, each exactly once.
 
     They run again in this group alone, with a fresh count of attempts. A job that was replayed as often as the setting max_replays
-    allows stays, parked. Ctrl-C ends it behind the batch in hand; the same command goes on with what is left.
+    allows stays, parked. Ctrl-C ends it behind the batch in hand, a second one at once; the same command goes on with what is left.
     """
     from streamjobs.dead_letters.payloads import Change
 
@@ -424,25 +424,33 @@ def _carry_out(
         session.say(shown.unknown(id, plan.topic))
     if not approved(plan.count + plan.marks, apply=apply, yes=yes, question=f"{order.action.capitalize()} {plan.count:,}?"):
         return shown.outcome(plan, plan.unknown)
-    with _interruptible() as stop, render.progress(order.action, plan.count) as bar:
-        done = carry_out(order, rate=rate, reason=reason, stop=stop, moved=bar.advance)
+    with _interruptible() as (stop, at_once), render.progress(order.action, plan.count) as bar:
+        try:
+            done = carry_out(order, rate=rate, reason=reason, stop=stop, at_once=at_once, moved=bar.advance)
+        except ReplayError as error:
+            if not at_once.is_set():
+                raise
+            session.say(str(error))
+            return Exit.INTERRUPTED
     return shown.report(session, plan, done)
 
 
 @contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM set the event; the second one ends the process at once, and the open batch is undone."""
-    stop = threading.Event()
+def _interruptible() -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Ctrl-C and SIGTERM set the first event; the second one sets the other, too, and interrupts what goes on, as the open batch is
+    undone. It does both, for the interruption may be lost: in a callback of the Kafka client, or where that swallows it."""
+    stop, at_once = threading.Event(), threading.Event()
 
     def ask(number: int, _: object) -> None:
         if stop.is_set():
+            at_once.set()
             raise KeyboardInterrupt
         stop.set()
         click.echo("finishing the batch; again: at once", err=True)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop
+        yield stop, at_once
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -10,7 +11,7 @@ from typing import Protocol
 from streamjobs import tables
 from streamjobs.broker import Broker, Message, Producer, TransactionalProducer
 from streamjobs.core.record import Record
-from streamjobs.errors import BrokerError, ReplayError
+from streamjobs.errors import BrokerError, ReplayError, of_ctrl_c
 
 #: A transaction hides what is behind it from everybody who reads the retry topic: none is open for longer.
 OPEN_S = 0.1
@@ -18,6 +19,8 @@ OPEN_S = 0.1
 MOST, MOST_BYTES, FIRST = 1_000, 1_000_000, 100
 #: How long an answer is waited for, and a batch tried again, while the cluster is busy or out of reach.
 PATIENCE_S = 30.0
+#: How long the client waits for an answer without a look at what else happened: Ctrl-C, or that it shall end at once.
+SLICE_S = 0.2
 #: What records of a transaction fail with that fails for another one's sake.
 _OF_THE_TRANSACTION = ("_PURGE_QUEUE", "_PURGE_INFLIGHT", "_FENCED", "_STATE")
 
@@ -72,8 +75,8 @@ class Desk(Protocol):
 
 
 @contextmanager
-def at_desk(broker: Broker, topic: str) -> Iterator[Desk]:
-    """Enter before the table is read (PROTOCOLS §10).
+def at_desk(broker: Broker, topic: str, at_once: threading.Event | None = None) -> Iterator[Desk]:
+    """Enter before the table is read (PROTOCOLS §10). `at_once`, once set: no answer is waited for any longer.
 
     *Bites*: two operators read six letters each, then one fences the other, and both replay: twelve jobs.
     """
@@ -85,9 +88,10 @@ def at_desk(broker: Broker, topic: str) -> Iterator[Desk]:
             plain.close()
         return
     producer = broker.transactional_producer(f"streamjobs.dlt.{topic}")
+    at_once = at_once or threading.Event()
     try:
-        producer.init()
-        yield Fenced(producer, topic)
+        _until_answered(producer.init, at_once)
+        yield Fenced(producer, topic, at_once)
     finally:
         producer.close(1.0)
 
@@ -115,10 +119,11 @@ class Fenced:
 
     fenced = True
 
-    def __init__(self, producer: TransactionalProducer, topic: str) -> None:
+    def __init__(self, producer: TransactionalProducer, topic: str, at_once: threading.Event) -> None:
         self.longest_s = 0.0
         self._producer = producer
         self._topic = topic
+        self._at_once = at_once
         self.events_refused = False
         self._refusal: BrokerError | None = None
 
@@ -133,15 +138,21 @@ class Fenced:
             for event in events:
                 producer.send(event, self._event_acked)
             committing = True
-            _until_answered(producer.commit)
+            _until_answered(producer.commit, self._at_once)
         except BrokerError as error:
             if error.code == "_FENCED":
                 raise taken_over(self._topic) from error
             if committing and _unanswered(error):
                 raise _unknown(len(rows), error) from error
             with suppress(BrokerError):
-                _until_answered(producer.abort)
+                _until_answered(producer.abort, self._at_once)
             raise (self._refusal or error) from error
+        except (KeyboardInterrupt, SystemError) as error:
+            if committing:
+                raise _unknown(len(rows), "interrupted" if of_ctrl_c(error) else error) from error
+            with suppress(BrokerError):
+                producer.abort(SLICE_S)
+            raise
         self.longest_s = max(self.longest_s, time.monotonic() - began)
 
     def _acked(self, error: BrokerError | None, _: Message) -> None:
@@ -153,14 +164,18 @@ class Fenced:
             self.events_refused = True
 
 
-def _until_answered(call: Callable[[], None]) -> None:
-    """A commit or an abort without an answer is asked for again, and nothing else may follow it."""
+def _until_answered(call: Callable[[float], None], at_once: threading.Event) -> None:
+    """An init, a commit or an abort without an answer is asked for again, and nothing else may follow it.
+
+    In slices. *Bites*: the broker stands still, the client waits for ten seconds, and Ctrl-C is heard when it returns: of the two that
+    were pressed meanwhile only one.
+    """
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
-            return call()
+            return call(SLICE_S)
         except BrokerError as error:
-            if not _unanswered(error) or time.monotonic() > deadline:
+            if not _unanswered(error) or at_once.is_set() or time.monotonic() > deadline:
                 raise
 
 
@@ -168,9 +183,9 @@ def _unanswered(error: BrokerError) -> bool:
     return error.retriable and not error.abortable
 
 
-def _unknown(count: int, error: BrokerError) -> ReplayError:
+def _unknown(count: int, why: object) -> ReplayError:
     return ReplayError(
-        f"the broker did not say whether the last {count} letters were moved ({error}); they were all, or none of them. "
+        f"the broker did not say whether the last {count} letters were moved ({why}); they were all, or none of them. "
         "Run the same command again: it reads what is there"
     )
 

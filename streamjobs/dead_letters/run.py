@@ -17,13 +17,15 @@ from streamjobs.core.record import Record
 from streamjobs.dead_letters.desk import MOST_BYTES, PATIENCE_S, Desk, Pace, at_desk
 from streamjobs.dead_letters.orders import Move, Order, Verdict, chosen
 from streamjobs.dead_letters.table import Table
-from streamjobs.errors import BrokerError, ReplayError
+from streamjobs.errors import BrokerError, ReplayError, of_ctrl_c
 from streamjobs.telemetry.events import Event, EventBatch
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between a round that failed and the next one.
 PAUSE_S = 0.2
+#: How long the audit topic is waited for by an order that ends at once.
+NOTED_AT_ONCE_S = 1.0
 _SIZES = ("MSG_SIZE_TOO_LARGE", "RECORD_LIST_TOO_LARGE")
 
 
@@ -60,15 +62,18 @@ def carry_out(
     reason: str = "",
     actor: str = "",
     stop: threading.Event | None = None,
+    at_once: threading.Event | None = None,
     moved: Callable[[int], None] | None = None,
 ) -> Done:
     """Fences, reads, then acts on what of the order holds for the table as it is now; one audit record, however it ends.
 
-    `rate`: letters a second. `stop`, once set, ends it behind the batch in hand. `moved`: called with the size of each batch.
+    `rate`: letters a second. `stop`, once set, ends it behind the batch in hand, `at_once` also in the midst of it: Ctrl-C is no error
+    then. `moved`: called with the size of each batch.
     Raises ReplayError (refused, or another order took over), UsageError, BrokerError.
     """
     order.check()
-    run = _Run(order, rate, stop or threading.Event(), moved or _nobody)
+    at_once = at_once or threading.Event()
+    run = _Run(order, rate, stop or threading.Event(), at_once, moved or _nobody)
     result = "failed"
     try:
         run.run()
@@ -78,7 +83,7 @@ def carry_out(
         raise
     finally:
         entry = audit.Entry(f"dlt {order.action}", order.target(), run.done.moved, result, reason)
-        run.done.complaint = audit.record(order.table.app, entry, who=actor)
+        run.done.complaint = audit.record(order.table.app, entry, who=actor, timeout=NOTED_AT_ONCE_S if at_once.is_set() else audit.NOTED_S)
         if run.done.complaint:
             logger.warning("%s", run.done.complaint)
     return run.done
@@ -105,12 +110,15 @@ class _Run:
     read before a new fence is how letters go back twice.
     """
 
-    def __init__(self, order: Order, rate: float | None, stop: threading.Event, watch: Callable[[int], None]) -> None:
+    def __init__(
+        self, order: Order, rate: float | None, stop: threading.Event, at_once: threading.Event, watch: Callable[[int], None]
+    ) -> None:
         app = order.table.app
         self.done = Done(order.action)
         self._order = order
         self._pace = Pace(rate)
         self._stop = stop
+        self._at_once = at_once
         self._watch = watch
         self._worker = f"dlt-{socket.gethostname()}-{os.getpid()}"
         self._events = EventBatch(self._worker, order.table.group, app.settings.events.mode)
@@ -123,7 +131,13 @@ class _Run:
         began = time.monotonic()
         try:
             while not self._round():
-                self._stop.wait(PAUSE_S)
+                if self._stop.wait(PAUSE_S):
+                    self.done.interrupted = True
+                    return
+        except (KeyboardInterrupt, SystemError, BrokerError) as error:
+            if not self._at_once.is_set() or not (isinstance(error, BrokerError) or of_ctrl_c(error)):
+                raise  # else an answer was not waited for, or what went on was interrupted, and nothing of a batch was moved by it
+            self.done.interrupted = True
         finally:
             self.done.took_s = time.monotonic() - began
 
@@ -131,7 +145,7 @@ class _Run:
         """Whether it came to its end."""
         table = self._order.table
         self.done.kept.clear()
-        with at_desk(table.app.broker, table.topic) as desk:
+        with at_desk(table.app.broker, table.topic, self._at_once) as desk:
             self.done.fenced = desk.fenced
             try:
                 for batch in self._batches(self._order.letters(table.bounds())):

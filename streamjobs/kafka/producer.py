@@ -17,7 +17,7 @@ from confluent_kafka.cimpl import TopicPartition as ClientPartition
 
 from streamjobs.broker import Ack, Commit, TopicPartition
 from streamjobs.core.record import Record
-from streamjobs.errors import BrokerError
+from streamjobs.errors import BrokerError, of_ctrl_c
 from streamjobs.kafka.errors import Contact, as_broker_error, from_exception, translated
 from streamjobs.kafka.forks import never_free, tell_of_forks
 from streamjobs.kafka.log import QuietLog
@@ -97,7 +97,9 @@ class KafkaProducer:
         except KafkaException as error:  # a transactional producer that was fenced
             self._noted(from_exception(error, "flush"))
             return len(client)
-        except SystemError:
+        except SystemError as error:
+            if of_ctrl_c(error):
+                raise
             # The client (2.16) fails so, naming no error, where an acknowledgement meets a producer that is being fenced.
             return len(client)
 

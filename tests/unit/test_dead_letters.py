@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from streamjobs.dead_letters.payloads import Change
 from streamjobs.errors import BrokerError, ReplayError, UsageError
 from streamjobs.telemetry.events import decode
 from streamjobs.testing import ManualClock, MemoryBroker
+from streamjobs.testing.producer import MemoryTransactionalProducer
 from tests.support.letters import Letters
 
 DLT = "jobs.invoices.billing.dlt"
@@ -73,6 +75,13 @@ def bury(invoices: Letters, count: int, **more: Any) -> None:
         invoices.record({"invoice_id": n, "customer_id": f"c{n % 3}"}, n, **{name: of(n) for name, of in more.items()})
         for n in range(count)
     )
+
+
+def interrupted_in_the_client() -> SystemError:
+    """As CPython reports a C function that returns a result with an exception set."""
+    error = SystemError("<built-in method …> returned a result with an exception set")
+    error.__cause__ = KeyboardInterrupt()
+    return error
 
 
 def jobs(broker: MemoryBroker, topic: str = RETRY) -> list[Meta]:
@@ -425,6 +434,90 @@ def test_stopping_ends_behind_the_batch_in_hand(invoices: Letters, letters: Dead
     assert audit(broker)[-1]["result"] == "interrupted"
     assert letters.replay().moved == 500 - done.moved
     assert len(set(origins(broker))) == len(jobs(broker)) == 500
+
+
+def in_the_second_batch(monkeypatch: pytest.MonkeyPatch, then: Callable[[], object]) -> None:
+    """Has something happen when the first batch is moved and the second one is about to be."""
+    batches = count(1)
+    monkeypatch.setattr(orders.Replay, "prepare", lambda _: then() if next(batches) == 2 else None)
+
+
+def test_no_round_begins_once_it_shall_stop(
+    invoices: Letters, letters: DeadLetters, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What bit: Ctrl-C while the broker stood still; "finishing the batch", which failed, and the next round waited for the broker anew."""
+    bury(invoices, 500)
+    stop = threading.Event()
+
+    def stop_and_fail() -> None:
+        stop.set()
+        broker.fail("send", topic=RETRY, error="NOT_ENOUGH_REPLICAS")
+
+    in_the_second_batch(monkeypatch, stop_and_fail)
+    done = letters.replay(stop=stop)
+
+    assert done.interrupted and done.batches == 1
+    assert len(jobs(broker)) == done.moved == 500 - letters.count()
+    assert audit(broker)[-1]["result"] == "interrupted"
+
+
+def test_at_once_waits_for_no_answer_and_says_what_is_unknown(
+    invoices: Letters, letters: DeadLetters, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bury(invoices, 500)
+    stop, at_once = threading.Event(), threading.Event()
+    asked = 0
+
+    def twice(_: Any, *args: Any) -> None:
+        nonlocal asked
+        asked += 1
+        (at_once if asked == 3 else stop).set()
+        raise BrokerError("_TIMED_OUT", "commit", retriable=True)
+
+    in_the_second_batch(monkeypatch, lambda: monkeypatch.setattr(MemoryTransactionalProducer, "commit", twice))
+    with pytest.raises(ReplayError, match=r"did not say whether the last \d+ letters were moved.*all, or none.*Run the same command again"):
+        run.carry_out(letters.replay_order(), stop=stop, at_once=at_once)
+
+    assert asked == 3
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt(), interrupted_in_the_client()], ids=["Ctrl-C", "in the client"])
+def test_ctrl_c_in_a_commit_says_what_is_unknown(
+    raised: BaseException, invoices: Letters, letters: DeadLetters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bury(invoices, 5)
+
+    def interrupted(*_: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(MemoryTransactionalProducer, "commit", interrupted)
+    with pytest.raises(ReplayError, match=r"the last 5 letters were moved \(interrupted\)"):
+        letters.replay()
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt(), interrupted_in_the_client()], ids=["Ctrl-C", "in the client"])
+def test_ctrl_c_before_a_commit_undoes_the_batch(
+    raised: BaseException, invoices: Letters, letters: DeadLetters, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no error to who asked for it; to who did not it goes on."""
+    bury(invoices, 500)
+    at_once = threading.Event()
+
+    def interrupted(*_: Any) -> None:
+        raise raised
+
+    in_the_second_batch(monkeypatch, lambda: monkeypatch.setattr(MemoryTransactionalProducer, "send", interrupted))
+    with pytest.raises(type(raised)):
+        letters.replay()
+    monkeypatch.undo()
+    moved = 500 - letters.count()
+    assert len(jobs(broker)) == moved
+
+    in_the_second_batch(monkeypatch, lambda: (at_once.set(), interrupted()))
+    done = run.carry_out(letters.replay_order(), at_once=at_once)
+
+    assert done.interrupted and done.batches == 1
+    assert len(jobs(broker)) == moved + done.moved == 500 - letters.count()
 
 
 def test_another_order_that_takes_over_stops_this_one(

@@ -100,23 +100,37 @@ def test_both_clients_are_polled_while_one_waits_for_its_answer(monkeypatch: pyt
     assert polls == {"many": 2, "single": 1}
 
 
+class Flushing:
+    """A client whose `flush` fails so."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def flush(self, timeout: float) -> int:
+        raise self.error
+
+    def purge(self) -> None: ...
+
+    def poll(self, timeout: float) -> int:
+        return 0
+
+    def __len__(self) -> int:
+        return 3
+
+
 def test_a_flush_that_the_client_gets_wrong_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen with two replays at once: `flush` of a producer that is being fenced "returned NULL without setting an exception",
     and the SystemError hid that another replay had taken over."""
-
-    class Client:
-        def flush(self, timeout: float) -> int:
-            raise SystemError("<method 'flush'> returned NULL without setting an exception")
-
-        def purge(self) -> None: ...
-
-        def poll(self, timeout: float) -> int:
-            return 0
-
-        def __len__(self) -> int:
-            return 3
-
-    monkeypatch.setattr("streamjobs.kafka.producer.Client", lambda config: Client())
+    client = Flushing(SystemError("<method 'flush'> returned NULL without setting an exception"))
+    monkeypatch.setattr("streamjobs.kafka.producer.Client", lambda config: client)
     producer = KafkaProducer({})
     assert producer.flush(1.0) == 3
     producer.close(0.1)
+
+
+def test_ctrl_c_in_a_flush_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = SystemError("<method 'flush'> returned a result with an exception set")
+    error.__cause__ = KeyboardInterrupt()
+    monkeypatch.setattr("streamjobs.kafka.producer.Client", lambda config: Flushing(error))
+    with pytest.raises(SystemError):
+        KafkaProducer({}).flush(1.0)
