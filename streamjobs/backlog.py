@@ -211,9 +211,16 @@ class Collector:
         }
         ages = {number: _age(heads[number], now) for number, place in known.items() if place.pending}
         samples = self._samples.setdefault((reading.consumer, topic), deque(maxlen=SAMPLES))
-        samples.append(Sample(now, known))
+        samples.append(Sample(now, _sharing(known, samples[-1].positions if samples else {})))
         tier: Tier = "retry" if role.kind == "retry" else "main"
         return QueueLag(role.queue, role.group or reading.consumer, tier, topic, known, ages, samples)
+
+
+def _sharing(positions: dict[int, Position], before: Mapping[int, Position]) -> Mapping[int, Position]:
+    """What has not changed since the sample before is kept once: most partitions of a thousand queues rest."""
+    if positions == before:
+        return before
+    return {number: before[number] if before.get(number) == place else place for number, place in positions.items()}
 
 
 def _is_tier(role: Role | None, app: str) -> bool:

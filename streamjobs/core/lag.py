@@ -160,13 +160,15 @@ _Pair = tuple[Sample, Sample]
 
 
 def _pairs(samples: Samples, window_s: float, now: float | None) -> Iterator[_Pair]:
-    """Neighbours whose later one lies in the window. Those further apart than the window say nothing about
-    it, and after a clock was set back there are samples from the future."""
+    """Neighbours whose later one lies in the window, the latest first. Those further apart than the window say
+    nothing about it, and after a clock was set back there are samples from the future."""
     if not samples:
         return
     until = samples[-1].at if now is None else now
-    for before, after in pairwise(samples):
-        if until - window_s < after.at <= until and 0 < after.at - before.at <= window_s:
+    for after, before in pairwise(reversed(samples)):
+        if after.at <= until - window_s:
+            return  # so are all that are older
+        if after.at <= until and 0 < after.at - before.at <= window_s:
             yield before, after
 
 

@@ -88,6 +88,19 @@ def test_a_queue_without_any_worker_is_pending_from_where_it_is_registered(
     assert main_of(found, "reports").pending == 2
 
 
+def test_what_rests_is_kept_once_in_all_samples(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:
+    """A thousand queues that are watched for an hour are a million positions, nearly all alike."""
+    collector = Collector(app)
+    for count in (1, 0, 1):
+        publish(broker, MAIN, count)
+        clock.advance(5)
+        collector.collect()
+
+    first, second, third = list(main_of(collector.collect()).samples)[:3]
+    assert first.positions is second.positions
+    assert third.positions[0] != second.positions[0] and third.positions[1] is second.positions[1]
+
+
 @pytest.mark.parametrize(("worked", "jobs"), [(False, 7), (True, 7), (True, 12)])
 def test_a_topic_made_again_is_pending_from_its_start(
     app: Any, broker: MemoryBroker, app_on: AppOn, worked: bool, jobs: int
