@@ -318,7 +318,7 @@ def await_broker(ask: Callable[[], object], connection: Connection, nothing: Any
     """
     answers: SimpleQueue[Exception | None] = SimpleQueue()
     threading.Thread(target=_ask_again, args=(ask, answers), name="streamjobs-broker", daemon=True).start()
-    why, told_at = "is asked", -TELL_S
+    why, told_at = "has not answered yet", -TELL_S
     while True:
         while not answers.empty():
             error = answers.get()
