@@ -160,7 +160,7 @@ def test_a_rate_is_kept(steps: Letters, letters: DeadLetters) -> None:
 
     assert done.moved == 100
     assert done.took_s > 0.8
-    assert done.batches >= 10  # a busy machine ends a transaction early, at 100 ms
+    assert done.batches >= 4  # a hundred at an even pace; on a busy machine each transaction takes longer, and more letters
 
 
 def test_an_order_is_bounded_by_the_end_at_its_start(app: App, steps: Letters, letters: DeadLetters) -> None:  # edge 58
