@@ -214,10 +214,16 @@ def _check_partitions(found: Mapping[str, Topic], wanted: Collection[int]) -> No
 def _begins(
     admin: Admin, desired: Desired, group: str, partitions: Sequence[TopicPartition]
 ) -> dict[TopicPartition, int]:
-    """Where a group begins that has no commit: where it is registered, and not before the log does."""
-    starts = admin.offsets(partitions, "earliest") if partitions else {}
-    registered = desired.registrations()
-    return {tp: max(start, registered[group, tp.topic].starts.get(tp.partition, 0)) for tp, start in starts.items()}
+    """Where a group begins that has no commit."""
+    if not partitions:
+        return {}
+    ids = {name: topic.id for name, topic in admin.topics({tp.topic for tp in partitions}).items()}
+    starts = admin.offsets(partitions, "earliest")
+    ends = admin.offsets(partitions, "latest", "read_uncommitted")
+    return {
+        tp: desired.first_offset(group, tp.topic, ids[tp.topic], tp.partition, (starts[tp], ends[tp]))
+        for tp in partitions
+    }
 
 
 def _unread(moves: Iterable[Move], members: Sequence[Member]) -> tuple[str, ...]:

@@ -114,20 +114,18 @@ def positions(admin: Admin, readings: Sequence[Reading], desired: Desired) -> li
             {
                 tp.partition: _position(reading.topic, commits[reading.consumer, tp], log)
                 if (reading.consumer, tp) in commits
-                else replace(log, base=_first(reading, tp, log, desired), committed=False, topic_id=reading.topic.id)
+                else _uncommitted(reading, tp, log, desired)
                 for tp, log in logs.items()
             }
         )
     return found
 
 
-def _first(reading: Reading, tp: TopicPartition, log: Position, desired: Desired) -> int:
-    """Where a group begins that has no commit: as it was registered, unless that was in an earlier topic of the name."""
-    registration = desired.registration(reading.consumer, tp.topic)
-    first = registration.starts.get(tp.partition, 0) if registration else 0
-    if first > max(log.end, log.high or 0) or desired.started_before(reading.consumer, tp.topic, reading.topic.id, tp.partition):
-        return log.start
-    return max(log.start, first)
+def _uncommitted(reading: Reading, tp: TopicPartition, log: Position, desired: Desired) -> Position:
+    """`log` as a group sees it that has no commit there."""
+    topic_id, bounds = reading.topic.id, (log.start, max(log.end, log.high or 0))
+    first = desired.first_offset(reading.consumer, tp.topic, topic_id, tp.partition, bounds)
+    return replace(log, base=first, committed=False, topic_id=topic_id)
 
 
 def _commits(admin: Admin, readings: Iterable[Reading]) -> dict[tuple[str, TopicPartition], Commit]:

@@ -28,7 +28,7 @@ from enum import StrEnum
 from typing import Any, Literal, NamedTuple, get_args
 from urllib.parse import quote, unquote
 
-from streamjobs.core.assignment import Seek
+from streamjobs.core.assignment import Seek, where_to_start
 from streamjobs.core.offsets import MAX_OFFSET
 from streamjobs.core.record import MAX_COUNT, clipped
 
@@ -600,6 +600,23 @@ class Desired:
         now = started_key(group, topic, topic_id, partition)
         subjects = [order.subject for key, order in self._kinds[Kind.STARTED].items() if key != now]
         return any(subject[1:3] == (group, topic) and subject[4] == str(partition) for subject in subjects)
+
+    def first_offset(self, group: str, topic: str, topic_id: bytes, partition: int, log: tuple[int, int]) -> int:
+        """Where the group begins in a partition in which it has no commit, as whoever comes to own it will decide; `log`: its start and its
+        end. For those who tell of what waits there, or is skipped."""
+        registration = self.registration(group, topic)
+        beginning = where_to_start(
+            commit=None,
+            topic_id=topic_id,
+            started=False,
+            started_before=self.started_before(group, topic, topic_id, partition),
+            seek=None,
+            registered=registration.starts if registration else None,
+            partition=partition,
+            log_start=log[0],
+            log_end=log[1],
+        )
+        return beginning.offset
 
     def seek_for(self, group: str, topic: str, partition: int, now: float = -math.inf) -> Seek | None:
         """The newest seek order for a partition. When it is carried out, `seek_keys` go."""

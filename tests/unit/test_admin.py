@@ -314,6 +314,27 @@ def test_what_waits_for_a_group_begins_where_it_is_registered(broker: MemoryBrok
     assert [(move.before, move.skipped) for move in found.moves] == [(None, 2)]
 
 
+@pytest.mark.parametrize(("worked", "jobs"), [(False, 7), (True, 7), (True, 12)])
+def test_what_waits_in_a_topic_made_again_is_passed_over_from_its_start(
+    app: Any, broker: MemoryBroker, app_on: AppOn, worked: bool, jobs: int
+) -> None:  # edge 31
+    """What bit: the plan counted from where the group was registered in the topic that was, and said "skipped: 0"."""
+    publish(broker, 10)
+    late = app_on(broker, "invoices", name="reports")
+    provision.apply(late, provision.plan(late, from_="now"))
+    topic = broker.admin().topics([MAIN], config=True)[MAIN]
+    if worked:
+        marks = {control.started_key("reports", MAIN, topic.id, 0): control.started_value(actor="w1", at=0.0)}
+        orders.write(broker, late.names, marks)
+    broker.admin().delete_topics([MAIN])
+    broker.admin().create_topics([topic])
+    publish(broker, jobs)
+
+    found = admin.plan_seek(late, "reports", "latest", topics=[MAIN], partitions=[0])
+
+    assert [(move.before, move.skipped) for move in found.moves] == [(None, jobs)]
+
+
 @pytest.mark.parametrize("topics", [[MAIN], []], ids=["named", "all"])
 def test_a_topic_that_is_missing_is_named(app: Any, broker: MemoryBroker, topics: list[str]) -> None:
     """Not an empty plan: there is something to do, and it can't be done."""
