@@ -140,11 +140,12 @@ def _commits(admin: Admin, readings: Iterable[Reading]) -> dict[tuple[str, Topic
 
 
 def _position(topic: Topic, commit: Commit, log: Position) -> Position:
-    """`log` with the group's part in it. A map that knows more than the log has belongs to a log that was
-    truncated, or to an earlier topic: its offsets are new jobs now."""
+    """`log` with the group's part in it. A commit of an earlier topic of the name says nothing of this one, which its owner reads from the
+    start. A map that knows more than the log has belongs to a log that was truncated: its offsets are new jobs now."""
     mark = decode(*commit)
-    fits = mark is not None and mark.topic_id4 == topic.id[:4] and mark.finished.end <= log.end
-    finished = len(mark.finished) if mark and fits else 0
+    if mark and mark.topic_id4 != topic.id[:4]:
+        return replace(log, base=log.start, topic_id=topic.id)
+    finished = len(mark.finished) if mark and mark.finished.end <= log.end else 0
     return replace(log, base=commit.offset, finished=finished, topic_id=topic.id)
 
 

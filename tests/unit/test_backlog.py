@@ -133,14 +133,13 @@ def test_what_retention_deleted_is_told_and_not_pending(
     assert (found.pending, found.deleted) == (3, 5)
 
 
-def test_the_map_of_an_earlier_topic_counts_nothing(
-    app: Any, broker: MemoryBroker, clock: ManualClock
-) -> None:
+def test_a_commit_of_an_earlier_topic_counts_nothing(app: Any, broker: MemoryBroker) -> None:  # edge 31
+    """Whoever owns the partition reads this topic from its start."""
     publish(broker, MAIN, 10)
     mark = Mark(b"else", Finished.of([5, 6]))
     broker.admin().alter_committed("billing", {P0: Commit(4, encode(4, mark))})
 
-    assert main_of(look(app)).pending == 6
+    assert main_of(look(app)).pending == 10
 
 
 def test_a_map_that_knows_more_than_the_log_has_counts_nothing(
