@@ -6,7 +6,7 @@ import base64
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -41,6 +41,11 @@ ANSWER_TIMEOUT = REQUEST_TIMEOUT * 2
 FIRST_WINDOWS = (0.5, 1.0)
 #: A new topic is known to all brokers within so long; a caller that reads what it made must not be told that it is missing.
 VISIBLE_TIMEOUT = 5.0
+#: And so much longer for each of many: a broker makes their directories one by one.
+EACH_VISIBLE_S = 0.01
+#: A request creates topics of so many records in the controller's log: a fifth of what it makes at most (Kafka's
+#: `QuorumController.MAX_RECORDS_PER_USER_OP`), so that it is done in time.
+RECORDS_AT_ONCE = 2_000
 #: The broker's word for what group protocols it speaks.
 PROTOCOLS = "group.coordinator.rebalance.protocols"
 
@@ -183,11 +188,11 @@ class KafkaAdmin:
         return {resource.name: _explicit(self._result(future, doing)) for resource, future in asked.items()}
 
     def create_topics(self, topics: Sequence[Topic]) -> dict[str, BrokerError | None]:
-        if not topics:
-            return {}
-        new = [NewTopic(t.name, t.partitions, t.replication, config=dict(t.config)) for t in topics]
-        asked = self._client.create_topics(new, request_timeout=REQUEST_TIMEOUT, operation_timeout=REQUEST_TIMEOUT)
-        results = {name: self._error(future, f"create topic {name}") for name, future in asked.items()}
+        results: dict[str, BrokerError | None] = {}
+        for portion in _portions(topics):
+            new = [NewTopic(t.name, t.partitions, t.replication, config=dict(t.config)) for t in portion]
+            asked = self._client.create_topics(new, request_timeout=REQUEST_TIMEOUT, operation_timeout=REQUEST_TIMEOUT)
+            results |= {name: self._error(future, f"create topic {name}") for name, future in asked.items()}
         self._await_topics({t.name: t.partitions for t in topics if results[t.name] is None})
         return results
 
@@ -216,7 +221,7 @@ class KafkaAdmin:
             found = self.topics(partitions)
             return all(name in found and found[name].partitions >= count for name, count in partitions.items())
 
-        _await(visible)
+        _await(visible, VISIBLE_TIMEOUT + EACH_VISIBLE_S * len(partitions))
 
     def delete_records(self, before: Mapping[TopicPartition, int]) -> dict[TopicPartition, BrokerError | None]:
         if not before:
@@ -324,9 +329,25 @@ class KafkaAdmin:
         self._alter(ResourceType.GROUP, group, config)
 
 
-def _await(condition: Callable[[], bool]) -> None:
+def _portions(topics: Sequence[Topic]) -> Iterator[list[Topic]]:
+    """As many as one request may create. *Bites*: an app of a thousand queues has three thousand topics, the controller refuses a request
+    that makes more than 10,000 records, and none of them is created."""
+    portion: list[Topic] = []
+    records = 0
+    for topic in topics:
+        own = 1 + topic.partitions + len(topic.config)
+        if portion and records + own > RECORDS_AT_ONCE:
+            yield portion
+            portion, records = [], 0
+        portion.append(topic)
+        records += own
+    if portion:
+        yield portion
+
+
+def _await(condition: Callable[[], bool], timeout: float = VISIBLE_TIMEOUT) -> None:
     """Best effort: brokers learn of a change one after the other, and a question may reach any of them."""
-    deadline = time.monotonic() + VISIBLE_TIMEOUT
+    deadline = time.monotonic() + timeout
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
 

@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from streamjobs.broker import Topic, TopicPartition
 from streamjobs.errors import BrokerError
-from streamjobs.kafka.admin import KafkaAdmin, _spec
+from streamjobs.kafka.admin import RECORDS_AT_ONCE, KafkaAdmin, _spec
 
 WHERE = TopicPartition("jobs.mails", 1)
 
@@ -93,3 +93,43 @@ def test_a_list_without_the_groups_of_a_silent_broker_is_none(silent: KafkaError
     with pytest.raises(BrokerError, match=r"all brokers \(1 did not tell\).*h3:9092/3: Timed out") as refused:
         Listed("analytics", silent).group_names()
     assert (refused.value.code, refused.value.retriable) == ("_TIMED_OUT", True)
+
+
+class Controller(KafkaAdmin):
+    """Creates what it is asked for, one request after the other."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.requests: list[list[Any]] = []
+
+    @property
+    def _client(self) -> Any:
+        return SimpleNamespace(create_topics=self._create)
+
+    def _create(self, new: list[Any], **_: Any) -> dict[str, Future[None]]:
+        self.requests.append(new)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return {topic.topic: done for topic in new}
+
+    def topics(self, *_: Any, **__: Any) -> dict[str, Topic]:
+        return {topic.topic: Topic(topic.topic, topic.num_partitions) for new in self.requests for topic in new}
+
+
+def test_no_request_creates_more_than_a_controller_takes() -> None:
+    """What bit: `topic apply` of a thousand queues created nothing: "unable to perform excessively large batch operation"."""
+    controller = Controller()
+    wanted = [Topic(f"jobs.q{number}", 8, config={"retention.ms": "1", "cleanup.policy": "delete"}) for number in range(1_000)]
+
+    created = controller.create_topics([*wanted, Topic("wide", 3 * RECORDS_AT_ONCE)])
+
+    assert created == dict.fromkeys([*(topic.name for topic in wanted), "wide"])
+    *usual, widest = [[1 + topic.num_partitions + len(topic.config) for topic in new] for new in controller.requests]
+    assert all(sum(records) <= RECORDS_AT_ONCE for records in usual)
+    assert len(usual) == 6 and len(widest) == 1
+
+
+def test_nothing_to_create_is_not_asked_for() -> None:
+    controller = Controller()
+    assert controller.create_topics([]) == {}
+    assert not controller.requests
