@@ -75,9 +75,10 @@ _PARTS: Mapping[Kind, tuple[str, ...]] = {
     Kind.SEEK: ("group", "topic", "partition", "order"),
 }
 _NUMBERS = frozenset({"partition", "offset"})
+_IDS = frozenset({"order", "topic id"})
 
 Subject = tuple[str, ...]
-"""What an order is about: its kind and the parts of its key without the order's id."""
+"""What an order is about: its kind and the parts of its key without the order's id, or (of a mark) the topic's."""
 
 
 # --- keys ---------------------------------------------------------------------------------------------------
@@ -91,8 +92,8 @@ class OrderKey(NamedTuple):
 
     @property
     def subject(self) -> Subject:
-        named = _PARTS[self.kind]
-        return (self.kind, *(self.parts[:-1] if named[-1] == "order" else self.parts))
+        named = zip(_PARTS[self.kind], self.parts)
+        return (self.kind, *(part for name, part in named if name not in _IDS))
 
     @property
     def text(self) -> str:
@@ -598,8 +599,7 @@ class Desired:
     def started_before(self, group: str, topic: str, topic_id: bytes, partition: int) -> bool:
         """Whether the group has committed in this partition of an earlier topic of the name."""
         now = started_key(group, topic, topic_id, partition)
-        subjects = [order.subject for key, order in self._kinds[Kind.STARTED].items() if key != now]
-        return any(subject[1:3] == (group, topic) and subject[4] == str(partition) for subject in subjects)
+        return any(key != now for key in self._subjects.get((Kind.STARTED, group, topic, str(partition)), ()))
 
     def first_offset(self, group: str, topic: str, topic_id: bytes, partition: int, log: tuple[int, int]) -> int:
         """Where the group begins in a partition in which it has no commit, as whoever comes to own it will decide; `log`: its start and its
