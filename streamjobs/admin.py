@@ -375,10 +375,10 @@ def _planned_trim(app: Deployment, found: Sequence[Topic]) -> TrimPlan:
     commits = _all_commits(admin, found, desired)
     cuts: list[Cut] = []
     blocked: list[Blocked] = []
+    registered, old_of = desired.registered_topics(), _old(admin, found, horizon)
     for topic in found:
-        registered = {group for group, name in desired.registrations() if name == topic.name}
-        old = _old(admin, topic, horizon)
-        objections = list(_objections(topic, registered, old, commits))
+        old = old_of[topic.name]
+        objections = list(_objections(topic, registered.get(topic.name, ()), old, commits))
         blocked += objections or _held_back(old, commits)
         cuts += [] if objections else _cuts(old, commits)
     return TrimPlan(tuple(cuts), tuple(blocked))
@@ -461,12 +461,20 @@ def _all_commits(
     return found
 
 
-def _old(admin: Admin, topic: Topic, horizon: float) -> dict[TopicPartition, tuple[int, int]]:
-    """Where each partition starts, and where its younger records begin; only those that hold older ones."""
-    partitions = [TopicPartition(topic.name, number) for number in range(topic.partitions)]
+_Old = dict[TopicPartition, tuple[int, int]]
+"""Where each partition starts, and where its younger records begin; only those that hold older ones."""
+
+
+def _old(admin: Admin, topics: Sequence[Topic], horizon: float) -> dict[str, _Old]:
+    """By topic."""
+    partitions = [TopicPartition(topic.name, number) for topic in topics for number in range(topic.partitions)]
     starts = admin.offsets(partitions, "earliest")
     young = admin.offsets(partitions, horizon)
-    return {tp: (starts[tp], young[tp]) for tp in partitions if starts[tp] < young[tp]}
+    found: dict[str, _Old] = {topic.name: {} for topic in topics}
+    for tp in partitions:
+        if starts[tp] < young[tp]:
+            found[tp.topic][tp] = starts[tp], young[tp]
+    return found
 
 
 def _objections(

@@ -616,7 +616,7 @@ def listed(app: Deployment, *, everything: bool = False) -> list[Listed]:
 
 
 def _as_listed(app: Deployment, state: _State, name: str, wanted: Topic | None, records: int) -> Listed:
-    groups = sorted(group for group, topic in state.desired.registrations() if topic == name)
+    groups = sorted(state.desired.registered_topics().get(name, ()))
     kind = _kind(app, name)
     assert kind is not None, name
     is_, told = state.topics.get(name), "ok"
