@@ -34,6 +34,8 @@ STARTING_S = 300.0
 #: A process that has not ended so long after its drain time was over is killed.
 LATE_S = 15.0
 REPORT_S = 1.0
+#: How often the supervisor looks for reports and signals; the end of a process wakes it.
+LISTEN_S = 0.5
 #: A process that can't begin because no broker answers says so once in a while, and asks again after a moment.
 TELL_S, ASK_AGAIN_S = 30.0, 1.0
 #: A process that asks to be replaced is, at once, unless it has lived for less than this.
@@ -52,7 +54,7 @@ class Totals(Protocol):
 
 @dataclass
 class Report:
-    """What a process tells every half second."""
+    """What a process tells every second."""
 
     metrics: Any
     sick: Mapping[str, str]
@@ -194,7 +196,7 @@ class Supervisor:
         if self._stopping_since is not None:
             for slot in self._slots:
                 self._tell_to_stop(slot)
-        wait([slot.process.sentinel for slot in self._slots if slot.process is not None], 0.2)
+        wait([slot.process.sentinel for slot in self._slots if slot.process is not None], LISTEN_S)
         for slot in self._slots:
             self._receive(slot)
 

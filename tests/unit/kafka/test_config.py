@@ -58,7 +58,7 @@ def test_a_default_that_is_not_ours_to_keep_can_be_changed() -> None:
 def test_a_patient_reader_asks_seldom_unless_it_is_told_how_often() -> None:
     reader = config.reader("h:1", "app", {}, "read_committed")
     waits = [config.patient(reader, {}, member=member)["fetch.wait.max.ms"] for member in (True, False)]
-    assert [reader["fetch.wait.max.ms"], *waits] == [50, 100, 500]
+    assert [reader["fetch.wait.max.ms"], *waits] == [100, 200, 500]
     assert config.patient(reader, {"fetch.wait.max.ms": 10}, member=False)["fetch.wait.max.ms"] == 10
 
 
