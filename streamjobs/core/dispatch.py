@@ -334,11 +334,11 @@ class Inline:
 
 
 CHUNK_S = 0.002
-CHUNK_MAX = 500
+CHUNK_MAX = 250
 
 
 def chunk_size(mean_s: float | None) -> int:
-    """Jobs in a chunk: 2 ms of work by the mean duration so far, 1 … 500; one by one while nothing is known."""
+    """Jobs in a chunk: 2 ms of work by the mean duration so far, 1 … 250; one by one while nothing is known."""
     if mean_s is None:
         return 1
     return max(1, min(CHUNK_MAX, int(CHUNK_S / max(mean_s, 1e-7))))

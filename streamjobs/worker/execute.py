@@ -85,6 +85,11 @@ class Execution:
         """Whether it is all that is out: else other results would wait for it, and who is held up by a handler has one out already."""
         return chunk.brief and chunk.kind == "threads" and len(self.out) == 1 and self._inline.allowed(self._mono())
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether a chunk is out that another thread than this runs."""
+        return any(not chunk.inline for chunk in self.out)
+
     def saturated(self) -> bool:
         """Whether as many chunks as are worth having out are out or ready."""
         return len(self.out) + self._dispatcher.count() >= max(parallel.value for parallel in self._parallel.values())

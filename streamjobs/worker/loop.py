@@ -38,7 +38,7 @@ from streamjobs.worker.turns import Turns
 
 logger = logging.getLogger(__name__)
 
-BATCH = 500
+BATCH = 250
 #: How often a loop looks after its running jobs: time-outs, stuck chunks, cancellations.
 WATCH_S = 0.05
 #: One wait for acknowledgements while partitions leave and nothing runs.
@@ -199,7 +199,7 @@ class Loop:
             happened += self._fetch()
         if not self.draining:
             self._hand_out(inline=True)
-            if self.execution.out and not self._dispatcher.count():
+            if self.execution.elsewhere and not self._dispatcher.count():
                 time.sleep(0)  # a thread that was woken gets the interpreter now, not when this one next waits
         if self.execution.out or not self._dispatcher.count() or self.committer.doubted:
             self._progressed = self.turned_at

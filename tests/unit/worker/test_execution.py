@@ -98,6 +98,15 @@ def test_brief_jobs_run_in_the_loops_thread_while_nothing_else_is_out() -> None:
     assert len(world.inline) == 1 and len(world.executor.chunks) == 1
 
 
+def test_nobody_else_waits_for_the_interpreter_where_all_that_is_out_ran_here() -> None:
+    """What bit: the loop gave it up for a moment, 80 us, after each batch that it had run itself."""
+    world = World(BRIEF_S, inline=True)
+    assert not world.execution.elsewhere
+    world.execution._parallel["threads"].value = 2
+    world.execution.hand_out(inline=True)
+    assert world.execution.elsewhere
+
+
 def test_jobs_that_are_not_brief_or_known_do_not() -> None:
     for mean_s in (LONG_S, 60e-6, None):
         world = World(mean_s, inline=True)  # type: ignore[arg-type]
