@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from struct import calcsize, pack
 from typing import Any, Literal, NamedTuple
 
 from streamjobs.core.record import clipped, origin_of
@@ -90,7 +91,11 @@ FINGERPRINT = bytes.fromhex("008d3bfdedb91233")
 SCHEMA_VERSION = 1
 
 _MAX_ID = 1024  # bytes; what a header may hold
-_ROW_BYTES = 4 + 8 + 8 + 4 + 4 + 2  # of the packed columns alone; an id, mostly as long as the others, and more come to it
+_ROW_BYTES = 4 + 8 + 8 + 4 + 4 + 2  # of the packed columns; the id and more come to it
+#: Offset, started, duration, wait: how each is packed.
+_NUMBERS = "qdff"
+#: From so many bytes on the next rows are gathered apart, for a record of their own.
+_FULL = 600_000
 
 
 class _Index(dict[Any, int]):
@@ -126,33 +131,85 @@ class _Detail(NamedTuple):
 _NO_DETAIL = _Detail("", "", "", 0.0)
 
 
+class _Texts:
+    """A text of each row, as one. *Bites*, with a list of them: the ids of 80,000 jobs stay where they were made until the next tick, among
+    what the jobs have left, so that new jobs are made elsewhere, in memory that no cache holds."""
+
+    __slots__ = ("joined", "lengths")
+
+    def __init__(self) -> None:
+        self.lengths = array("H")  # in bytes
+        self.joined = bytearray()
+
+    def extend(self, texts: list[str]) -> None:
+        """In characters they are as long as in bytes while all are ASCII, as ids and origins are."""
+        joined, lengths = "".join(texts), list(map(len, texts))
+        if joined.isascii() and max(lengths, default=0) <= _MAX_ID:
+            self.joined += joined.encode()
+        else:
+            encoded = [clipped(text, _MAX_ID).encode("utf-8", "replace") for text in texts]
+            self.joined += b"".join(encoded)
+            lengths = list(map(len, encoded))
+        self.lengths.extend(_shorts(lengths))
+
+    def skip_to(self, row: int) -> None:
+        """Rows without a text, up to this one."""
+        self.lengths.frombytes(bytes(self.lengths.itemsize * (row - len(self.lengths))))
+
+    def append(self, other: _Texts) -> None:
+        self.lengths.extend(other.lengths)
+        self.joined += other.joined
+
+    def part(self, start: int, end: int) -> _Texts:
+        part = _Texts()
+        part.lengths = self.lengths[start:end]
+        first = sum(self.lengths[:start])
+        part.joined = self.joined[first : first + sum(part.lengths)]
+        return part
+
+    def encoded(self) -> tuple[bytes | bytearray, ...]:
+        """As two columns, empty if all texts are."""
+        return (*_blob(_little_endian(self.lengths)), *_blob(self.joined)) if self.joined else (b"\0", b"\0")
+
+
 class _Columns:
     """Rows by column; a row is its index in each of them."""
 
-    __slots__ = ("details", "duration", "ids", "offset", "origins", "shape", "shapes", "started", "wait")
+    __slots__ = ("details", "ids", "numbers", "origins", "shape", "shapes")
 
     def __init__(self) -> None:
         self.shapes = (
             _Index()
         )  # of (kind, job type, home, run, attempt): objects of the worker, or all of them in a _Shape
         self.shape = array("I")
-        self.offset = array("q")
-        self.started = array("d")
-        self.duration = array("f")
-        self.wait = array("f")
-        self.ids: list[str] = []
-        self.origins: list[str] = []  # as long as ids, or not begun: all rows are their own origin
+        self.numbers = [bytearray() for _ in _NUMBERS]  # little-endian
+        self.ids = _Texts()
+        self.origins = _Texts()  # up to the last row that is not its own origin
         self.details: dict[int, _Detail] = {}
+
+    def __len__(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """In bytes, without details."""
+        return len(self) * _ROW_BYTES + len(self.ids.joined) + len(self.origins.joined)
+
+    def measure(self, *columns: Sequence[float]) -> None:
+        """Appends the numbers of some rows, in the order of `_NUMBERS`. (To pack them takes half as long as an `array` to take them in.)"""
+        for packed, code, values in zip(self.numbers, _NUMBERS, columns, strict=True):
+            packed += pack(f"<{len(values)}{code}", *values)
 
     def extend(self, other: _Columns) -> None:
         """Appends another's rows."""
-        first, known = len(self.ids), list(other.shapes)
+        first, known = len(self), list(other.shapes)
         self.shape.extend(array("I", [self.shapes[known[number]] for number in other.shape]))
-        if self.origins or other.origins:
-            self.origins.extend([""] * (first - len(self.origins)))
-            self.origins.extend(other.origins or [""] * len(other.ids))
-        for name in ("offset", "started", "duration", "wait", "ids"):
-            getattr(self, name).extend(getattr(other, name))
+        for column, more in zip(self.numbers, other.numbers, strict=True):
+            column += more
+        self.ids.append(other.ids)
+        if other.origins.joined:
+            self.origins.skip_to(first)
+            self.origins.append(other.origins)
         self.details.update({first + row: detail for row, detail in other.details.items()})
 
     def without(self, shapes: set[int]) -> _Columns:
@@ -174,8 +231,8 @@ class _Columns:
             known = list(self.shapes)
             part.shapes = _Index()
             part.shape = array("I", [part.shapes[known[number]] for number in self.shape[start:end]])
-        for name in ("offset", "started", "duration", "wait", "ids", "origins"):
-            getattr(part, name).extend(getattr(self, name)[start:end])
+        part.numbers = [column[start * size : end * size] for column, size in zip(self.numbers, map(calcsize, _NUMBERS), strict=True)]
+        part.ids, part.origins = self.ids.part(start, end), self.origins.part(start, end)
         part.details = {row - start: detail for row, detail in self.details.items() if start <= row < end}
         return part
 
@@ -184,7 +241,7 @@ class Cut(NamedTuple):
     """What a transaction carries of an `EventBatch`: packets; the rows that were gathered before; the batch's numbers around it."""
 
     packets: list[Packet]
-    kept: _Columns
+    kept: list[_Columns]
     before: int
     last: int
 
@@ -204,12 +261,18 @@ class EventBatch:
         self.worker = worker
         self.group = group
         self.mode = mode
-        self._columns = _Columns()
+        self._gathered: list[_Columns] = []
         self._sequence = 0
         self._dropped = 0
 
     def __len__(self) -> int:
-        return len(self._columns.ids)
+        return sum(map(len, self._gathered))
+
+    def _columns(self) -> _Columns:
+        """Where the next rows go."""
+        if not self._gathered or self._gathered[-1].size >= _FULL:
+            self._gathered.append(_Columns())
+        return self._gathered[-1]
 
     def add(self, jobs: Sequence[FinishedJob]) -> None:
         """Jobs that reached an outcome: one call for each list of results."""
@@ -217,10 +280,10 @@ class EventBatch:
             return
         if self.mode == "failures":
             jobs = [job for job in jobs if job.outcome != "succeeded"]
-        first, ended = len(self), Ended.of(jobs)
-        self._append(ended)
+        ended = Ended.of(jobs)
+        columns = self._append(ended)
         if any(job.outcome != "succeeded" for job, _ in ended.alike):
-            self._add_details(first, ended)
+            _add_details(columns, ended)
 
     def started(self, jobs: Sequence[FinishedJob]) -> None:
         """Jobs that run at a tick and were not told of yet."""
@@ -232,7 +295,7 @@ class EventBatch:
         is taken."""
         if self.mode == "off":
             return
-        columns = self._columns
+        columns = self._columns()
         shape = _Shape(
             event.kind,
             event.queue,
@@ -243,17 +306,12 @@ class EventBatch:
             event.run,
             event.attempt,
         )
-        columns.origins.extend([""] * (len(columns.ids) - len(columns.origins)))
-        columns.origins.append(event.origin)
-        columns.details[len(columns.ids)] = _Detail(
-            event.error_type, event.error_message, event.reason, event.due
-        )
-        columns.ids.append(event.job_id)
+        columns.origins.skip_to(len(columns))
+        columns.origins.extend([event.origin])
+        columns.details[len(columns)] = _Detail(event.error_type, event.error_message, event.reason, event.due)
+        columns.ids.extend([event.job_id])
         columns.shape.append(columns.shapes[shape])
-        columns.offset.append(event.offset)
-        columns.started.append(event.started_at)
-        columns.duration.append(event.duration_s)
-        columns.wait.append(event.wait_s)
+        columns.measure([event.offset], [event.started_at], [event.duration_s], [event.wait_s])
 
     def drop(self, events: int) -> None:
         """Events that could not be sent: the next batch says so to its readers."""
@@ -261,17 +319,15 @@ class EventBatch:
 
     def take(self, now: float, max_bytes: int = 900_000) -> list[Packet]:
         """Everything gathered, as values for the events topic (key: the worker id), and begins anew."""
-        if not self._columns.ids:
-            return []
-        columns, self._columns = self._columns, _Columns()
-        return self._packets(columns, now, max_bytes)
+        gathered, self._gathered = self._gathered, []
+        return self._packed(gathered, now, max_bytes)
 
     # For a transaction, which may be aborted --------------------------------------------------------------------------
 
     def cut(self, jobs: Sequence[FinishedJob], now: float, max_bytes: int = 900_000) -> Cut:
         """As `take`, with these jobs' events, too; for a transaction, after which `put_back` may undo it."""
-        before, (kept, self._columns) = self._sequence, (self._columns, _Columns())
-        packets = self._packets(kept, now, max_bytes) if kept.ids else []
+        before, (kept, self._gathered) = self._sequence, (self._gathered, [])
+        packets = self._packed(kept, now, max_bytes)
         self.add(jobs)
         packets += self.take(now, max_bytes)
         return Cut(packets, kept, before, self._sequence)
@@ -283,20 +339,21 @@ class EventBatch:
         """
         if self._sequence == cut.last:
             self._sequence = cut.before
-        since, self._columns = self._columns, cut.kept
-        self._columns.extend(since)
+        since, self._gathered = self._gathered, cut.kept
+        for columns in since:
+            self._columns().extend(columns)
         self.forget(gone)
 
     def forget(self, gone: Callable[[Any], bool]) -> None:
         """Drops the events that were gathered of partitions that are gone: their next owners tell of their jobs."""
-        columns = self._columns
-        dropped = {number for shape, number in columns.shapes.items() if not isinstance(shape, _Shape) and gone(shape[2])}
-        if dropped:
-            self._columns = columns.without(dropped)
+        self._gathered = [_without(columns, gone) for columns in self._gathered]
+
+    def _packed(self, gathered: Sequence[_Columns], now: float, max_bytes: int) -> list[Packet]:
+        return [packet for columns in gathered if len(columns) for packet in self._packets(columns, now, max_bytes)]
 
     def _packets(self, columns: _Columns, now: float, max_bytes: int) -> list[Packet]:
-        rows = len(columns.ids)
-        if rows * (_ROW_BYTES + len(columns.ids[0])) > max_bytes and rows > 1:
+        rows = len(columns)
+        if columns.size > max_bytes and rows > 1:
             return self._halves(columns, now, max_bytes)
         value = wire.framed(FINGERPRINT, b"".join((*self._head(now), *_encoded(columns))))
         if len(value) > max_bytes and rows > 1:
@@ -305,7 +362,7 @@ class EventBatch:
         return [Packet(value, rows)]
 
     def _halves(self, columns: _Columns, now: float, max_bytes: int) -> list[Packet]:
-        rows = len(columns.ids)
+        rows = len(columns)
         halves = columns.part(0, rows // 2), columns.part(rows // 2, rows)
         return [packet for half in halves for packet in self._packets(half, now, max_bytes)]
 
@@ -319,38 +376,43 @@ class EventBatch:
             wire.long(self._dropped),
         )
 
-    def _append(self, ended: Ended, kind: str = "") -> None:
-        """`kind`: what the events say; else the jobs' outcomes."""
-        columns = self._columns
+    def _append(self, ended: Ended, kind: str = "") -> _Columns:
+        """`kind`: what the events say; else the jobs' outcomes. Returns what they are the last rows of."""
+        columns = self._columns()
+        if not ended.plain:
+            columns.origins.skip_to(len(columns))
+            columns.origins.extend(["" if job.meta is None else job.meta.origin for job in ended])
+        columns.ids.extend([job.id for job in ended])
         for job, count in ended.alike:
             number = columns.shapes[kind or job.outcome, job.job_type, job.home, job.run, job.attempt]
             columns.shape.extend(array("I", (number,)) * count)
-        columns.offset.fromlist(ended.offsets)
-        columns.started.fromlist([job.started_at for job in ended])
-        columns.duration.fromlist(ended.durations)
-        columns.wait.fromlist(ended.waits)
-        if columns.origins or not ended.plain:
-            columns.origins.extend([""] * (len(columns.ids) - len(columns.origins)))
-            columns.origins.extend(["" if job.meta is None else job.meta.origin for job in ended])
-        columns.ids.extend([job.id for job in ended])
-
-    def _add_details(self, first: int, jobs: Sequence[FinishedJob]) -> None:
-        for row, job in enumerate(jobs, first):
-            if job.outcome != "succeeded":
-                self._columns.details[row] = _Detail(
-                    job.error_type, job.error_message, job.reason, job.due_again
-                )
+        columns.measure(ended.offsets, [job.started_at for job in ended], ended.durations, ended.waits)
+        return columns
 
 
-def _encoded(columns: _Columns) -> list[bytes]:
+def _add_details(columns: _Columns, last: Sequence[FinishedJob]) -> None:
+    """Of its last rows."""
+    for row, job in enumerate(last, len(columns) - len(last)):
+        if job.outcome != "succeeded":
+            columns.details[row] = _Detail(job.error_type, job.error_message, job.reason, job.due_again)
+
+
+def _without(columns: _Columns, gone: Callable[[Any], bool]) -> _Columns:
+    dropped = {number for shape, number in columns.shapes.items() if not isinstance(shape, _Shape) and gone(shape[2])}
+    return columns.without(dropped) if dropped else columns
+
+
+def _encoded(columns: _Columns) -> list[bytes | bytearray]:
     """All fields from `shapes` on."""
-    packed = (columns.shape, columns.offset, columns.started, columns.duration, columns.wait)
+    if columns.origins.joined:
+        columns.origins.skip_to(len(columns))
+    packed: list[bytes | bytearray] = [_little_endian(columns.shape), *columns.numbers]
     return [
         wire.array([_encoded_shape(shape) for shape in columns.shapes]),
-        wire.long(len(columns.ids)),
-        *[part for column in packed for part in _blob(_little_endian(column))],
-        *_encoded_texts(columns.ids),
-        *(_encoded_texts(columns.origins) if any(columns.origins) else (b"\0", b"\0")),
+        wire.long(len(columns)),
+        *[part for column in packed for part in _blob(column)],
+        *columns.ids.encoded(),
+        *columns.origins.encoded(),
         wire.array([_encoded_detail(row, detail) for row, detail in columns.details.items()]),
     ]
 
@@ -373,18 +435,14 @@ def _encoded_shape(shape: Any) -> bytes:
     )
 
 
-def _encoded_texts(texts: list[str]) -> tuple[bytes, ...]:
-    """Lengths in bytes and the texts; in characters they are the same as long as all are ASCII, as ids and
-    origins are."""
-    joined = "".join(texts)
-    lengths = list(map(len, texts))
-    if joined.isascii() and max(lengths) <= _MAX_ID:
-        return *_blob(_little_endian(array("H", lengths))), *_blob(joined.encode())
-    encoded = [clipped(text, _MAX_ID).encode("utf-8", "replace") for text in texts]
-    return *_blob(_little_endian(array("H", map(len, encoded)))), *_blob(b"".join(encoded))
+def _shorts(numbers: list[int]) -> array[int]:
+    """Mostly one and the same, as ids are as long as each other: to convert each takes thirty times as long."""
+    if numbers and numbers.count(numbers[0]) == len(numbers):
+        return array("H", numbers[:1]) * len(numbers)
+    return array("H", numbers)
 
 
-def _blob(data: bytes) -> tuple[bytes, bytes]:
+def _blob(data: bytes | bytearray) -> tuple[bytes, bytes | bytearray]:
     """As `wire.blob`, without a copy of a whole column."""
     return wire.long(len(data)), data
 
@@ -463,7 +521,7 @@ def _read_rows(reader: wire.Reader, shapes: list[_Shape]) -> list[_Row]:
     numbers: Sequence[int] = _read_column(reader, "I", count)
     if count and max(numbers) >= len(shapes):
         raise DecodeError(f"shape {max(numbers)} of {len(shapes)}")
-    columns = [_read_column(reader, typecode, count) for typecode in "qdff"]
+    columns = [_read_column(reader, typecode, count) for typecode in _NUMBERS]
     ids, origins = _read_texts(reader, count), _read_texts(reader, count)
     return list(map(_Row, [shapes[number] for number in numbers], *columns, ids, origins))
 

@@ -249,6 +249,26 @@ def test_a_batch_that_is_too_large_for_a_record_is_split(job: Make, long_text: b
     assert [decode_batch(packet.value).sequence for packet in packets] == list(range(1, len(packets) + 1))
 
 
+def test_what_is_gathered_of_many_lists_is_told_in_their_order(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is gathered in several parts, each for a record of its own."""
+    monkeypatch.setattr(events, "_FULL", 1_000)
+    batch = EventBatch("w", "billing")
+    for n in range(0, 60, 3):
+        copy = job(id=f"{n + 1}-ä" * 9, offset=n + 1, meta=Meta("send_invoice", origin=f"o{n}"))
+        batch.add([job(id=f"{n}", offset=n), copy, job(id="", offset=n + 2, outcome="dead", error_message=f"e{n}")])
+    batch.tell(Event("replayed", "last", "", "", "", "o", 1, 1, "", 0, 60, 0.0))
+    assert len(batch) == 61
+
+    packets = batch.take(0.0)
+
+    told = [event for packet in packets for event in decode(packet.value)]
+    assert len(packets) == 3 and [event.offset for event in told] == list(range(61))
+    assert [event.job_id for event in told] == [text for n in range(0, 60, 3) for text in (f"{n}", f"{n + 1}-ä" * 9, "")] + ["last"]
+    assert [told[n + 1].origin for n in range(0, 60, 3)] == [f"o{n}" for n in range(0, 60, 3)]
+    assert [told[n].origin for n in (0, 30, 57)] == [f"jobs.invoices@1f2e3d4c/3/{n}" for n in (0, 30, 57)]
+    assert [event.error_message for event in told[2::3]] == [f"e{n}" for n in range(0, 60, 3)]
+
+
 def test_one_event_is_sent_however_large(job: Make) -> None:
     batch = EventBatch("w", "billing")
     batch.add([job(outcome="dead", error_message="x" * 5000)])
@@ -381,8 +401,10 @@ def test_numbers_that_were_sent_are_not_used_again(job: Make) -> None:
     assert [number for number, *_ in told(batch.take(1003.0))] == [3]
 
 
-def test_events_of_partitions_that_are_gone_are_forgotten(job: Make) -> None:
+@pytest.mark.parametrize("full", [events._FULL, 1])
+def test_events_of_partitions_that_are_gone_are_forgotten(job: Make, full: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of several partitions, in any order, some with details: exactly those of the ones that are gone go."""
+    monkeypatch.setattr(events, "_FULL", full)
     batch = EventBatch("host-1-0", "billing")
     for offset in range(12):
         queue = ("invoices", "mails", "reports")[offset % 3]
