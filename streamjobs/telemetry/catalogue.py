@@ -177,7 +177,7 @@ _WORKER = (
     _gauge(
         "partitions_paused",
         "queue reason",
-        "Owned partitions that are not fetched; reason admin, backpressure or held.",
+        "Owned partitions that are not fetched; reason backpressure (enough is received) or held (nothing may run).",
     ),
     _counter(
         "rebalances_total",
@@ -194,7 +194,7 @@ _WORKER = (
     _counter(
         "lifecycle_events_dropped_total",
         "group reason",
-        "Events that no reader will see; reason timeout, error or too_large.",
+        "Events that no reader will see; reason timeout or error.",
     ),
     _counter(
         "jobs_deleted_total", "queue group", "Records that retention deleted before they had run: lost work."

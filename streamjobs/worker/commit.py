@@ -42,26 +42,33 @@ Events = Sequence[tuple[Record, int]]
 """Records for the events topic, each with the number of events in it."""
 
 
+def _untold(_: object, __: object) -> None:
+    """Nobody asked to be told."""
+
+
 class Ticking(NamedTuple):
-    """When a loop commits (every `tick_s` by the monotonic clock `now`), and whom it tells: of each partition that was committed, and
-    how many events were dropped. `session_s`: a member that is silent for so long has lost its partitions."""
+    """When a loop commits (every `tick_s` by the monotonic clock `now`), and whom it tells: of each partition that was committed, how
+    many events were dropped and why (`timeout`, `error`), and of each commit whether all of it was taken and how long that took.
+    `session_s`: a member that is silent for so long has lost its partitions."""
 
     tick_s: float
     now: Callable[[], float]
     committed: Callable[[Partition], None]
-    dropped: Callable[[int], None]
+    dropped: Callable[[int, str], None] = _untold
     session_s: float = 10.0
+    answered: Callable[[bool, float], None] = _untold
 
 
 class Snapshot:
-    """What one tick commits: offsets, and the tracker versions they were taken at. Events are counted, not records."""
+    """What one tick commits: offsets, and the tracker versions they were taken at. Events are counted, not records. It was `asked` for
+    when its events were acknowledged."""
 
-    __slots__ = ("began", "failed_events", "homes", "offsets", "unacked")
+    __slots__ = ("asked", "began", "failed_events", "homes", "offsets", "unacked")
 
     def __init__(self, began: float) -> None:
         self.offsets: dict[TopicPartition, Commit] = {}
         self.homes: dict[TopicPartition, tuple[Partition, int, int]] = {}
-        self.began = began
+        self.began = self.asked = began
         self.unacked = 0
         self.failed_events = 0
 
@@ -91,6 +98,7 @@ class Committer:
         self._now = how.now
         self._committed = how.committed
         self._dropped = how.dropped
+        self._told_of = how.answered
         self._session_s = how.session_s
         self._last = self._looked = self._now()
         self._waiting: Snapshot | None = None
@@ -216,16 +224,19 @@ class Committer:
         if in_flight is not None and self._now() - in_flight.began > COMMIT_PATIENCE_S:
             logger.warning("a commit of group %s was not answered for %g s; trying again", self._poller.group, COMMIT_PATIENCE_S)
             self._in_flight = None
+            self._told_of(False, self._now() - in_flight.asked)
 
     def _count_dropped(self, snapshot: Snapshot) -> None:
-        if snapshot.unacked or snapshot.failed_events:
-            self._dropped(snapshot.unacked + snapshot.failed_events)
+        for count, reason in ((snapshot.unacked, "timeout"), (snapshot.failed_events, "error")):
+            if count:
+                self._dropped(count, reason)
 
     def _ask(self, snapshot: Snapshot) -> None:
         offsets = {tp: commit for tp, commit in snapshot.offsets.items() if self._current(snapshot, tp)}
         if not offsets:
             return
-        self._failing_since = self._failing_since or self._now()
+        snapshot.asked = self._now()
+        self._failing_since = self._failing_since or snapshot.asked
         self._in_flight = snapshot
         try:
             self._poller.consumer.commit_soon(offsets, lambda results: self._answered(snapshot, results))
@@ -244,6 +255,8 @@ class Committer:
         """
         if self._in_flight is snapshot:
             self._in_flight = None
+        if results:
+            self._told_of(not any(results.values()), self._now() - snapshot.asked)
         if any(error is None for error in results.values()):
             self._heard_at = max(self._heard_at, snapshot.began)  # an older answer may come after a newer one
             self._failing_since = None  # of partitions that have left since, too: they may be the last to be committed for long
@@ -288,5 +301,6 @@ class Committer:
                 break
         self._count_dropped(snapshot)
         if snapshot.offsets:
+            snapshot.asked = self._now()
             failed = self._poller.consumer.commit_now(snapshot.offsets, max(1.0, deadline - self._now()))
             self._answered(snapshot, {tp: failed.get(tp) for tp in snapshot.offsets})

@@ -163,7 +163,7 @@ class Loop:
 
     def _new_committer(self, gathered: Gathered | None) -> Committer:
         shared = self._shared
-        how = Ticking(shared.tick_s, self._mono, self._committed, self._reporting.dropped, shared.session_timeout_s)
+        how = Ticking(shared.tick_s, self._mono, self._committed, self._reporting.dropped, shared.session_timeout_s, self._commit_answered)
         if gathered is None or shared.transactions is None:
             return Committer(self.poller, shared.producer, how)
         return Transactor(self.poller, gathered, shared.transactions, how, Telling(self.events, self._reporting.record, self._now))
@@ -389,11 +389,21 @@ class Loop:
     def gauge(self) -> None:
         """Sets the gauges of this moment; called where metrics are read."""
         homes = list(self.poller.partitions.values())
-        self.metrics.replace("jobs_running", _counted((job.queue, job.type) for job in self.execution.running()))
+        running, now = self.execution.running(), self._now()
+        self.metrics.replace("jobs_running", _counted((job.queue, job.type) for job in running))
+        ages = sorted(((job.queue,), now - job.started_at) for job in running if job.started_at)
+        self.metrics.replace("oldest_running_seconds", dict(ages))  # of each queue the last of them, which is the longest
+        self.metrics.set("worker_slots_busy", len(running), self._shared.group)
+        self.metrics.replace("jobs_buffered", _buffered(homes, running))
         self.metrics.replace("partitions_assigned", _counted((home.queue, self.tier) for home in homes))
-        self.metrics.replace("partitions_paused", _counted((home.queue, "backpressure") for home in homes if home.full))
+        paused = [(home.queue, "held" if home.barred else "backpressure") for home in homes if home.barred or home.full]
+        self.metrics.replace("partitions_paused", _counted(paused))
         age_s = self._mono() - self.turned_at
-        self.metrics.set("worker_last_progress_timestamp_seconds", self._now() - age_s, self.group, self.tier)
+        self.metrics.set("worker_last_progress_timestamp_seconds", now - age_s, self.group, self.tier)
+
+    def _commit_answered(self, taken: bool, took_s: float) -> None:
+        self.metrics.count("commits_total", self.group, "ok" if taken else "error")
+        self.metrics.time("commit_duration_seconds", took_s, self.group)
 
     # Rebalances: called inside `poller.fetch` -------------------------------------------------------------------------
 
@@ -466,6 +476,17 @@ class Loop:
             self.poller.begin_again([tp])
             return
         logger.warning("group %s%s: %s", self.group, f" on {tp.topic}/{tp.partition}" if tp else "", error)
+
+
+def _buffered(homes: Iterable[Partition], running: Iterable[Job]) -> dict[tuple[str, ...], float]:
+    """What of each queue was received and has not started: neither what runs, nor what is being settled, nor what is not due yet."""
+    found = {(home.queue,): 0.0 for home in homes}
+    for home in homes:
+        found[home.queue,] += home.tracker.unfinished - home.open - home.waiting
+    for job in running:
+        if (job.queue,) in found:
+            found[job.queue,] -= 1
+    return {of: max(0.0, count) for of, count in found.items()}
 
 
 def _counted(labels: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], float]:

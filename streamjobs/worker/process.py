@@ -7,6 +7,7 @@ import inspect
 import logging
 import math
 import os
+import platform
 import random
 import socket
 import threading
@@ -15,6 +16,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from streamjobs import __version__
 from streamjobs.broker import Broker, Message, Producer
 from streamjobs.clock import SystemClock
 from streamjobs.core.assignment import Admission
@@ -169,6 +171,14 @@ class Process:
         retry = [app.names.retry(queue, app.group) for queue in queues]
         self.loops = [Loop("main", app.group, main, shared), Loop("retry", retry_group(app.group), retry, shared)]
         self.timer = Timer(shared) if slot == 0 else None
+        self._begin_counting(queues)
+
+    def _begin_counting(self, queues: Collection[str]) -> None:
+        """What does not change."""
+        told, group = self._published, self.app.group
+        kinds = {job_type.kind for job_type in self.app.job_types.values() if job_type.queue in queues}
+        told.set("worker_slots", sum(executor.slots for kind, executor in self.executors.items() if kind in kinds), group)
+        told.set("worker_info", 1, __version__, platform.python_version(), group)
 
     def _share(self, **parts: Any) -> Shared:
         """What the loops share: `parts`, and the rest from the app, its settings and this process."""

@@ -40,6 +40,6 @@ class Reporting:
         if fresh:
             self._events.started(fresh)
 
-    def dropped(self, count: int) -> None:
+    def dropped(self, count: int, reason: str) -> None:
         self._events.drop(count)
-        self._metrics.count("lifecycle_events_dropped_total", self._shared.group, "timeout", by=count)
+        self._metrics.count("lifecycle_events_dropped_total", self._shared.group, reason, by=count)

@@ -85,7 +85,7 @@ class Timer:
             owner=self,
             now=self._now,
         )
-        how = Ticking(shared.tick_s, self._mono, self._committed, lambda _: None, shared.session_timeout_s)
+        how = Ticking(shared.tick_s, self._mono, self._committed, session_s=shared.session_timeout_s)
         if gathered is None or shared.transactions is None:
             self.committer = Committer(self.poller, shared.producer, how)
         else:

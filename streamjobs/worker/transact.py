@@ -453,7 +453,7 @@ class Transactor(Committer):
         if work.packets:
             self._without_events = (0.0, WITHOUT_EVENTS_S)
         elif work.cut is not None and work.cut.events:
-            self._dropped(work.cut.events)
+            self._dropped(work.cut.events, "error")
         self._failing_since = None
         for item in work.items:
             self._gathered.sent(item)
@@ -474,6 +474,7 @@ class Transactor(Committer):
         if work.error is not None and not work.refused:
             logger.warning("a transaction of group %s was aborted: %s; it is produced again", self._poller.group, work.error)
             self.errors |= {tp: work.error for tp in work.snapshot.offsets if self._current(work.snapshot, tp)}
+            self._told_of(False, self._now() - work.snapshot.asked)
         return bool(work.refused) or work.recounts or (work.error is not None and work.error.code == RECOUNTS)
 
     def _leave_out_events(self, error: BrokerError) -> None:

@@ -1,0 +1,110 @@
+"""What a worker tells of itself: every metric that the documents promise, and what each says at a given moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from streamjobs import App, Reject, Retry
+from streamjobs.core.record import Record
+from streamjobs.telemetry.catalogue import METRICS
+from streamjobs.telemetry.metrics import Snapshot, merge
+from streamjobs.testing.app import Testing
+
+OnMemory = Callable[[App], Testing]
+
+
+def told(t: Testing) -> Snapshot:
+    return merge(t.process.snapshots())
+
+
+def names(seen: Snapshot) -> set[str]:
+    return {name for series in (seen.counters, seen.histograms, seen.gauges) for name, _ in series}
+
+
+def committed(t: Testing) -> None:
+    """All jobs are run, their offsets asked for at a tick, and the answer heard in a later turn."""
+    for _ in range(3):
+        t.run()
+        t.advance(1)
+
+
+def shop(work: Callable[[int], None]) -> App:
+    app = App("shop")
+
+    @app.job(queue="mails", name="count", retry=Retry(attempts=2))
+    def count(n: int) -> None:
+        work(n)
+
+    return app
+
+
+def test_every_metric_of_a_worker_is_told(on_memory: OnMemory) -> None:
+    """*Bites*: seven of them stood in the catalogue, the documents and an alert, and nobody ever counted them."""
+
+    def work(n: int) -> None:
+        seen.append(told(t))
+        if n == 2:
+            raise ValueError("no")
+        if n == 3:
+            raise Reject("never")
+
+    seen: list[Snapshot] = []
+    app = shop(work)
+    t = on_memory(app)
+    t.produce(Record("jobs.mails", b"garbage"))
+    for n in (1, 2, 3):
+        app.job_types["count"].publish(n=n)
+    t.run(raise_errors=False)
+    homes = list(t.process.loops[0].poller.partitions.values())
+    homes[0].full = homes[1].full = homes[1].barred = True
+    seen.append(told(t))
+
+    of_workers = {metric.name for metric in METRICS.values() if metric.process == "worker"}
+    elsewhere = {"worker_process_deaths_total", "jobs_deleted_total", "lifecycle_events_dropped_total"}
+    assert of_workers - names(merge(seen)) <= elsewhere
+    paused = {labels: value for (name, labels), value in seen[-1].gauges.items() if name == "partitions_paused"}
+    assert paused == {("mails", "backpressure"): 1, ("mails", "held"): 1}
+
+
+def test_gauges_tell_what_runs_and_what_waits(on_memory: OnMemory) -> None:
+    """Of five jobs, one runs, for ten seconds by now, and four have not started."""
+
+    def work(n: int) -> None:
+        t.clock.advance(10)
+        seen.append(told(t).gauges)
+
+    seen: list[dict[Any, float]] = []
+    app = shop(work)
+    t = on_memory(app)
+    app.job_types["count"].options(key="k").publish_many([{"n": n} for n in range(5)])
+    t.run()
+
+    assert [gauges["jobs_running", ("mails", "count")] for gauges in seen] == [1] * 5
+    assert [gauges["oldest_running_seconds", ("mails",)] for gauges in seen] == [pytest.approx(10)] * 5
+    assert seen[0]["jobs_buffered", ("mails",)] == 4
+    assert [(gauges["worker_slots_busy", ("shop",)], gauges["worker_slots", ("shop",)]) for gauges in seen] == [(1, 1)] * 5
+    after = told(t).gauges
+    assert after["worker_slots_busy", ("shop",)] == after["jobs_buffered", ("mails",)] == 0
+    assert not [labels for name, labels in after if name in ("jobs_running", "oldest_running_seconds")]
+
+
+def test_commits_are_counted_and_timed(on_memory: OnMemory) -> None:
+    """One that the broker refuses is an error, whatever becomes of the next."""
+    app = shop(lambda _: None)
+    t = on_memory(app)
+    app.job_types["count"].publish(n=1)
+    committed(t)
+    before = told(t).counters
+    assert before["commits_total", ("shop", "ok")] > 0
+    assert ("commits_total", ("shop", "error")) not in before
+
+    t.broker.fail("commit", topic="jobs.mails", error="REBALANCE_IN_PROGRESS")
+    app.job_types["count"].publish(n=2)
+    committed(t)
+    seen = told(t)
+    assert seen.counters["commits_total", ("shop", "error")] > 0
+    counts, _ = seen.histograms["commit_duration_seconds", ("shop",)]
+    assert sum(counts) == seen.counters["commits_total", ("shop", "ok")] + seen.counters["commits_total", ("shop", "error")]
