@@ -74,6 +74,7 @@ def _supervise(session: Session, given: Mapping[str, Any], queues: Iterable[str]
     if settings.bootstrap == "embedded":
         _ = app.broker  # started by this process, so that it lives as long as the worker does
     own, totals = Metrics(app.group), Totals()
+    own.count("worker_process_deaths_total", app.group, by=0)  # or the first one would not be seen as an increase
     entry = functools.partial(run_process, session.app_ref, dict(given), list(queues), session.verbose, member=uuid.uuid4().hex)
     supervisor = Supervisor(
         entry,

@@ -12,7 +12,7 @@ import threading
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, product
 from operator import add
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -240,13 +240,14 @@ class Metrics:
                 del self._gauges[series]
             self._gauges.update(fresh)
 
-    def prepare(self, queue: str, job_types: Iterable[str]) -> None:
-        """Exposes the counters of a queue's jobs as 0 before the first: `rate()` does not see a series begin
-        at 1."""
+    def prepare(self, queue: str, job_types: Collection[str]) -> None:
+        """Exposes the counters of a queue's jobs and letters as 0 before the first: `rate()` does not see a
+        series begin at 1."""
         with self._lock:
-            for job_type in job_types:
-                for outcome in COMPLETED:
-                    self._counters[_series("jobs_completed_total", queue, job_type, outcome)] += 0
+            for job_type, outcome in product(job_types, COMPLETED):
+                self._counters[_series("jobs_completed_total", queue, job_type, outcome)] += 0
+            for job_type, reason in product((*job_types, UNKNOWN_TYPE), REASONS):
+                self._counters[_series("dead_letters_total", queue, job_type, reason)] += 0
 
     def snapshot(self) -> Snapshot:
         """A copy, for any thread and any process."""

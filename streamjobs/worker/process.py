@@ -174,11 +174,19 @@ class Process:
         self._begin_counting(queues)
 
     def _begin_counting(self, queues: Collection[str]) -> None:
-        """What does not change."""
+        """What does not change, and 0 for what alerts watch. *Bites*: retention takes a queue's jobs; the counter of it appears with
+        that number, which is no increase to Prometheus, and nobody is woken."""
         told, group = self._published, self.app.group
         kinds = {job_type.kind for job_type in self.app.job_types.values() if job_type.queue in queues}
         told.set("worker_slots", sum(executor.slots for kind, executor in self.executors.items() if kind in kinds), group)
         told.set("worker_info", 1, __version__, platform.python_version(), group)
+        for queue in queues:
+            told.prepare(queue, [name for name, job_type in self.app.job_types.items() if job_type.queue == queue])
+            told.count("jobs_deleted_total", queue, group, by=0)
+        for reason in ("timeout", "error"):
+            told.count("lifecycle_events_dropped_total", group, reason, by=0)
+        for loop in self.loops:
+            told.count("commits_total", loop.group, "error", by=0)
 
     def _share(self, **parts: Any) -> Shared:
         """What the loops share: `parts`, and the rest from the app, its settings and this process."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,6 +33,7 @@ class Gatherer(Protocol):
     def time(self, name: str, seconds: float, *labels: str) -> None: ...
     def set(self, name: str, value: float, *labels: str) -> None: ...
     def replace(self, name: str, values: Mapping[tuple[str, ...], float]) -> None: ...
+    def prepare(self, queue: str, job_types: Collection[str]) -> None: ...
     def snapshot(self) -> Any: ...
 
 
