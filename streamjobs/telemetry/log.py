@@ -28,6 +28,8 @@ Format = Literal["text", "json"]
 MASK = "***"
 MAX_MESSAGE = 2048
 MAX_STACK = 8192
+#: So deep is looked into what a caller gave as `extra`; it may contain itself.
+_LEVELS = 8
 
 #: Of one message at most so many in so many seconds; what is beyond is counted and told with the next one.
 BURST = 20
@@ -36,7 +38,9 @@ BURST_S = 10.0
 # What could forge a line, or move a terminal's cursor: C0 and C1 controls, line and paragraph separators,
 # bidi overrides.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+# What filters note in a record, under names that no user gives an `extra`.
+_IN_HAND, _SUPPRESSED = "_streamjobs_job", "_streamjobs_suppressed"
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", _IN_HAND, _SUPPRESSED}
 _BYTES = (bytes, bytearray, memoryview)
 _TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
@@ -77,9 +81,11 @@ class _Handler(logging.StreamHandler[TextIO]):
 
 
 def with_job(record: logging.LogRecord) -> bool:
-    """A filter that lets all pass and notes the job in hand: when a record is written, not before."""
-    if not hasattr(record, "job"):
-        record.job = current_job()
+    """A filter that lets all pass and notes the job in hand: when a record is written, not before. A user's own `extra={"job": …}` is
+    just that, unless it is a job."""
+    if not hasattr(record, _IN_HAND):
+        given = getattr(record, "job", None)
+        setattr(record, _IN_HAND, given if isinstance(given, Job) else current_job())
     return True
 
 
@@ -99,7 +105,7 @@ class Repeats:
         window = self._seen.get(key)
         if window is None or now - window.since >= BURST_S:
             if window is not None and window.suppressed:
-                record.suppressed = window.suppressed
+                setattr(record, _SUPPRESSED, window.suppressed)
             self._forget(now)
             window = self._seen[key] = _Window(now)
         window.passed += 1
@@ -123,27 +129,53 @@ class _Window:
         self.suppressed = 0
 
 
+# A name and what stands between it and its value. Each part takes all it can get and gives nothing back: a text of a thousand times
+# "password" must not keep a worker, or who looks at its letter, busy for an hour.
+_NAMED = re.compile(r"""(?<![\w.-])([\w.-]++)["']?+\s*+[=:]\s*+""")
+_VALUE = re.compile(
+    r"""(?i)"(?:[^"\\\n]|\\.)*+(?:"|\Z)|'(?:[^'\\\n]|\\.)*+(?:'|\Z)|\[[^\]\n]*+\]?+|\{[^}\n]*+\}?+|(?:bearer|basic)\s+\S+|[^\s,;)}&]+"""
+)
+
+
 class Masking:
     """Hides values whose names match a pattern: in fields, and in text as `name=value`, `name: value` or
     JSON."""
 
     def __init__(self, patterns: Sequence[str]) -> None:
         self._names = [re.compile(translate(pattern.lower())) for pattern in patterns]
-        words = "|".join(re.escape(pattern.strip("*")) for pattern in patterns if pattern.strip("*"))
-        self._text = (
-            re.compile(
-                rf"""(?i)(["']?[\w.-]*(?:{words})[\w.-]*["']?\s*[=:]\s*)"""
-                r"""("[^"]*"|'[^']*'|(?:bearer|basic)\s+\S+|[^\s,;)}&]+)"""
-            )
-            if words
-            else None
-        )
+        self._words = [word for pattern in patterns if (word := pattern.lower().strip("*"))]
 
     def field(self, name: str, value: Any) -> Any:
-        return MASK if any(pattern.match(name.lower()) for pattern in self._names) else value
+        return MASK if self._hides(name.lower()) else value
 
     def text(self, text: str) -> str:
-        return self._text.sub(rf"\g<1>{MASK}", text) if self._text else text
+        parts: list[str] = []
+        done = 0
+        for found in _NAMED.finditer(text) if self._names else ():
+            name = found[1].lower()
+            hidden = found.start() >= done and (self._hides(name) or any(word in name for word in self._words))
+            value = _VALUE.match(text, found.end()) if hidden else None
+            if value is not None:
+                parts += text[done : found.end()], MASK
+                done = value.end()
+        return "".join((*parts, text[done:]))
+
+    def _hides(self, name: str) -> bool:
+        return any(pattern.match(name) for pattern in self._names)
+
+    def within(self, name: str, value: Any, levels: int = _LEVELS) -> Any:
+        """As `field`, and what a value has inside; of bytes, which may be a payload, only how many they are."""
+        if self._hides(name.lower()):
+            return MASK
+        if isinstance(value, (Mapping, list, tuple)) and not levels:
+            return "…"
+        if isinstance(value, Mapping):
+            return {inner: self.within(str(inner), each, levels - 1) for inner, each in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.within("", each, levels - 1) for each in value]
+        if isinstance(value, _BYTES):
+            return _fallback(value)
+        return self.text(value) if isinstance(value, str) else value
 
 
 class _Formatter(logging.Formatter):
@@ -157,31 +189,26 @@ class _Formatter(logging.Formatter):
             message = record.getMessage()
         except (TypeError, ValueError):
             message = f"{record.msg} (its arguments don't fit)"
-        suppressed = getattr(record, "suppressed", 0)
+        suppressed = getattr(record, _SUPPRESSED, 0)
         if suppressed:
             message += f" (and {suppressed} more like it)"
         return self._masking.text(clipped(message, MAX_MESSAGE))
 
     def _extras(self, record: logging.LogRecord) -> dict[str, Any]:
         """What the caller gave as `extra`."""
-        given = {
-            name: value
-            for name, value in vars(record).items()
-            if name not in _STANDARD | {"job", "suppressed"}
-        }
-        return {
-            name: _fallback(value) if isinstance(value, _BYTES) else self._masking.field(name, value)
-            for name, value in given.items()
-        }
+        given = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        return {name: self._masking.within(name, value) for name, value in given.items() if not isinstance(value, Job)}
 
     def _stack(self, record: logging.LogRecord) -> str:
         if not record.exc_info or record.exc_info[1] is None:
             return ""
-        return self._masking.text(clipped("".join(traceback.format_exception(record.exc_info[1])), MAX_STACK))
+        stack = "".join(traceback.format_exception(record.exc_info[1]))
+        # Its end says where it was raised, and what.
+        return self._masking.text(stack if len(stack) <= MAX_STACK else "…" + stack[-MAX_STACK:])
 
 
 class Json(_Formatter):
-    """One JSON object a line. The keys are listed in docs; absent ones have nothing to say."""
+    """One JSON object a line. The keys are listed in docs/operations.md; absent ones have nothing to say."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -192,7 +219,7 @@ class Json(_Formatter):
             **self._common,
             "pid": record.process,
             "thread": record.threadName,
-            **job_fields(getattr(record, "job", None)),
+            **job_fields(getattr(record, _IN_HAND, None)),
             **self._extras(record),
             **self._error(record),
         }
@@ -204,7 +231,7 @@ class Json(_Formatter):
         error = record.exc_info[1]
         return {
             "error.type": type(error).__qualname__,
-            "error.message": self._masking.text(clipped(str(error), MAX_MESSAGE)),
+            "error.message": self._masking.text(clipped(_said(error), MAX_MESSAGE)),
             "error.stack": self._stack(record),
         }
 
@@ -216,10 +243,10 @@ class Text(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
         job = {
             name: value
-            for name, value in job_fields(getattr(record, "job", None)).items()
+            for name, value in job_fields(getattr(record, _IN_HAND, None)).items()
             if name in _IN_TEXT
         }
-        fields = " ".join(f"{name}={value}" for name, value in (job | self._extras(record)).items())
+        fields = " ".join(f"{name}={_said(value)}" for name, value in (job | self._extras(record)).items())
         head = (
             f"{instant(record.created)} {record.levelname} {record.name} {self._message(record)} {fields}"
         )
@@ -255,6 +282,13 @@ def _trace_fields(job: Job) -> dict[str, str]:
     return {"trace_id": trace_id, "span_id": span_id, "trace_flags": flags}
 
 
+def _said(thing: object) -> str:
+    try:
+        return str(thing)
+    except Exception as problem:  # noqa: BLE001 (what has no text is told of all the same)
+        return f"<its text can't be made: {type(problem).__name__}>"
+
+
 def escaped(text: str) -> str:
     """Control characters as `\\n`, `\\x1b`: outside text neither forges a line nor steers a terminal."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
@@ -281,4 +315,4 @@ def _fallback(value: Any) -> str:
     """Bytes may be a payload: only how many they are."""
     if isinstance(value, _BYTES):
         return f"<{len(value)} bytes>"
-    return clipped(str(value), MAX_MESSAGE)
+    return clipped(_said(value), MAX_MESSAGE)

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -203,6 +204,69 @@ def test_masked_names_hide_their_values_everywhere(configure: Configure, format:
 
     assert "hunter2" not in lines.text
     assert "'id': 7" in lines.text
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_what_is_masked_may_lie_deep_and_be_cut_off(configure: Configure, format: log.Format) -> None:
+    lines = configure(format, mask=["*password*", "*token*"])
+    itself: dict[str, Any] = {"password": "hunter2"}
+    itself["again"] = [itself]
+    ours.info(
+        """{"password": "a\\"hunter2"} token: ['hunter2', 'hunter2'] user: token=hunter2, password='hunter2 and the end is miss""",
+        extra={"login": {"password": "hunter2", "raw": [b"hunter2"]}, "url": "?token=hunter2", "itself": itself},
+    )
+
+    assert "hunter2" not in lines.text
+    assert "the end" not in lines.text
+
+
+@pytest.mark.parametrize("text", ["password" * 1000, "token-" * 1000, "a" * 8000, "password" + " " * 8000, "'" * 8000])
+def test_looking_for_secrets_takes_no_time(text: str) -> None:
+    """*Bites*: the message of an error is "password" 250 times; its worker, and whoever lists its letter, looked through it for 11 s."""
+    began = time.process_time()
+    log.Masking(["*password*", "*secret*", "*token*", "*authorization*"]).text(text)
+
+    assert time.process_time() - began < 0.5
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_a_users_own_job_is_no_job_of_ours(configure: Configure, format: log.Format, in_hand: InHand) -> None:
+    """*Bites*: `extra={"job": …}` raised inside of logging, and the line was lost."""
+    lines = configure(format)
+    theirs.info("mailed", extra={"job": "nightly", "suppressed": "no"})
+
+    assert "nightly" in lines.text and "inv-7" in lines.text
+    assert "more like it" not in lines.text
+
+
+class _Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_what_has_no_text_loses_no_line(configure: Configure, format: log.Format) -> None:
+    lines = configure(format)
+    try:
+        raise _Mute
+    except _Mute as error:
+        ours.exception("it failed", extra={"why": error})
+
+    assert "it failed" in lines.text and "_Mute" in lines.text
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_of_a_long_traceback_the_end_is_shown(configure: Configure, format: log.Format) -> None:
+    lines = configure(format)
+    words = ["begin", "x" * 20_000, "end", "of", "it"]
+    try:
+        raise ValueError(" ".join(words))
+    except ValueError:
+        ours.exception("it failed")
+
+    shown = lines.objects[0]["error.stack"] if format == "json" else lines.text
+    assert "end of it" in shown
+    assert len(lines.text) < 20_000
 
 
 def test_arguments_that_do_not_fit_lose_no_line(configure: Configure) -> None:
