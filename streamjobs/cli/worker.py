@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from streamjobs import __version__
 from streamjobs.cli import completion
 from streamjobs.cli.command import Command, did_you_mean, pass_session
 from streamjobs.cli.session import Session, load_app
@@ -152,7 +153,8 @@ def _log(app: App) -> None:
     """Logging as the app's settings want it: in the supervisor, in a worker's processes and in their children."""
     from streamjobs.telemetry import log
 
-    log.configure(app.settings.log.format, app.settings.log.level)
+    how = app.settings
+    log.configure(how.log.format, how.log.level, service=app.name, version=__version__, group=app.group, mask=how.mask.patterns)
 
 
 def _collect_rarely() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from click.testing import Result
 
 from streamjobs.cli import worker as module
-from streamjobs.cli.session import Session
+from streamjobs.cli.session import Session, load_app
 from streamjobs.settings import documented
 
 Run = Callable[..., Result]
@@ -84,6 +86,23 @@ def test_an_app_without_job_types_is_a_mistake(run: Run, shop: str, started: Sta
     assert result.exit_code == 2
     assert "declares no job types" in result.stderr
     assert started == []
+
+
+def test_its_log_hides_secrets_and_says_whose_it_is(shop: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As mask.patterns says. *Bites*: logs did so in tests alone; a worker wrote the passwords in the messages of errors."""
+    monkeypatch.setenv("STREAMJOBS_LOG__FORMAT", "json")
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    try:
+        module._log(load_app(f"{shop}:app"))
+        logging.getLogger("theirs").warning("login failed: password=hunter2", extra={"api_token": "hunter2"})
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+
+    line = json.loads(capsys.readouterr().err)
+    assert (line["message"], line["api_token"]) == ("login failed: password=***", "***")
+    assert (line["service"], line["group"]) == ("shop", "shop")
 
 
 def test_the_help_names_the_defaults_of_the_settings() -> None:
