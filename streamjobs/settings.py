@@ -49,7 +49,11 @@ _NOT_SETTINGS = re.compile(
 
 MASKED = "********"
 #: Keys of librdkafka whose values are secrets, whatever `mask.patterns` says.
-_SECRETS = ("*password*", "*secret*", "*token*", "*.key.pem", "*private.key*", "sasl.oauthbearer.config", "*passphrase*", "*user.info*")
+_SECRETS = (
+    "*password*", "*secret*", "*token*", "*.key.pem", "*private.key*", "sasl.oauthbearer.config", "*jaas*", "*passphrase*", "*user.info*",
+)  # fmt: skip
+#: Who somebody is, and with which password, in an address: refused, and not to be told on.
+_USER = re.compile(r"//\S*@")
 
 #: Sections whose keys are passed on to another library, whose own names they are.
 _PASSED_ON = {"kafka": ["kafka.security.protocol", "kafka.sasl.mechanism", "…"], "registry": ["registry.basic.auth.user.info", "…"]}
@@ -520,7 +524,7 @@ def _explained(error: ValidationError, sources: Mapping[str, str], found: Mappin
         if path not in found:  # two settings that don't go together
             yield reason if reason.startswith(path) else f"{path}: {reason}"
             continue
-        shown = MASKED if _is_secret(path, ()) else repr(found[path])
+        shown = MASKED if _is_secret(path, ()) else _USER.sub(f"//{MASKED}@", repr(found[path]))
         for said_before in (f"{path} is {shown}: ", f"{shown} is "):
             reason = reason.removeprefix(said_before)
         yield f"{path} ({sources[path]}) is {shown}: {reason[0].lower()}{reason[1:]}"

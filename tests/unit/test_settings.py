@@ -228,7 +228,8 @@ def test_a_kafka_key_of_ours_is_refused_with_the_reason(key: str) -> None:
 
 
 def test_secrets_are_masked_in_every_listing() -> None:
-    secrets = {"sasl.password": "hush", "ssl.key.pem": "hush", "sasl.oauthbearer.client.secret": "hush", "x.vault.pin": "hush"}
+    keys = ("sasl.password", "ssl.key.pem", "sasl.oauthbearer.client.secret", "sasl.jaas.config", "x.vault.pin")
+    secrets = dict.fromkeys(keys, "hush")
 
     listed = {v.path: v.value for v in load({"kafka": secrets, "mask": {"patterns": ["*PIN*"]}}, environ={}).values()}
 
@@ -240,6 +241,16 @@ def test_a_secret_that_is_malformed_is_not_repeated() -> None:
     message = refusal(code={"kafka": {"sasl.password": ["hush"]}})
 
     assert "hush" not in message
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("schemas.registry", "https://me:hu/sh@registry:8081/x"), ("bootstrap", "SASL_SSL://me:hu/sh@broker:9092")],
+)
+def test_a_password_in_an_address_that_is_refused_is_not_repeated(path: str, value: str) -> None:
+    message = refusal(code={path: value})
+
+    assert path in message and "hu/sh" not in message
 
 
 # --- [schemas], [registry] --------------------------------------------------------------------------------------------
