@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -71,7 +72,9 @@ def doctor(session: Session, /) -> int:
 
 def _print(check: Check) -> None:
     """As soon as it is known: the next one may have to wait for a broker."""
-    status = click.style(f"{check.status:<6}", fg=_COLOURS[check.status])
+    status = f"{check.status:<6}"
+    if not os.environ.get("NO_COLOR"):
+        status = click.style(status, fg=_COLOURS[check.status])
     click.echo(f"{status}{check.check:<16}{render.clean(check.found)}")
     if check.advice:
         click.echo(f"{'':22}→ {render.clean(check.advice)}")

@@ -288,3 +288,14 @@ def test_a_slow_broker_is_a_warning(app: App) -> None:
 
     assert doctor._reached(app, cluster, 0.9).status == "warn"
     assert doctor._reached(app, cluster, 0.1).status == "ok"
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_colours_are_left_out_where_nobody_wants_them(no_color: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setattr("click._compat.should_strip_ansi", lambda *_: False)
+    monkeypatch.setattr("click.utils.should_strip_ansi", lambda *_: False)
+
+    doctor._print(doctor.Check("topics", "fail", "one is missing"))
+
+    assert ("\x1b" not in capsys.readouterr().out) == bool(no_color)
