@@ -3,7 +3,7 @@ and dashboards to it.
 
 Conventions: prefix `streamjobs_`, base units, `_total` for counters. No label may grow without bound: never a
 job id, key, offset, host, member, error message or trace id; a job type only from the registry, an error type
-only the fifty last seen of a queue.
+only the first fifty of a queue.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left, bisect_right
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, product
 from operator import add
@@ -140,7 +140,7 @@ class Metrics:
         self._histograms: dict[Series, Histogram] = {}
         self._gauges: dict[Series, float] = {}
         self._groups: dict[_Key, _Group] = {}
-        self._error_types: defaultdict[str, _Recent] = defaultdict(_Recent)
+        self._error_types = _ErrorTypes()
 
     # Jobs ---------------------------------------------------------------------------------------------------
 
@@ -190,19 +190,11 @@ class Metrics:
         if action is None:
             return
         for job in jobs:
-            error_type = self._bounded(queue, job.error_type or _SIGNALS.get(outcome, OTHER))
+            error_type = self._error_types.label(queue, job.error_type or _SIGNALS.get(outcome, OTHER))
             self._counters["failures_total", (queue, job_type, error_type, action)] += 1
             if action == "dead_letter":
                 reason = job.reason if job.reason in REASONS else OTHER
                 self._counters["dead_letters_total", (queue, job_type, reason)] += 1
-
-    def _bounded(self, queue: str, error_type: str) -> str:
-        """The label of an error type. The one seen longest ago makes room, and what it counted moves to
-        `_OTHER`."""
-        forgotten = self._error_types[queue].see(error_type)
-        if forgotten is not None:
-            _move_to_other(self._counters, queue, {forgotten})
-        return error_type
 
     def published(self, job_type: PublishedType, count: int, failed: int, took_s: float) -> None:
         """Jobs handed to the broker in one go, how many of them it refused, and how long that took."""
@@ -263,15 +255,23 @@ class Metrics:
         return found
 
 
-class _Recent(OrderedDict[str, None]):
-    """The error types last seen in a queue."""
+class _ErrorTypes:
+    """The first error types of each queue, which have a label of their own for good.
 
-    def see(self, name: str) -> str | None:
-        """Returns the one that made room for it, if one had to."""
-        known = name in self
-        self[name] = None
-        self.move_to_end(name)
-        return self.popitem(last=False)[0] if not known and len(self) > _ERROR_TYPES else None
+    *Bites*: the one seen longest ago makes room, and what it counted moves to `_OTHER`: what `rate()` has seen of it, it sees there once
+    more. And were it to come back, `_OTHER` would fall, which Prometheus takes for a restart, and counts all of it again.
+    """
+
+    def __init__(self) -> None:
+        self._named: defaultdict[str, set[str]] = defaultdict(set)
+
+    def label(self, queue: str, error_type: str) -> str:
+        named = self._named[queue]
+        if error_type not in named and error_type != OTHER:
+            if len(named) >= _ERROR_TYPES:
+                return OTHER
+            named.add(error_type)
+        return error_type
 
 
 def _series(name: str, *labels: str) -> Series:
@@ -307,14 +307,6 @@ def _end_to_end(ended: Ended) -> list[float]:
     if ended.plain:
         return list(map(add, ended.waits, ended.durations))
     return [max(0.0, job.started_at + job.duration_s - job.first_appended_at) for job in ended]
-
-
-def _move_to_other(counters: dict[Series, float], queue: str, error_types: Collection[str]) -> None:
-    for series in [series for series in counters if series[0] == "failures_total"]:
-        of_queue, job_type, error_type, action = series[1]
-        if of_queue == queue and error_type in error_types:
-            other = "failures_total", (queue, job_type, OTHER, action)
-            counters[other] = counters.get(other, 0) + counters.pop(series)
 
 
 # Adding up --------------------------------------------------------------------------------------------------
@@ -354,36 +346,34 @@ class Totals:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._ended = EMPTY
+        self._error_types = _ErrorTypes()
         self._living: dict[Hashable, Snapshot] = {}
 
     def report(self, process: Hashable, snapshot: Snapshot) -> None:
         """The latest from a living process."""
         with self._lock:
-            self._living[process] = snapshot
+            self._living[process] = self._bounded(snapshot)
 
     def ended(self, process: Hashable) -> None:
         """Its gauges go with it, what it counted stays."""
         with self._lock:
             last = self._living.pop(process, EMPTY)
-            self._ended = _bounded_errors(merge([self._ended, last._replace(gauges={})]))
+            self._ended = merge([self._ended, last._replace(gauges={})])
 
     def snapshot(self) -> Snapshot:
         with self._lock:
-            return _bounded_errors(merge([self._ended, *self._living.values()]))
+            return merge([self._ended, *self._living.values()])
 
-
-def _bounded_errors(snapshot: Snapshot) -> Snapshot:
-    """Each process names its own error types: together they keep to the bound again, the most frequent ones
-    by name."""
-    frequency: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for (name, labels), value in snapshot.counters.items():
-        if name == "failures_total" and labels[2] != OTHER:
-            frequency[labels[0]][labels[2]] += value
-    for queue, counts in frequency.items():
-        rare = sorted(counts, key=lambda error_type: (-counts[error_type], error_type))[_ERROR_TYPES:]
-        if rare:
-            _move_to_other(snapshot.counters, queue, set(rare))
-    return snapshot
+    def _bounded(self, snapshot: Snapshot) -> Snapshot:
+        """Each loop and process names its own error types: together they keep to the bound again."""
+        counters: dict[Series, float] = {}
+        for (name, labels), value in snapshot.counters.items():
+            series = name, labels
+            if name == "failures_total":
+                queue, job_type, error_type, action = labels
+                series = name, (queue, job_type, self._error_types.label(queue, error_type), action)
+            counters[series] = counters.get(series, 0) + value
+        return snapshot._replace(counters=counters)
 
 
 # Prometheus -------------------------------------------------------------------------------------------------
