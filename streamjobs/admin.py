@@ -221,7 +221,7 @@ def _begins(
     starts = admin.offsets(partitions, "earliest")
     ends = admin.offsets(partitions, "latest", "read_uncommitted")
     return {
-        tp: desired.first_offset(group, tp.topic, ids[tp.topic], tp.partition, (starts[tp], ends[tp]))
+        tp: desired.beginning(group, tp.topic, ids[tp.topic], tp.partition, (starts[tp], ends[tp])).offset
         for tp in partitions
     }
 

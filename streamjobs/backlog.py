@@ -16,6 +16,7 @@ from typing import Literal
 
 from streamjobs import orders, tables
 from streamjobs.broker import Admin, Broker, Commit, Consumer, Message, Topic, TopicPartition
+from streamjobs.core.assignment import Why
 from streamjobs.core.control import Desired
 from streamjobs.core.lag import WINDOWS_S, Position, Rates, Sample, rates
 from streamjobs.core.offsets import decode
@@ -68,8 +69,10 @@ class QueueLag:
 
     @property
     def rates(self) -> Rates | None:
-        """Of the last minute, or since the first look if that is less; None: too little is known."""
-        return rates(self.samples, min(WINDOWS_S[0], self.samples[-1].at - self.samples[0].at))
+        """Of the last minute, or of three looks if these take longer, or since the first look if that is less; None: too
+        little is known."""
+        at = [sample.at for sample in (self.samples[0], *list(self.samples)[-3:])]
+        return rates(self.samples, min(max(WINDOWS_S[0], at[-1] - at[1]), at[-1] - at[0]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,21 +114,30 @@ def positions(admin: Admin, readings: Sequence[Reading], desired: Desired) -> li
     for reading in readings:
         logs = {tp: Position(0, ends[tp], start=starts[tp], high=highs[tp]) for tp in reading.partitions}
         found.append(
-            {
-                tp.partition: _position(reading.topic, commits[reading.consumer, tp], log)
-                if (reading.consumer, tp) in commits
-                else _uncommitted(reading, tp, log, desired)
-                for tp, log in logs.items()
-            }
+            {tp.partition: _position(reading, tp, commits.get((reading.consumer, tp)), log, desired) for tp, log in logs.items()}
         )
     return found
 
 
-def _uncommitted(reading: Reading, tp: TopicPartition, log: Position, desired: Desired) -> Position:
-    """`log` as a group sees it that has no commit there."""
-    topic_id, bounds = reading.topic.id, (log.start, max(log.end, log.high or 0))
-    first = desired.first_offset(reading.consumer, tp.topic, topic_id, tp.partition, bounds)
-    return replace(log, base=first, committed=False, topic_id=topic_id)
+def _position(reading: Reading, tp: TopicPartition, commit: Commit | None, log: Position, desired: Desired) -> Position:
+    """`log` with the group's part in it: what its next owner would make of it (PROTOCOLS §3), so that no job is pending here that would
+    not run, and none would run that is not pending here."""
+    registration, topic_id = desired.registration(reading.consumer, tp.topic), reading.topic.id
+    bounds = (log.start, max(log.end, log.high or 0))
+    beginning = desired.beginning(reading.consumer, tp.topic, topic_id, tp.partition, bounds, commit)
+    if commit is None or beginning.why is Why.RECREATED:
+        # Registered before what retention has taken since, or in an earlier topic of the name.
+        first = registration.starts.get(tp.partition, 0) if registration and beginning.why is Why.REGISTERED else beginning.offset
+        return replace(log, base=min(first, beginning.offset), committed=False, topic_id=topic_id)
+    return _committed(commit, len(beginning.finished), log, topic_id)
+
+
+def _committed(commit: Commit, finished: int, log: Position, topic_id: bytes) -> Position:
+    """`finished`: of the jobs in the commit's map those that the log still has."""
+    mark = decode(*commit)
+    fits = mark is not None and mark.finished.end <= max(log.end, log.high or 0)
+    beyond = len(mark.finished) if mark and fits else 0
+    return replace(log, base=commit.offset, finished=beyond, finished_deleted=beyond - finished, topic_id=topic_id)
 
 
 def _commits(admin: Admin, readings: Iterable[Reading]) -> dict[tuple[str, TopicPartition], Commit]:
@@ -137,16 +149,6 @@ def _commits(admin: Admin, readings: Iterable[Reading]) -> dict[tuple[str, Topic
         for group, partitions in wanted.items()
         for tp, commit in admin.committed(group, partitions).items()
     }
-
-
-def _position(topic: Topic, commit: Commit, log: Position) -> Position:
-    """`log` with the group's part in it. A commit of an earlier topic of the name says nothing of this one, which its owner reads from the
-    start. A map that knows more than the log has belongs to a log that was truncated: its offsets are new jobs now."""
-    mark = decode(*commit)
-    if mark and mark.topic_id4 != topic.id[:4]:
-        return replace(log, base=log.start, topic_id=topic.id)
-    finished = len(mark.finished) if mark and mark.finished.end <= log.end else 0
-    return replace(log, base=commit.offset, finished=finished, topic_id=topic.id)
 
 
 class Collector:
@@ -201,15 +203,15 @@ class Collector:
         self, reading: Reading, places: Mapping[int, Position], since: _Since, now: float
     ) -> QueueLag:
         role, topic = reading.role, reading.topic.name
-        heads = {
-            number: since.get((TopicPartition(topic, number), place.base)) for number, place in places.items()
-        }
+        heads = {number: since.get(_head(topic, number, place)) for number, place in places.items()}
         known = {
             number: replace(place, gaps=place.pending) if heads[number] == NOTHING else place
             for number, place in places.items()
         }
         ages = {number: _age(heads[number], now) for number, place in known.items() if place.pending}
         samples = self._samples.setdefault((reading.consumer, topic), deque(maxlen=SAMPLES))
+        if samples and samples[-1].at > now:
+            samples.clear()  # the clock was set back: they lie in the future
         samples.append(Sample(now, _sharing(known, samples[-1].positions if samples else {})))
         tier: Tier = "retry" if role.kind == "retry" else "main"
         return QueueLag(role.queue, role.group or reading.consumer, tier, topic, known, ages, samples)
@@ -240,14 +242,18 @@ def _age(since: float | None, now: float) -> float | None:
 
 # --- ages ---------------------------------------------------------------------------------------------------
 
-_Head = tuple[TopicPartition, int]
-"""A partition and the offset at which a group stands in it."""
+_Head = tuple[TopicPartition, bytes, int]
+"""A partition, the topic's id, and the first offset that a group has not finished there and the log still has."""
 
 _Since = Mapping[_Head, float]
 """Since when the job at a head could have run."""
 
 #: Of a head behind which, up to the end, there are only markers of transactions: no job can ever be there.
 NOTHING = float("inf")
+
+
+def _head(topic: str, number: int, place: Position) -> _Head:
+    return TopicPartition(topic, number), place.topic_id, max(place.base, place.start)
 
 
 class _Ages:
@@ -260,10 +266,7 @@ class _Ages:
     def since(self, pairs: Iterable[tuple[Reading, Mapping[int, Position]]]) -> _Since:
         """Of all heads at which something waits; those that did not answer in time are absent."""
         heads = {
-            (TopicPartition(reading.topic.name, number), place.base): (
-                max(place.base, place.start),
-                place.end,
-            )
+            _head(reading.topic.name, number, place): (max(place.base, place.start), place.end)
             for reading, places in pairs
             for number, place in places.items()
             if place.pending

@@ -28,7 +28,7 @@ from enum import StrEnum
 from typing import Any, Literal, NamedTuple, get_args
 from urllib.parse import quote, unquote
 
-from streamjobs.core.assignment import Seek, where_to_start
+from streamjobs.core.assignment import Beginning, Seek, where_to_start
 from streamjobs.core.offsets import MAX_OFFSET
 from streamjobs.core.record import MAX_COUNT, clipped
 
@@ -601,14 +601,16 @@ class Desired:
         now = started_key(group, topic, topic_id, partition)
         return any(key != now for key in self._subjects.get((Kind.STARTED, group, topic, str(partition)), ()))
 
-    def first_offset(self, group: str, topic: str, topic_id: bytes, partition: int, log: tuple[int, int]) -> int:
-        """Where the group begins in a partition in which it has no commit, as whoever comes to own it will decide; `log`: its start and its
-        end. For those who tell of what waits there, or is skipped."""
+    def beginning(
+        self, group: str, topic: str, topic_id: bytes, partition: int, log: tuple[int, int], commit: tuple[int, str] | None = None
+    ) -> Beginning:
+        """How whoever comes to own a partition will begin there, for those who tell of what waits or is skipped: without a commit where
+        the group was registered, also where a commit that was there is lost. `log`: its start and its end."""
         registration = self.registration(group, topic)
-        beginning = where_to_start(
-            commit=None,
+        return where_to_start(
+            commit=commit,
             topic_id=topic_id,
-            started=False,
+            started=commit is not None and self.started(group, topic, topic_id, partition),
             started_before=self.started_before(group, topic, topic_id, partition),
             seek=None,
             registered=registration.starts if registration else None,
@@ -616,7 +618,6 @@ class Desired:
             log_start=log[0],
             log_end=log[1],
         )
-        return beginning.offset
 
     def seek_for(self, group: str, topic: str, partition: int, now: float = -math.inf) -> Seek | None:
         """The newest seek order for a partition. When it is carried out, `seek_keys` go."""

@@ -49,8 +49,9 @@ class Position:
 
     `base`: its commit, or (`committed=False`) where it will begin: its registered offset, else the log's
     start, never the log's end. `end`: where readers of committed data get to (the LSO); `high`: the log's
-    end, where it is known. `finished`: jobs finished beyond the base (from the commit's map). `gaps`: offsets
-    beyond the base known to hold no job (markers, aborted or compacted records).
+    end, where it is known. `finished`: jobs finished beyond the base (from the commit's map), `finished_deleted`: those of them that
+    the log has lost (None: unknown, as many as can be). `gaps`: offsets beyond the base known to hold no job (markers, aborted or
+    compacted records).
     """
 
     base: int
@@ -61,17 +62,19 @@ class Position:
     high: int | None = None
     committed: bool = True
     topic_id: bytes = b""
+    finished_deleted: int | None = None
 
     @property
     def pending(self) -> int:
         """Jobs that are there and not finished. What retention deleted is not pending, it is `deleted`."""
-        beyond_start = max(0, self.finished - self.deleted)
+        lost = max(0, self.start - self.base)
+        beyond_start = self.finished - (min(self.finished, lost) if self.finished_deleted is None else self.finished_deleted)
         return max(0, self.end - max(self.base, self.start) - beyond_start - self.gaps)
 
     @property
     def deleted(self) -> int:
-        """Offsets that the log lost before the group came to them (at most so many jobs)."""
-        return max(0, self.start - self.base)
+        """Offsets that the log lost before the group had finished them (at most so many jobs)."""
+        return max(0, self.start - self.base - (self.finished_deleted or 0))
 
     @property
     def truncated(self) -> bool:

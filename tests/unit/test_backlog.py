@@ -133,13 +133,37 @@ def test_what_retention_deleted_is_told_and_not_pending(
     assert (found.pending, found.deleted) == (3, 5)
 
 
-def test_a_commit_of_an_earlier_topic_counts_nothing(app: Any, broker: MemoryBroker) -> None:  # edge 31
-    """Whoever owns the partition reads this topic from its start."""
-    publish(broker, MAIN, 10)
-    mark = Mark(b"else", Finished.of([5, 6]))
-    broker.admin().alter_committed("billing", {P0: Commit(4, encode(4, mark))})
+@pytest.mark.parametrize(("base", "registered"), [(4, 10), (50, 10)])
+def test_the_commit_of_an_earlier_topic_counts_nothing(app: Any, broker: MemoryBroker, base: int, registered: int) -> None:
+    """Its next owner starts at the log's start. *Bites*: the owner of a topic that was made again committed once more before it noticed,
+    and died: ten jobs wait, and the lag says 6, or none."""
+    publish(broker, MAIN, registered)
+    mark = Mark(b"else", Finished.of([base + 1, base + 2]))
+    broker.admin().alter_committed("billing", {P0: Commit(base, encode(base, mark))})
 
-    assert main_of(look(app)).pending == 10
+    found = main_of(look(app))
+    assert (found.pending, found.deleted) == (10, 0)
+
+
+def test_of_what_retention_deleted_only_the_unfinished_is_told(app: Any, broker: MemoryBroker) -> None:  # edge 26
+    """Behind an old head, 1, 2 and 5 were finished; the log loses all before 3."""
+    publish(broker, MAIN, 10)
+    commit(broker, P0, 0, 1, 2, 5)
+    broker.admin().delete_records({P0: 3})
+
+    found = main_of(look(app))
+
+    assert (found.pending, found.deleted) == (6, 1)
+
+
+def test_what_retention_deleted_before_anyone_came_is_told(app: Any, broker: MemoryBroker) -> None:  # edge 26
+    """Registered at 0, as the worker that comes will find, too: `jobs_deleted`."""
+    publish(broker, MAIN, 10)
+    broker.admin().delete_records({P0: 7})
+
+    found = main_of(look(app))
+
+    assert (found.pending, found.deleted) == (3, 7)
 
 
 def test_a_map_that_knows_more_than_the_log_has_counts_nothing(
@@ -295,6 +319,28 @@ def test_a_head_that_does_not_move_is_read_once(
     assert read == []
 
 
+def test_the_age_is_that_of_what_is_there_now(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:
+    """The group stands where it stood; the record there is another one, for retention took the first, or the topic was made again."""
+    publish(broker, MAIN)
+    clock.advance(50)
+    publish(broker, MAIN)
+    clock.advance(10)
+    commit(broker, P0, 0)
+    collector = Collector(app)
+    assert main_of(collector.collect()).oldest_s == pytest.approx(60)
+
+    admin = broker.admin()
+    admin.delete_records({P0: 1})
+    assert main_of(collector.collect()).oldest_s == pytest.approx(10)
+
+    (topic,) = admin.topics([MAIN], config=True).values()
+    admin.delete_topics([MAIN])
+    admin.create_topics([topic])
+    publish(broker, MAIN, 2)
+    clock.advance(3)
+    assert main_of(collector.collect()).oldest_s == pytest.approx(3)
+
+
 def test_two_groups_at_different_places_have_ages_of_their_own(
     app: Any, broker: MemoryBroker, app_on: AppOn, clock: ManualClock
 ) -> None:
@@ -334,6 +380,30 @@ def test_growth_is_what_arrives_less_what_is_done(app: Any, broker: MemoryBroker
 
     assert found.rates is not None
     assert (found.rates.arrived, found.rates.done, found.rates.growth) == (3.0, 1.0, 2.0)
+
+
+def test_three_looks_tell_growth_however_far_apart(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:
+    """*Bites*: `lag --watch --every 1m` said all day long that the rates are unknown."""
+    collector = Collector(app)
+    for _ in range(3):
+        found = main_of(collector.collect())
+        publish(broker, MAIN, 240)
+        clock.advance(120)
+
+    assert found.rates is not None
+    assert found.rates.arrived == 2.0
+
+
+def test_after_the_clock_was_set_back_growth_is_told_anew(app: Any, broker: MemoryBroker, clock: ManualClock) -> None:
+    collector = Collector(app)
+    for jump in (0, 0, -3600, 0, 0, 0):
+        found = main_of(collector.collect())
+        publish(broker, MAIN, 30)
+        clock.jump(jump)
+        clock.advance(10)
+
+    assert found.rates is not None
+    assert found.rates.arrived == 3.0
 
 
 def test_one_look_tells_no_growth(app: Any, clock: ManualClock) -> None:
