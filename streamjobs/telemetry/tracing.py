@@ -9,6 +9,7 @@ constants are private.
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import time
@@ -22,6 +23,8 @@ from streamjobs.job import Cancel, JobCancelled, Snooze
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Link, Span, SpanContext, SpanKind, TracerProvider
+
+logger = logging.getLogger(__name__)
 
 Propagation = Literal["auto", "link", "child"]
 """How a run's span belongs to the publisher's: `child` of it, or a trace of its own with a `link`; `auto`:
@@ -184,6 +187,8 @@ class Tracing:
         attributes |= {"messaging.operation.name": "send", "messaging.operation.type": "send"}
         span = self._start(f"send {topic}", self._trace.SpanKind.PRODUCER, context, attributes, links)
         own = span.get_span_context()
+        if not own.is_valid:
+            return Sent(list(headers), _nothing)
         state = own.trace_state.to_header() or None
         return Sent(
             replaced(headers, {"traceparent": _traceparent(own), "tracestate": state}),
@@ -204,17 +209,20 @@ class Tracing:
             _about(job.topic, job.id) | _about_run(job, group),
             [given, headers.get("sj_origin_traceparent")],
         )
-        job.traceparent = _traceparent(span.get_span_context())
+        if span.get_span_context().is_valid:
+            job.traceparent = _traceparent(span.get_span_context())
         token = self._context.attach(self._trace.set_span_in_context(span))
         try:
             yield
         except BaseException as error:
             if not isinstance(error, _NO_ERRORS):
-                self._failed(span, error)
+                with _harmless():
+                    self._failed(span, error)
             raise
         finally:
             self._context.detach(token)
-            span.end()
+            with _harmless():
+                span.end()
 
     def around(self, run: Callable[[Any], Any], group: str, *, is_async: bool) -> Callable[[Any], Any]:
         """A handler's call, in a span where its job is sampled; what is not sampled costs a look at one header, if it has any of its own."""
@@ -256,9 +264,9 @@ class Tracing:
         attributes: Mapping[str, Any],
         links: Sequence[bytes | None],
     ) -> Span:
-        return self._tracer.start_span(
-            name, context, kind=kind, attributes=attributes, links=self._links(links)
-        )
+        with _harmless():
+            return self._tracer.start_span(name, context, kind=kind, attributes=attributes, links=self._links(links))
+        return self._trace.INVALID_SPAN
 
     def _links(self, traceparents: Sequence[bytes | None]) -> list[Link]:
         contexts = map(self._remote, dict.fromkeys(traceparents))
@@ -305,16 +313,27 @@ def _traceparent(context: SpanContext) -> bytes:
 
 def _ending(span: Span, trace: Any) -> Callable[..., None]:
     def done(error: BaseException | None = None, partition: int = -1, offset: int = -1) -> None:
-        if error is not None:
-            span.set_attribute("error.type", getattr(error, "code", type(error).__qualname__))
-            span.set_status(trace.StatusCode.ERROR, str(error))
-        elif partition >= 0:
-            span.set_attributes(
-                {"messaging.destination.partition.id": str(partition), "messaging.kafka.offset": offset}
-            )
-        span.end()
+        with _harmless():
+            if error is not None:
+                span.set_attribute("error.type", getattr(error, "code", type(error).__qualname__))
+                span.set_status(trace.StatusCode.ERROR, str(error))
+            elif partition >= 0:
+                span.set_attributes(
+                    {"messaging.destination.partition.id": str(partition), "messaging.kafka.offset": offset}
+                )
+            span.end()
 
     return done
+
+
+@contextmanager
+def _harmless() -> Iterator[None]:
+    """What a user's own span processor, sampler or exporter raises is told of. *Bites*: a job ended well, its span could not be
+    told of, and it ran again, up to its last attempt; a publish raised that had sent nothing yet."""
+    try:
+        yield
+    except Exception:
+        logger.exception("a span could not be told of")
 
 
 def _nothing(error: BaseException | None = None, partition: int = -1, offset: int = -1) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
@@ -346,3 +346,47 @@ def test_a_provider_that_the_process_has_set_is_found() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout == "Tracing\n"
+
+
+class Broken(SpanProcessor):
+    """A user's own, which raises where it is asked to."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        if self.where == "start":
+            raise RuntimeError(self.where)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if self.where == "end":
+            raise RuntimeError(self.where)
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize("where", ["start", "end"])
+def test_a_processor_that_raises_touches_no_job(spans: Spans, where: str) -> None:
+    """*Bites*: a job that ended well ran again, because its span could not be told of."""
+    spans.provider.add_span_processor(Broken(where))
+    tracing = spans.tracing()
+    job = Running({"traceparent": PARENT})
+
+    sent = tracing.send("jobs.invoices", [("traceparent", PARENT)], job_id="inv-7", job_type="t", queue="q")
+    sent.done()
+    sent.done(BrokerError("_TIMED_OUT", "late"))
+    with tracing.run(job, "billing"):
+        ran = True
+
+    assert ran
+    assert dict(sent.headers)["traceparent"] is not None
+    with pytest.raises(ValueError, match="no"), tracing.run(job, "billing"):
+        raise ValueError("no")
+
+
+def test_an_error_without_a_text_stays_that_error(spans: Spans) -> None:
+    with pytest.raises(Mute), spans.tracing().run(Running(), "billing"):
+        raise Mute
