@@ -275,7 +275,8 @@ def job_fields(job: Job | None) -> dict[str, Any]:
 
 
 def _trace_fields(job: Job) -> dict[str, str]:
-    match = _TRACEPARENT.fullmatch(job.headers.get("traceparent", b""))
+    """Those of the run's own span, where it has one, else the publisher's."""
+    match = _TRACEPARENT.fullmatch(job.traceparent or job.headers.get("traceparent", b""))
     if match is None:
         return {}
     trace_id, span_id, flags = (part.decode() for part in match.groups())

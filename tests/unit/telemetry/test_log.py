@@ -31,6 +31,7 @@ class InHand:
     attempt: int = 2
     max_attempts: int = 8
     headers: dict[str, bytes] = field(default_factory=dict)
+    traceparent: bytes = b""
 
     @property
     def current(self) -> InHand:
@@ -114,6 +115,17 @@ def test_a_line_says_which_job_was_in_hand(configure: Configure, in_hand: InHand
         70012,
     )
     assert (line["trace_id"], line["span_id"], line["trace_flags"]) == ("a" * 32, "b" * 16, "01")
+
+
+def test_a_line_belongs_to_the_span_of_the_run(configure: Configure, in_hand: InHand) -> None:
+    """*Bites*: a run in a trace of its own logged the publisher's, in which nobody finds its lines."""
+    in_hand.headers["traceparent"] = b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"
+    in_hand.traceparent = b"00-" + b"c" * 32 + b"-" + b"d" * 16 + b"-01"
+    lines = configure("json")
+    theirs.info("mailed")
+    (line,) = lines.objects
+
+    assert (line["trace_id"], line["span_id"]) == ("c" * 32, "d" * 16)
 
 
 def test_without_a_job_a_line_says_nothing_of_one(configure: Configure) -> None:
