@@ -255,6 +255,16 @@ def test_lag_of_an_app_without_job_types_is_said(run: Run, shop: str, broker: Me
     assert (result.exit_code, "app spare has no queue" in result.stderr) == (1, True)
 
 
+def test_a_watch_that_never_ends_takes_no_threshold(do: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """*Bites*: a script waited for an exit code that was never to come."""
+    monkeypatch.setattr(lag_cli, "_watch", lambda *_: None)
+
+    result = do("lag", "--watch", "--fail-above", "1")
+
+    assert result.exit_code == 2
+    assert "--watch never ends" in result.stderr
+
+
 def test_lag_of_an_unknown_queue(do: Run) -> None:
     result = do("lag", "invoice")
 
