@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,7 +17,7 @@ from streamjobs.cli.session import Session
 from streamjobs.core import duration
 from streamjobs.core.lag import depths, eta
 from streamjobs.core.topics import timer_group
-from streamjobs.errors import UsageError
+from streamjobs.errors import BrokerError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -171,21 +171,31 @@ def _interval(text: str) -> float:
 
 def _watch(session: Session, queues: Sequence[str], look: Callable[[], Backlog], interval: float) -> None:
     """In place on a terminal; in a pipe table after table, or one JSON array a line. Ends with Ctrl-C."""
-    app, pause = session.app.name, threading.Event()
-    found = look()
-    _absent(session, queues, found)
+    app, first = session.app.name, look()
+    _absent(session, queues, first)
     if sys.stdout.isatty() and session.output == "table":
         from rich.live import Live
 
         with Live(auto_refresh=False) as live:
-            while True:
+            for found in _looks(session, first, look, interval):
                 live.update(watched(rows(app, found), live.console.width), refresh=True)
-                pause.wait(interval)
-                found = look()
+    else:
+        for found in _looks(session, first, look, interval):
+            _print(session, rows(app, found))
+
+
+def _looks(session: Session, first: Backlog, look: Callable[[], Backlog], interval: float) -> Iterator[Backlog]:
+    """Without end. *Bites*: a broker is restarted, and the watch ends just when there is something to see."""
+    pause = threading.Event()
+    yield first
     while True:
-        _print(session, rows(app, found))
         pause.wait(interval)
-        found = look()
+        try:
+            yield look()
+        except BrokerError as error:
+            if not error.retriable:
+                raise
+            session.say(f"not measured: {error}")
 
 
 def _print(session: Session, found: Sequence[Mapping[str, Any]]) -> None:

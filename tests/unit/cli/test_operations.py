@@ -20,6 +20,7 @@ from streamjobs.errors import ProvisionError, UsageError
 from streamjobs.telemetry import reports
 from streamjobs.telemetry.metrics import Snapshot
 from streamjobs.testing import ManualClock, MemoryBroker
+from streamjobs.testing.faults import broker_error
 
 Run = Callable[..., Result]
 MAIN = "jobs.invoices"
@@ -294,6 +295,28 @@ def test_lag_watch_goes_on_until_it_is_interrupted(
     shown = [json.loads(line)[0] for line in result.stdout.splitlines()]
     assert [row["pending"] for row in shown] == [30, 60, 90, 120]
     assert [row["growth_per_s"] for row in shown] == [None, None, 1.5, 1.5]
+
+
+@pytest.mark.usefixtures("provisioned")
+def test_lag_watch_goes_on_while_a_broker_is_away(do: Run, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can't pass by itself ends it."""
+    looks = iter([None, broker_error("_TRANSPORT", "away"), None, broker_error("TOPIC_AUTHORIZATION_FAILED", "denied")])
+    collect = lag_cli.Collector.collect
+
+    def look(self: Any, queues: Any) -> Any:
+        error = next(looks)
+        if error is not None:
+            raise error
+        publish(broker, 1)
+        return collect(self, queues)
+
+    monkeypatch.setattr(lag_cli.Collector, "collect", look)
+
+    result = do("lag", "invoices", "--watch", "--every", "100ms", "-o", "json")
+
+    assert [json.loads(line)[0]["pending"] for line in result.stdout.splitlines()] == [1, 2]
+    assert result.stderr.count("not measured: away") == 1
+    assert (result.exit_code, "denied" in result.stderr) == (1, True)
 
 
 def test_lag_watch_says_at_first_what_is_missing(do: Run, monkeypatch: pytest.MonkeyPatch) -> None:
