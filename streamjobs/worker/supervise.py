@@ -127,10 +127,13 @@ class Supervisor:
         _, reasons = self.healthy()
         found = dict(reasons)
         for slot in self._slots:
-            if slot.report is None:
+            report = slot.report  # one look: whoever asks is another thread
+            if slot.process is None:
+                found[f"process {slot.number}"] = "has ended"
+            elif report is None:
                 found[f"process {slot.number}"] = "is starting"
             else:
-                found |= {f"process {slot.number}: {name}": why for name, why in slot.report.unready.items()}
+                found |= {f"process {slot.number}: {name}": why for name, why in report.unready.items()}
         return not found, found
 
     # Its life ----------------------------------------------------------------------------------------------------------
@@ -236,7 +239,7 @@ class Supervisor:
             self._receive(slot)
             self._totals.ended(slot.identity)
             self._ended(slot, process.exitcode)
-            slot.process = slot.connection = None
+            slot.process = slot.connection = slot.report = None
 
     def _end_stuck(self, slot: Slot, now: float) -> None:
         """A process that went silent, or does not end its drain, is killed: its jobs run elsewhere."""

@@ -87,6 +87,8 @@ def test_who_is_stopped_before_a_dead_process_has_a_successor_ends_well(monkeypa
     thread = threading.Thread(target=lambda: codes.append(supervisor.run()), daemon=True)
     thread.start()
     eventually(lambda: deaths, 30, "it was killed")
+    # What bit: for up to 30 s it answered by the last report of the dead process, and was ready.
+    eventually(lambda: supervisor.ready() == (False, {"process 0": "has ended"}), 5, "/readyz says so")
     supervisor.stop()
     thread.join(30)
     assert codes == [0]
