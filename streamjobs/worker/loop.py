@@ -57,7 +57,7 @@ class Loop:
         self.group = group
         self.topics = frozenset(topics)
         self.tier = "main" if name == "main" else "retry"
-        self.metrics = shared.new_metrics(group, self.tier)
+        self.metrics = shared.new_metrics(shared.group, self.tier)
         self.events = EventBatch(shared.worker_id, shared.group, shared.events_mode)
         self.turns = Turns()
         self.topic_ids: SimpleQueue[Mapping[str, bytes]] = SimpleQueue()

@@ -72,6 +72,21 @@ def test_every_metric_of_a_worker_is_told(on_memory: OnMemory) -> None:
     assert paused == {("mails", "backpressure"): 1, ("mails", "held"): 1}
 
 
+def test_waits_of_a_queue_are_of_one_group_in_both_tiers(on_memory: OnMemory) -> None:
+    """As all that is told of a queue, and as `streamjobs lag` names it; not Kafka's `shop.retry`."""
+
+    def work(_: int) -> None:
+        raise ValueError("again")
+
+    app = shop(work)
+    t = on_memory(app)
+    app.job_types["count"].publish(n=1)
+    t.run(raise_errors=False)
+
+    waits = {labels for name, labels in told(t).histograms if name == "queue_wait_seconds"}
+    assert waits == {("mails", "shop", "count", "main"), ("mails", "shop", "count", "retry")}
+
+
 def test_counters_that_alerts_watch_begin_at_0(on_memory: OnMemory) -> None:
     """*Bites*: `increase()` sees nothing in a series that begins with 500 deleted jobs."""
     t = on_memory(shop(lambda _: None))
