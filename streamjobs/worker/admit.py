@@ -14,6 +14,7 @@ from streamjobs.core.lifecycle import Failure
 from streamjobs.core.offsets import Tracker
 from streamjobs.core.poison import convicted, in_crowd, open_strikes
 from streamjobs.job import Job
+from streamjobs.telemetry.events import EventBatch
 from streamjobs.worker.decode import Decoder
 from streamjobs.worker.refusals import Counting, Refusals
 from streamjobs.worker.settle import Routes, Settler
@@ -44,6 +45,7 @@ class Arrivals:
         desired: Callable[[], Desired],
         now: Callable[[], float],
         metrics: Counting,
+        events: EventBatch,
         settle: Callable[[Job, Failure], None],
         learn_schemas: Callable[[Callable[[], None]], None],
         hold_s: float,
@@ -71,6 +73,7 @@ class Arrivals:
             hold_s=hold_s,
             admit=self._admit,
             enter=self._enter,
+            events=events,
         )
         self.crowds: set[Partition] = set()
         """Partitions whose jobs are suspects because owner after owner died there."""

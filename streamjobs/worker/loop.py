@@ -128,6 +128,7 @@ class Loop:
             desired=self._desired,
             now=self._now,
             metrics=self.metrics,
+            events=self.events,
             settle=self.outcomes.settle,
             learn_schemas=shared.learn_schemas,
             hold_s=shared.hold_s,

@@ -19,6 +19,7 @@ from streamjobs.core.lifecycle import Reason
 from streamjobs.core.offsets import Parked
 from streamjobs.core.record import Meta
 from streamjobs.job import Job
+from streamjobs.telemetry.events import Event, EventBatch
 from streamjobs.worker.decode import Decoder, Undecodable
 from streamjobs.worker.settle import Cause, Open, Routes, Settler, held_record, letter_record
 from streamjobs.worker.sleepers import Sleepers
@@ -53,8 +54,8 @@ class Unread(Entry):
 class Refusals:
     """What becomes of such records of one loop. One owner: the loop's thread.
 
-    `admit` gets jobs that can be read after all, `enter` those that have a place in a lane. `heads`: what can't be read and is first
-    in its lane.
+    `admit` gets jobs that can be read after all, `enter` those that have a place in a lane. `events` gathers what became of the others.
+    `heads`: what can't be read and is first in its lane.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Refusals:
         hold_s: float,
         admit: Callable[[Job], None],
         enter: Callable[[Job], None],
+        events: EventBatch,
     ) -> None:
         self._app = app
         self._routes = routes
@@ -87,6 +89,7 @@ class Refusals:
         self._hold_s = hold_s
         self._admit = admit
         self._enter = enter
+        self._events = events
         self._unknown: list[Undecodable | Unread] = []
         self._learned: SimpleQueue[bool] = SimpleQueue()
         self.heads: set[Unread] = set()
@@ -210,7 +213,8 @@ class Refusals:
         minutes = HOLD_MINUTES[holds]
         where = f"{bad.home.topic}/{bad.home.number}@{bad.message.offset()}"
         logger.warning("%s: %s; it waits %d min for a worker that knows it", where, bad.error, minutes)
-        self.hold(bad.message, bad.home, bad.meta, self._now() + 60 * minutes, bad.kind)
+        due = self._now() + 60 * minutes
+        self.hold(bad.message, bad.home, bad.meta, due, bad.kind, lambda: self._tell(bad, "held", due))
 
     def _bury(self, bad: Undecodable, then: Callable[[], None] = lambda: None) -> None:
         cause = Cause(Reason(bad.kind), bad.error, run=bad.meta.run, attempt=bad.meta.attempt)
@@ -221,10 +225,41 @@ class Refusals:
     def _buried(self, bad: Undecodable, then: Callable[[], None]) -> None:
         bad.home.tracker.finish(bad.message.offset())
         self._metrics.count("dead_letters_total", bad.home.queue, "_unknown", bad.kind)
+        self._tell(bad, "dead")
         then()
 
-    def hold(self, message: Message, home: Partition, meta: Meta, due: float, reason: str) -> None:
-        """Moves a record to the ladder without a new run."""
+    def _tell(self, bad: Undecodable, kind: str, due: float = 0.0) -> None:
+        """*Bites*: a record of garbage was a dead letter of which no event ever spoke, and whoever counts letters by events had too few."""
+        home, meta, error = bad.home, bad.meta, bad.error
+        event = Event(
+            kind=kind,
+            job_id=meta.job_id,
+            job_type=meta.job_type,
+            queue=home.queue,
+            group=self._routes.group,
+            origin=meta.origin,
+            run=meta.run,
+            attempt=meta.attempt,
+            topic=home.topic,
+            partition=home.number,
+            offset=bad.message.offset(),
+            at=0.0,  # when the batch is taken
+            error_type=type(error).__qualname__ if error is not None else "",
+            error_message=str(error or ""),
+            reason=bad.kind,
+            due=due,
+        )
+        self._events.tell(event, home.topic_id)
+
+    def hold(
+        self, message: Message, home: Partition, meta: Meta, due: float, reason: str, then: Callable[[], None] = lambda: None
+    ) -> None:
+        """Moves a record to the ladder without a new run; `then` is called when it is there."""
         record = held_record(self._routes, message, home, meta, due, reason, self._now())
         offset = message.offset()
-        self._settler.settle(Open(home, offset, record, lambda: home.tracker.finish(offset)))
+
+        def moved() -> None:
+            home.tracker.finish(offset)
+            then()
+
+        self._settler.settle(Open(home, offset, record, moved))

@@ -11,6 +11,7 @@ from streamjobs import App, Job, Retry, orders
 from streamjobs.broker import TopicPartition
 from streamjobs.core import control
 from streamjobs.core.record import Meta, Record
+from streamjobs.telemetry import events
 from streamjobs.testing.app import Testing
 
 OnMemory = Callable[[App], Testing]
@@ -87,6 +88,27 @@ def test_a_record_without_a_type_is_a_letter(on_memory: OnMemory) -> None:
     (letter,) = t.dead_letters("mails")
     assert letter.reason == "undecodable"
     assert "ce_type" in letter.error_message
+
+
+def test_what_is_no_job_is_told_of_as_any_other_end(on_memory: OnMemory) -> None:
+    """What bit: garbage became a letter of which no event spoke, and a type that waits for its worker was nowhere to be seen."""
+    app, _ = counting_app()
+    t = on_memory(app)
+    t.produce(Record(TOPIC, b"hello"))
+    t.produce(Record(TOPIC, encoded(app, 1), headers=[("ce_type", b"newer"), ("ce_id", b"n-1")]))
+    began = t.clock.now()
+    t.run(through_delays=False)
+    t.advance(1)
+    t.run(through_delays=False)
+
+    told = [event for message in t.broker.records(app.names.events) for event in events.decode(message.value() or b"")]
+    held, dead = sorted(told, key=lambda event: event.kind, reverse=True)
+    assert (dead.kind, dead.reason, dead.error_type, dead.run, dead.group) == ("dead", "undecodable", "DecodeError", 1, "shop")
+    assert "ce_type" in dead.error_message
+    (letter,) = t.broker.records("jobs.mails.shop.dlt")
+    assert letter.key() == f"{dead.origin}#1".encode()
+    assert (held.kind, held.reason, held.job_id, held.job_type) == ("held", "type_unknown", "n-1", "newer")
+    assert held.due == pytest.approx(began + 60, abs=5)
 
 
 def test_a_tombstone_is_skipped(on_memory: OnMemory) -> None:  # edge 65
