@@ -430,6 +430,9 @@ class Loop:
         going = set(partitions)
         self.execution.recall()
         while self._mono() < deadline - min(2.0, budget / 2) and self._busy(going):
+            # *Bites*: it waits a minute for a job, as it is allowed to; to its supervisor, and to whoever asks /healthz, it stands still,
+            # and is killed with all that runs in it.
+            self.turned_at = self._progressed = self._mono()
             self.execution.take_results(wait=True)
             self.execution.harvest_all()
             if not self.execution.out:

@@ -61,6 +61,24 @@ def test_a_loop_waits_for_acknowledgements_before_partitions_leave(on_memory: On
     assert 1 <= len(looks) <= len(waits)
 
 
+def test_a_loop_that_waits_for_what_leaves_is_well(on_memory: OnMemory) -> None:
+    """For as long as worker.drain allows. What bit: after 30 s /healthz answered 503, and after 90 s the process was killed."""
+    t = on_memory(mails(**{"worker.drain": "2m"}))
+    t.run()
+    loop: Any = t.process.loops[0]
+    loop.poller.partitions[MAIN].open = 1
+    sick: list[dict[str, str]] = []
+
+    def wait(_: float) -> None:
+        t.clock.advance(10)
+        sick.append({name: why for name, why in t.process.sick().items() if name == "main"})
+
+    loop.settler.wait = wait
+    loop.poller.revoked([MAIN])
+
+    assert sick == [{}] * 12
+
+
 def test_partitions_that_leave_during_a_drain_start_nothing_of_the_others(on_memory: OnMemory) -> None:
     """What bit: ready jobs went to the executors, which gave them back at the closed gate, again and again, while others ended."""
     app = App("shop", partitions=2, **{"worker.drain": "1s"})
