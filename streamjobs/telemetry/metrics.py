@@ -16,6 +16,7 @@ from itertools import accumulate, product
 from operator import add
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from streamjobs.core.record import is_utf8
 from streamjobs.telemetry.catalogue import METRICS, OTHER, REASONS, UNKNOWN_TYPE, Metric
 from streamjobs.telemetry.ended import Ended, FinishedJob
 
@@ -31,7 +32,7 @@ COMPLETED = frozenset(("succeeded", "rejected", "dead", "cancelled", "expired"))
 _ACTIONS = {"retried": "retry", "rejected": "dead_letter", "dead": "dead_letter"}
 #: What names a failure without an exception.
 _SIGNALS = {"retried": "RetryAfter", "rejected": "Reject"}
-_ERROR_TYPES = 50
+_ERROR_TYPES, _LABEL = 50, 200
 
 
 class Snapshot(NamedTuple):
@@ -266,9 +267,10 @@ class _ErrorTypes:
         self._named: defaultdict[str, set[str]] = defaultdict(set)
 
     def label(self, queue: str, error_type: str) -> str:
+        """Also `_OTHER`: a name that no scrape could carry, for then it would carry nothing at all."""
         named = self._named[queue]
         if error_type not in named and error_type != OTHER:
-            if len(named) >= _ERROR_TYPES:
+            if len(named) >= _ERROR_TYPES or len(error_type) > _LABEL or not is_utf8(error_type):
                 return OTHER
             named.add(error_type)
         return error_type

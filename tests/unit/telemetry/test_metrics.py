@@ -205,6 +205,15 @@ def test_error_types_are_bounded_and_none_is_lost(job: Make) -> None:
     assert sum(failures.values()) == 240
 
 
+@pytest.mark.parametrize("name", ["half a \udc80 pair", "x" * 100_000])
+def test_an_error_of_an_impossible_name_spoils_no_scrape(name: str, job: Make) -> None:
+    metrics = gatherer()
+    metrics.observe([job(outcome="retried", error_type=name), job(outcome="retried", error_type='E "1"\n')])
+
+    failures = scraped(metrics.snapshot())["streamjobs_failures_total"]
+    assert {dict(labels)["error_type"] for labels in failures} == {OTHER, 'E "1"\n'}
+
+
 def test_free_text_never_becomes_a_label(job: Make) -> None:
     metrics = gatherer()
     metrics.observe([job(outcome="rejected", reason="invoice 7 of acme is void")])
