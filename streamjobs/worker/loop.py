@@ -392,7 +392,7 @@ class Loop:
         homes = list(self.poller.partitions.values())
         running, now = self.execution.running(), self._now()
         self.metrics.replace("jobs_running", _counted((job.queue, job.type) for job in running))
-        ages = sorted(((job.queue,), now - job.started_at) for job in running if job.started_at)
+        ages = sorted(((job.queue,), max(0.0, now - job.started_at)) for job in running if job.started_at)
         self.metrics.replace("oldest_running_seconds", dict(ages))  # of each queue the last of them, which is the longest
         self.metrics.set("worker_slots_busy", len(running), self._shared.group)
         self.metrics.replace("jobs_buffered", _buffered(homes, running))

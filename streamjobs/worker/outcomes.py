@@ -124,7 +124,7 @@ class Outcomes:
     def overdue(self, chunk: Chunk, job: Job) -> None:
         """A thread can't be ended: a job past its timeout is told of once, and settled if its type says so."""
         timeout_s = job.job_type.timeout_s
-        late = timeout_s is not None and chunk.kind == "threads" and self._now() >= job.started_at + timeout_s
+        late = timeout_s is not None and chunk.kind == "threads" and chunk.elapsed(job) >= timeout_s
         if not late or chunk.zombie is job:
             return
         chunk.zombie = job
@@ -135,7 +135,7 @@ class Outcomes:
     def time_out(self, job: Job) -> None:
         """Settles a job while its thread still runs it."""
         job.error = Timeout(f"it ran longer than {job.job_type.timeout_s:g} s")
-        job.duration_s = self._now() - job.started_at
+        job.duration_s = max(0.0, self._now() - job.started_at)  # the clock may have been set back
         if self._outbox is not None:
             self._outbox.close([job])
         self._failed(job)

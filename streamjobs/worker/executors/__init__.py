@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -51,8 +51,8 @@ class Chunk:
     """
 
     __slots__ = (
-        "born", "brief", "current", "done", "harvested", "heads", "inline", "jobs", "kind", "results", "returned", "stopped", "stops",
-        "took_s", "waited_s", "zombie",
+        "born", "brief", "clock", "current", "done", "harvested", "heads", "inline", "jobs", "kind", "results", "returned", "stopped",
+        "stops", "to_epoch", "took_s", "waited_s", "zombie",
     )  # fmt: skip
 
     def __init__(self, kind: str, jobs: list[Job], results: SimpleQueue[Chunk]) -> None:
@@ -73,6 +73,22 @@ class Chunk:
         self.brief = False  # its jobs take microseconds by the mean so far: they wait for nothing
         self.inline = False  # its loop's thread runs it: for `took_s` in all; it waited for `waited_s` of it
         self.took_s = self.waited_s = 0.0
+        self.clock, self.to_epoch = time.time, 0.0
+
+    def begin(self, clock: Callable[[], float], to_epoch: float | None = None) -> float:
+        """By which clock its jobs are timed, so that one look at it a job serves for start and duration; returns its distance to the epoch
+        (None: as it is now).
+
+        Of each chunk, not once for all. *Bites*: a machine is suspended for an hour, or its clock is set; from then on all jobs began an
+        hour ago: they waited for no time, and those that have a timeout are past it.
+        """
+        self.clock = clock
+        self.to_epoch = time.time() - clock() if to_epoch is None else to_epoch
+        return self.to_epoch
+
+    def elapsed(self, job: Job) -> float:
+        """For how long (s) a job of it has been running, whatever was done to the wall's clock meanwhile."""
+        return self.clock() + self.to_epoch - job.started_at
 
     def give_up(self) -> None:
         """After a fault outside a handler: what has no end, the job at hand included, goes back, so that its lane goes on."""
@@ -110,6 +126,3 @@ class Executor(Protocol):
 
     def stop(self, timeout: float) -> None: ...
 
-
-#: perf_counter's distance to the epoch, so that one clock read a job serves for duration and start.
-EPOCH_OFFSET = time.time() - time.perf_counter()

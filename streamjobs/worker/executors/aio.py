@@ -12,7 +12,7 @@ from typing import Any
 
 from streamjobs.core.dispatch import Partition
 from streamjobs.job import CURRENT, Job, JobCancelled, Timeout
-from streamjobs.worker.executors import EPOCH_OFFSET, VISIT_JOBS, VISIT_S, Chunk, Gate
+from streamjobs.worker.executors import VISIT_JOBS, VISIT_S, Chunk, Gate
 from streamjobs.worker.marks import OFFSET, Marks, Row, nowhere
 
 logger = logging.getLogger(__name__)
@@ -94,6 +94,7 @@ class Aio:
         gate, clock, done, set_current, cells = self._gate, time.perf_counter, chunk.done, CURRENT.set, row.cells
         marked: Partition | None = None
         run = 0
+        to_epoch = chunk.begin(clock)
         now = clock()
         for head in chunk.jobs:
             job, left, until = head, VISIT_JOBS, now + VISIT_S
@@ -108,7 +109,7 @@ class Aio:
                 else:
                     marked, run = home, job.run
                     row.mark(home.place, job.offset, run)
-                job.started_at = at = now + EPOCH_OFFSET
+                job.started_at = at = now + to_epoch
                 since = job.appended_at
                 if job.due:
                     since = max(since, job.due)

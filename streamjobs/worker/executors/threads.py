@@ -14,7 +14,7 @@ from queue import SimpleQueue
 
 from streamjobs.core.dispatch import Partition
 from streamjobs.job import CURRENT, Job
-from streamjobs.worker.executors import EPOCH_OFFSET, VISIT_JOBS, VISIT_S, Chunk, Gate
+from streamjobs.worker.executors import VISIT_JOBS, VISIT_S, Chunk, Gate
 from streamjobs.worker.marks import OFFSET, Marks, Row, nowhere
 
 try:
@@ -136,19 +136,19 @@ def run_chunk(
     chunk: Chunk,
     gate: Gate,
     clock: Callable[[], float] = time.perf_counter,
-    to_epoch: float = EPOCH_OFFSET,
+    to_epoch: float | None = None,
     row: Row | None = None,
 ) -> None:
     """Runs a chunk's jobs and what becomes ready in their lanes, and reports it to its loop, whatever happens.
 
-    `to_epoch`: what makes the clock's seconds seconds since the epoch. `row`: where it notes what it starts.
+    `to_epoch`: what makes the clock's seconds seconds since the epoch (None: as it is now). `row`: where it notes what it starts.
     """
     row = row or nowhere()
     began, burned_s, pauses = (time.monotonic(), time.thread_time(), _pauses()) if chunk.inline else (0.0, 0.0, 0)
     try:
         gate.turns_back(chunk)
         CURRENT.set(chunk)
-        _run_lanes(chunk, gate, clock, to_epoch, row)
+        _run_lanes(chunk, gate, clock, chunk.begin(clock, to_epoch), row)
     except BaseException:
         logger.exception("a worker thread failed outside a handler; what it had not begun runs elsewhere")
         chunk.give_up()

@@ -315,3 +315,42 @@ def test_slots_bound_what_runs_at_once(bench: Bench, threads: Threads) -> None:
     for _ in range(12):
         bench.result()
     assert peak[0] == 4
+
+
+@pytest.mark.parametrize("kind", ["threads", "aio"])
+def test_jobs_are_timed_by_the_wall_as_it_is_now(
+    kind: str, bench: Bench, aio: Aio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine was suspended for an hour, or its clock was wrong and is set. What bit: every later job had begun an hour ago: it had
+    waited for no time at all, its events said so, and where it had a timeout it was past it."""
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 3600)
+    chunk = bench.chunk(kind, async_nothing if kind == "aio" else lambda: None)
+    if kind == "aio":
+        aio.submit(chunk)
+        chunk = bench.results.get(timeout=5)
+    else:
+        run_chunk(chunk, bench.gate)
+
+    (job,) = chunk.done
+    assert job.started_at == pytest.approx(real() + 3600, abs=60)
+
+
+async def async_nothing() -> None: ...
+
+
+def test_how_long_a_job_has_been_running_is_no_matter_of_the_wall(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What bit: the clock was set an hour forward; all that ran in threads was past its timeout at once, and ran twice."""
+    seen: list[float] = []
+    real = time.time
+
+    def handler() -> None:
+        monkeypatch.setattr(time, "time", lambda: real() + 3600)
+        assert chunk.current is not None
+        seen.append(chunk.elapsed(chunk.current))
+
+    chunk = bench.chunk("threads", handler)
+    run_chunk(chunk, bench.gate)
+
+    assert len(seen) == len(chunk.done) == 1
+    assert 0 <= seen[0] < 60

@@ -199,3 +199,25 @@ def test_settlements_that_are_left_at_the_end_are_told(on_memory: OnMemory, capl
     with caplog.at_level(logging.WARNING):
         assert not loop.drain(t.clock.monotonic())
     assert "1 settlement" in caplog.text
+
+
+def test_a_clock_that_is_set_forward_ends_no_job(on_memory: OnMemory) -> None:
+    """Whether a thread's job is late is no matter of the wall. What bit: it was settled as timed out at once, and ran twice."""
+    app = App("shop", partitions=1)
+    late: list[bool] = []
+
+    @app.job(name="mail", queue="mails", timeout="30s", on_timeout="retry")
+    def mail() -> None:
+        loop: Any = t.process.loops[0]
+        (chunk,) = loop.execution.out
+        for elapsed_s in (29.0, 31.0):
+            chunk.clock = lambda elapsed_s=elapsed_s: chunk.current.started_at + elapsed_s
+            t.clock.jump(3600)
+            loop.outcomes.overdue(chunk, chunk.current)
+            late.append(chunk.zombie is not None)
+
+    t = on_memory(app)
+    app.job_types["mail"].publish()
+    t.run(raise_errors=False, through_delays=False)
+
+    assert late == [False, True]
