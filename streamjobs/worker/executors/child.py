@@ -71,14 +71,14 @@ class Task(NamedTuple):
 class Cells:
     """Memory that parent and child both see while a list is under way; places are indices in the list.
 
-    The child writes `begun` (how many it has begun), `ended`, when each began (epoch seconds) and how long it took; the parent
-    writes `cancelled` (1 + the index of the job that should stop).
+    The child writes `begun` (how many it has begun), `ended`, when each began (epoch seconds, and by the monotonic clock, which all
+    processes of a machine share) and how long it took; the parent writes `cancelled` (1 + the index of the job that should stop).
     """
 
-    BEGUN, ENDED, CANCELLED, STARTS, DURATIONS = 0, 1, 2, 3, 3 + LIST
+    BEGUN, ENDED, CANCELLED, STARTS, DURATIONS, SINCE = 0, 1, 2, 3, 3 + LIST, 3 + 2 * LIST
 
     def __init__(self, memory: Memory | None = None) -> None:
-        self.memory: Any = RawArray(ctypes.c_double, 3 + 2 * LIST) if memory is None else memory
+        self.memory: Any = RawArray(ctypes.c_double, 3 + 3 * LIST) if memory is None else memory
 
     def reset(self) -> None:
         self.memory[self.BEGUN] = self.memory[self.ENDED] = self.memory[self.CANCELLED] = 0
@@ -94,6 +94,10 @@ class Cells:
     def start_of(self, index: int) -> float:
         return float(self.memory[self.STARTS + index])
 
+    def began(self, index: int) -> float:
+        """By the monotonic clock."""
+        return float(self.memory[self.SINCE + index])
+
     def duration_of(self, index: int) -> float:
         return float(self.memory[self.DURATIONS + index])
 
@@ -105,6 +109,7 @@ class Cells:
 
     def begin(self, index: int) -> float:
         self.memory[self.STARTS + index] = at = time.time()
+        self.memory[self.SINCE + index] = time.monotonic()
         self.memory[self.BEGUN] = index + 1
         return at
 

@@ -111,6 +111,7 @@ class Batch:
         self._left = len(jobs)
         self._exhausted = False
         self._lock = threading.Lock()
+        self._shown_at = 0.0
         child.cells.reset()
         os.write(child.tickets[1].fileno(), bytes(len(jobs)))
 
@@ -171,9 +172,16 @@ class Batch:
     def _show(self) -> None:
         index = self._current()
         if index is not None and index != self.shown:
-            self.shown = index
+            self.shown, self._shown_at = index, time.monotonic()
             self.jobs[index].start(self._cells.start_of(index) if index < self._cells.begun else time.time())
         self._chunk.current = None if index is None else self.jobs[index]
+
+    def running_s(self, index: int) -> float:
+        """For how long a job has been running (one that has a ticket: since it was shown), whatever was done to the wall's clock meanwhile.
+        *Bites*: that is set an hour forward, and every child whose job has a timeout is killed."""
+        if index >= self._cells.begun and index != self.shown:
+            return 0.0
+        return time.monotonic() - (self._cells.began(index) if index < self._cells.begun else self._shown_at)
 
     def cancel(self, job: Job) -> None:
         index = self.current
@@ -309,8 +317,8 @@ class Keeper:
         index = batch.current
         if index is None:
             return None
-        job = batch.jobs[index]
-        return job.started_at + job.job_type.timeout_s - time.time() if job.job_type.timeout_s else None
+        timeout_s = batch.jobs[index].job_type.timeout_s
+        return timeout_s - batch.running_s(index) if timeout_s else None
 
     def _overdue(self, batch: Batch) -> tuple[Job, BaseException] | None:
         """The job for which the child must be killed now: it is past its timeout, or was cancelled and goes on."""
@@ -341,7 +349,7 @@ class Keeper:
             chunk.returned.extend([job] if batch.is_head(index) else [])
             return
         job.error = doomed[1] if doomed else Crashed(f"its process ended with {how_it_ended}")
-        job.duration_s = max(0.0, time.time() - job.started_at)
+        job.duration_s = batch.running_s(index)
         if _is_strike(job):
             job.strikes += 1
         logger.error("%r: %s; another child process takes its place", job, job.error)

@@ -139,6 +139,19 @@ def test_a_job_that_hangs_is_killed_at_its_timeout(room: Room) -> None:  # edge 
     assert chunk.returned == [next_one]
 
 
+@pytest.mark.parametrize("jump", [3600, -3600])
+def test_a_clock_that_is_set_changes_no_timeout(jump: float, room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What bit: set forward, it killed every child whose job had a timeout; set back, none that hung."""
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + jump)
+
+    hanging = room.job("hangs", n=1)
+    room.run(hanging)
+
+    assert isinstance(hanging.error, Timeout)
+    assert 0.3 <= hanging.duration_s < 3.0
+
+
 @pytest.mark.parametrize(
     ("what", "name", "text"),
     [
