@@ -197,12 +197,14 @@ _WORKER = (
         "Events that no reader will see; reason timeout or error.",
     ),
     _counter(
-        "jobs_deleted_total", "queue group", "Records that retention deleted before they had run: lost work."
+        "jobs_deleted_total",
+        "queue group",
+        "Records that retention deleted before they had run: lost work; of the delay ladder, queue is its topic.",
     ),
     _gauge(
         "worker_last_progress_timestamp_seconds",
         "group tier",
-        "When the loop that is furthest behind last went round, seconds since the epoch.",
+        "When the loop that is furthest behind last went round, seconds since the epoch; tier main, retry or delay (the timer).",
         "min",
     ),
     _gauge("worker_info", "version python group", "Always 1; what runs.", "max"),

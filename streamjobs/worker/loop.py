@@ -5,6 +5,7 @@ A turn takes results, settles, wakes what is due, fetches, hands out and commits
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import math
@@ -31,7 +32,7 @@ from streamjobs.worker.outcomes import Outcomes
 from streamjobs.worker.poll import Poller
 from streamjobs.worker.reporting import Reporting
 from streamjobs.worker.settle import Settler
-from streamjobs.worker.shared import Shared
+from streamjobs.worker.shared import Shared, commit_answered
 from streamjobs.worker.sleepers import Sleepers
 from streamjobs.worker.transact import Gathered, Telling, Transactor, is_gone
 from streamjobs.worker.turns import Turns
@@ -164,7 +165,8 @@ class Loop:
 
     def _new_committer(self, gathered: Gathered | None) -> Committer:
         shared = self._shared
-        how = Ticking(shared.tick_s, self._mono, self._committed, self._reporting.dropped, shared.session_timeout_s, self._commit_answered)
+        told = functools.partial(commit_answered, self.metrics, self.group)
+        how = Ticking(shared.tick_s, self._mono, self._committed, self._reporting.dropped, shared.session_timeout_s, told)
         if gathered is None or shared.transactions is None:
             return Committer(self.poller, shared.producer, how)
         return Transactor(self.poller, gathered, shared.transactions, how, Telling(self.events, self._reporting.record, self._now))
@@ -401,10 +403,6 @@ class Loop:
         self.metrics.replace("partitions_paused", _counted(paused))
         age_s = self._mono() - self.turned_at
         self.metrics.set("worker_last_progress_timestamp_seconds", now - age_s, self.group, self.tier)
-
-    def _commit_answered(self, taken: bool, took_s: float) -> None:
-        self.metrics.count("commits_total", self.group, "ok" if taken else "error")
-        self.metrics.time("commit_duration_seconds", took_s, self.group)
 
     # Rebalances: called inside `poller.fetch` -------------------------------------------------------------------------
 

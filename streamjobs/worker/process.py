@@ -185,8 +185,9 @@ class Process:
             told.count("jobs_deleted_total", queue, group, by=0)
         for reason in ("timeout", "error"):
             told.count("lifecycle_events_dropped_total", group, reason, by=0)
-        for loop in self.loops:
-            told.count("commits_total", loop.group, "error", by=0)
+        for part in (*self.loops, self.timer):
+            if part is not None:
+                told.count("commits_total", part.group, "error", by=0)
 
     def _share(self, **parts: Any) -> Shared:
         """What the loops share: `parts`, and the rest from the app, its settings and this process."""
@@ -408,10 +409,11 @@ class Process:
     # What others ask of it --------------------------------------------------------------------------------------------
 
     def snapshots(self) -> list[Any]:
-        """Each loop's metrics of this moment."""
-        for loop in self.loops:
-            loop.gauge()
-        return [*(loop.metrics.snapshot() for loop in self.loops), self._published.snapshot()]
+        """The metrics of each loop, of the timer and of publishers at this moment."""
+        parts: list[Loop | Timer] = [*self.loops, *([] if self.timer is None else [self.timer])]
+        for part in parts:
+            part.gauge()
+        return [*(part.metrics.snapshot() for part in parts), self._published.snapshot()]
 
     def sick(self) -> dict[str, str]:
         """What makes the process unhealthy: a loop that does not turn, or turns and runs nothing of what is ready."""

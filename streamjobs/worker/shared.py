@@ -37,6 +37,12 @@ class Gatherer(Protocol):
     def snapshot(self) -> Any: ...
 
 
+def commit_answered(metrics: Gatherer, group: str, taken: bool, took_s: float) -> None:
+    """Counts a commit, or a transaction, of a group: whether all of it was taken, and how long that took."""
+    metrics.count("commits_total", group, "ok" if taken else "error")
+    metrics.time("commit_duration_seconds", took_s, group)
+
+
 @dataclass
 class Shared:
     """What the loops of one process share. Built once, by the process."""

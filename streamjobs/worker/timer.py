@@ -6,6 +6,7 @@ the record is acknowledged where it goes. One record that can't leave pins only 
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import logging
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from streamjobs.broker import Message, TopicPartition
-from streamjobs.core.assignment import Beginning
+from streamjobs.core.assignment import AlarmKind, Beginning
 from streamjobs.core.delay import NextTier, on_release, on_undeliverable, release_at
 from streamjobs.core.dispatch import Partition
 from streamjobs.core.record import Meta, Record, replaced
@@ -25,7 +26,7 @@ from streamjobs.worker.commit import Committer, Ticking
 from streamjobs.worker.decode import lenient
 from streamjobs.worker.poll import Poller
 from streamjobs.worker.settle import Open, Settler, identity
-from streamjobs.worker.shared import Shared
+from streamjobs.worker.shared import Shared, commit_answered
 from streamjobs.worker.transact import Gathered, Transactor
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Timer:
 
     def __init__(self, shared: Shared) -> None:
         self.group = timer_group(shared.app)
+        self.metrics = shared.new_metrics(self.group, "delay")
         self.turned_at = shared.clock.monotonic()
         self.moved = 0
         self.undeliverable: dict[str, BrokerError] = {}
@@ -85,7 +87,8 @@ class Timer:
             owner=self,
             now=self._now,
         )
-        how = Ticking(shared.tick_s, self._mono, self._committed, session_s=shared.session_timeout_s)
+        told = functools.partial(commit_answered, self.metrics, self.group)
+        how = Ticking(shared.tick_s, self._mono, self._committed, session_s=shared.session_timeout_s, answered=told)
         if gathered is None or shared.transactions is None:
             self.committer = Committer(self.poller, shared.producer, how)
         else:
@@ -260,8 +263,16 @@ class Timer:
 
     # Rebalances -------------------------------------------------------------------------------------------------------
 
+    def gauge(self) -> None:
+        """Sets the gauges of this moment; called where metrics are read."""
+        progress_at = self._now() - (self._mono() - self.turned_at)
+        self.metrics.set("worker_last_progress_timestamp_seconds", progress_at, self.group, "delay")
+
     def arrived(self, partition: Partition, beginning: Beginning) -> None:
-        """Nothing to prepare."""
+        """*Bites*: somebody gives a ladder topic a retention; delayed jobs and retries go, and no alert knows of it."""
+        for alarm in beginning.alarms:
+            if alarm.kind is AlarmKind.JOBS_DELETED:
+                self.metrics.count("jobs_deleted_total", partition.topic, self.group, by=alarm.count)
 
     def leaving(self, partitions: Sequence[Partition]) -> None:
         deadline = self._mono() + 2.0

@@ -7,7 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from streamjobs import App, Job, orders
+from streamjobs.broker import TopicPartition
 from streamjobs.core import control
+from streamjobs.telemetry.metrics import merge
 from streamjobs.testing.app import Testing
 
 
@@ -158,3 +160,25 @@ def test_many_that_can_not_leave_hold_up_nobody_else(streamjobs_testing: Callabl
         t.run(through_delays=False)
         t.advance(1)
     assert len(ran) == 1_101
+
+
+def test_delayed_jobs_that_were_deleted_are_counted(streamjobs_testing: Callable[[App], Testing]) -> None:  # edge 29
+    """Retention took them, or DeleteRecords. What bit: a line in the log, and no alert; the timer told of nothing at all."""
+    app = App("shop", partitions=1)
+
+    @app.job
+    def remind(job: Job, n: int) -> None: ...
+
+    t = streamjobs_testing(app)
+    receipts = [remind.options(delay="10m", key="k").publish(n=n) for n in range(3)]
+    where = TopicPartition(receipts[0].topic, receipts[0].partition)
+    t.broker.admin().delete_records({where: receipts[-1].offset})
+    t.restart()
+    t.run()
+    t.advance(1)
+    t.run()
+
+    seen = merge(t.process.snapshots())
+    assert seen.counters["jobs_deleted_total", (where.topic, "shop.timer")] == 2
+    assert seen.counters["commits_total", ("shop.timer", "ok")] > 0
+    assert seen.gauges["worker_last_progress_timestamp_seconds", ("shop.timer", "delay")] == pytest.approx(t.clock.now(), abs=2)
