@@ -225,16 +225,20 @@ class Tracing:
                 span.end()
 
     def around(self, run: Callable[[Any], Any], group: str, *, is_async: bool) -> Callable[[Any], Any]:
-        """A handler's call, in a span where its job is sampled; what is not sampled costs a look at one header, if it has any of its own."""
+        """A handler's call, in a span where its job is sampled; what its publisher did not sample costs a look at one header. Of a job
+        that has none the local sampler decides.
+
+        *Bites*: only workers have a tracer provider, and the plain jobs of their publishers, which are most, left no trace at all.
+        """
 
         def traced(job: Any) -> Any:
-            if job.meta is None or not sampled(job.headers.get("traceparent")):
+            if job.meta is not None and not sampled(job.headers.get("traceparent")):
                 return run(job)
             with self.run(job, group):
                 return run(job)
 
         async def traced_async(job: Any) -> Any:
-            if job.meta is None or not sampled(job.headers.get("traceparent")):
+            if job.meta is not None and not sampled(job.headers.get("traceparent")):
                 return await run(job)
             with self.run(job, group):
                 return await run(job)

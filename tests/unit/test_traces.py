@@ -9,6 +9,7 @@ import time
 import pytest
 
 from streamjobs import App
+from streamjobs.core.record import Record
 
 
 @pytest.fixture
@@ -44,6 +45,31 @@ def test_a_run_continues_its_publishers_trace(spans, kind: str) -> None:
     assert (send.name, process.name) == ("send jobs.default", "process jobs.default")
     assert process.context.trace_id == send.context.trace_id
     assert process.parent.span_id == send.context.span_id
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_run_of_an_untraced_publishers_job_is_traced(spans, kind: str) -> None:
+    """Plain jobs have no headers to look at. What bit: with a provider in workers alone, their runs left no trace."""
+    app = App("shop", partitions=1)
+
+    @app.job(name="sync")
+    def job_of(n: int) -> None: ...
+
+    @app.job(name="async")
+    async def job_of_async(n: int) -> None: ...
+
+    with app.testing(now=time.time()) as t:
+        app.job_types[kind].publish(n=1)
+        (record,) = t.broker.records("jobs.default")
+        t.run()
+        spans.clear()
+        plain = [(name, value) for name, value in record.headers() if name not in ("traceparent", "tracestate")]
+        t.produce(Record("jobs.default", record.value(), None, plain))
+        t.run()
+
+    (process,) = spans.get_finished_spans()
+    assert process.name == "process jobs.default"
+    assert process.parent is None
 
 
 def test_without_a_provider_nothing_is_imported() -> None:
