@@ -18,7 +18,7 @@ from streamjobs.cli.render import Column
 from streamjobs.cli.session import Session
 from streamjobs.core.record import Record
 from streamjobs.deployment import applying
-from streamjobs.errors import BrokerError, SettingsError, StreamjobsError, UsageError
+from streamjobs.errors import OUT_OF_REACH, BrokerError, SettingsError, StreamjobsError, UsageError
 
 if TYPE_CHECKING:
     from streamjobs.app import App
@@ -141,6 +141,8 @@ def _job_types(app: App) -> Check:
 
 
 def _unreachable(app: App, error: BrokerError) -> Check:
+    if error.code not in OUT_OF_REACH:  # it answered, or was never asked
+        return Check("broker", "fail", f"{app.settings.bootstrap}: {error}", "check [kafka] security.protocol, sasl.*, ssl.*, and the user's ACLs")
     advice = "is it running, and reachable from here under that name? Check `bootstrap` and [kafka] security.protocol, sasl.*"
     return Check("broker", "fail", f"{app.settings.bootstrap} does not answer: {error}", advice)
 

@@ -125,6 +125,19 @@ def test_a_job_type_without_a_schema_fails(app: App, examined: Examined) -> None
     assert "broken" in check.advice
 
 
+def test_a_client_that_can_not_be_made_is_no_silent_broker(monkeypatch: pytest.MonkeyPatch, broker: MemoryBroker, examined: Examined) -> None:
+    def refused(_: Admin) -> Cluster:
+        raise BrokerError("_INVALID_ARG", "sasl.username and sasl.password must be set")
+
+    monkeypatch.setattr(MemoryAdmin, "cluster", refused)
+
+    check = examined()["broker"]
+
+    assert check.status == "fail"
+    assert check.found.startswith("localhost:9092: sasl.username and sasl.password must be set")
+    assert "is it running" not in check.advice
+
+
 def test_a_broker_that_does_not_answer_ends_it(broker: MemoryBroker, examined: Examined) -> None:
     broker.down()
 
