@@ -40,8 +40,8 @@ _COLUMNS = (
 )
 _JSON = (*_COLUMNS, Column("topic", "TOPIC"))
 _WATCHED = (*_COLUMNS, Column("spark", "PENDING SO FAR", spare=2))
-#: With --watch: the broker is asked no more often than this.
-_SHORTEST_S = 0.1
+#: With --watch: the broker is asked no more often than the one, and no more seldom than the other.
+_SHORTEST_S, _LONGEST_S = 0.1, 86_400.0
 
 
 @click.command(
@@ -166,6 +166,8 @@ def _interval(text: str) -> float:
         raise UsageError(f"--every: {error}") from None
     if found < _SHORTEST_S:
         raise UsageError(f"--every {text}: that is too often, for the broker is asked each time; {duration.text(_SHORTEST_S)} at least")
+    if found > _LONGEST_S:
+        raise UsageError(f"--every {text}: that is no watch; {duration.text(_LONGEST_S)} at most")
     return found
 
 

@@ -333,7 +333,7 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("every", ["0s", "99ms", "soon", "-1s"])
+@pytest.mark.parametrize("every", ["0s", "99ms", "soon", "-1s", "99999999d"])
 def test_lag_watch_refuses_an_interval_that_is_none(every: str, do: Run) -> None:
     result = do("lag", "--watch", f"--every={every}")
 
