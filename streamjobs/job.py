@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, ParamSpec, 
 from streamjobs.core import record as wire
 from streamjobs.core.dispatch import Entry, Partition
 from streamjobs.core.duration import seconds
+from streamjobs.core.failures import text_of
 from streamjobs.core.lifecycle import Failure
 from streamjobs.core.record import Meta, Record
 from streamjobs.core.retry import Retry
@@ -82,6 +84,14 @@ class Timeout(Exception):
 
 class Crashed(Exception):
     """A run whose process was killed, crashed or exited under it; its `error_type` is `Crashed`."""
+
+
+def stack_of(error: BaseException) -> str:
+    """Its traceback, as Python prints it, which asks some exceptions more than they answer: then its text."""
+    try:
+        return "".join(traceback.format_exception(error))
+    except BaseException:  # noqa: BLE001 (an exception without a traceback is still that exception)
+        return f"{type(error).__qualname__}: {text_of(error)}"
 
 
 class _Seldom:
@@ -263,7 +273,7 @@ class Job(_Seldom, Entry):
 
     @property
     def error_message(self) -> str:
-        return "" if self.error is None else str(self.error)
+        return "" if self.error is None else text_of(self.error)
 
     @property
     def reason(self) -> str:

@@ -14,14 +14,14 @@ import math
 import re
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import translate
 from typing import Any, Literal, TextIO
 
 from streamjobs.core.duration import instant
+from streamjobs.core.failures import text_of
 from streamjobs.core.record import clipped
-from streamjobs.job import Job, current_job
+from streamjobs.job import Job, current_job, stack_of
 
 Format = Literal["text", "json"]
 
@@ -202,7 +202,7 @@ class _Formatter(logging.Formatter):
     def _stack(self, record: logging.LogRecord) -> str:
         if not record.exc_info or record.exc_info[1] is None:
             return ""
-        stack = "".join(traceback.format_exception(record.exc_info[1]))
+        stack = stack_of(record.exc_info[1])
         # Its end says where it was raised, and what.
         return self._masking.text(stack if len(stack) <= MAX_STACK else "…" + stack[-MAX_STACK:])
 
@@ -231,7 +231,7 @@ class Json(_Formatter):
         error = record.exc_info[1]
         return {
             "error.type": type(error).__qualname__,
-            "error.message": self._masking.text(clipped(_said(error), MAX_MESSAGE)),
+            "error.message": self._masking.text(clipped(text_of(error), MAX_MESSAGE)),
             "error.stack": self._stack(record),
         }
 

@@ -228,7 +228,7 @@ class Outcomes:
         """Whatever it raises, a signal too, the loop goes on; an async one runs where async handlers do, and nobody waits for it: True."""
 
         def failed(error: BaseException) -> None:
-            logger.error("an on_dead hook failed for %r; the letter is kept all the same", job, exc_info=error)
+            logger.error("an on_dead hook failed for %r; the letter is kept all the same", job, exc_info=_told(error))
 
         try:
             result = hook(job, reason.value)
@@ -286,7 +286,12 @@ def _log(job: Job, failure: Failure, settlement: Settlement, now: float) -> None
     why = f"{failure.error_type}: {failure.reason}" if failure.error_type else failure.reason
     message = job.type.replace("%", "%%") + ": %s; attempt %d of %d, %s"
     error = job.error if failure.kind in UNWANTED else None
-    logger.log(level, message, why, job.attempt, job.max_attempts, then, exc_info=error, extra={"job": job})
+    logger.log(level, message, why, job.attempt, job.max_attempts, then, exc_info=_told(error), extra={"job": job})
+
+
+def _told(error: BaseException | None) -> Any:
+    """For the log, which would ask whether the exception is true; its class may have an answer of its own."""
+    return None if error is None else (type(error), error, error.__traceback__)
 
 
 def forget_frames(error: BaseException | None) -> None:
@@ -300,7 +305,7 @@ def forget_frames(error: BaseException | None) -> None:
         if each is None or id(each) in seen:
             continue
         seen.add(id(each))
-        each.__traceback__ = None
+        BaseException.with_traceback(each, None)  # a frozen dataclass lets nobody set its attributes
         waiting += [each.__cause__, each.__context__]
         if isinstance(each, BaseExceptionGroup):
             waiting += each.exceptions

@@ -8,7 +8,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +16,13 @@ from streamjobs.broker import Admin, Message, Producer, TopicPartition
 from streamjobs.core import record as wire
 from streamjobs.core.delay import Ladder
 from streamjobs.core.dispatch import Partition
+from streamjobs.core.failures import text_of
 from streamjobs.core.lifecycle import Failure, Reason, Settlement
 from streamjobs.core.partitioner import partition_of
 from streamjobs.core.record import HeaderValue, Meta, Record, clipped, letter_id, replaced
 from streamjobs.core.topics import Names
 from streamjobs.errors import BrokerError
-from streamjobs.job import Cancel, Job, JobCancelled, Reject, RetryAfter, Snooze
+from streamjobs.job import Cancel, Job, JobCancelled, Reject, RetryAfter, Snooze, stack_of
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def classify(job: Job) -> Failure:
     """What a run that did not return asked for; any exception that is no signal by the job type's policy."""
     error = job.error
     kind = type(error).__qualname__
-    text = clipped(str(error))
+    text = "" if error is None else clipped(text_of(error))
     if isinstance(error, Reject):
         return Failure("rejected", error.reason)
     if isinstance(error, Cancel | JobCancelled):
@@ -151,7 +151,7 @@ def letter_record(routes: Routes, message: Message, home: Partition, meta: Meta,
         "sj_first_attempt": meta.first_attempt or None,
         "sj_reason": cause.reason.value,
         "sj_error_type": None if error is None else type(error).__qualname__,
-        "sj_error_message": clipped(cause.text or str(error or "")) or None,
+        "sj_error_message": clipped(cause.text or ("" if error is None else text_of(error))) or None,
         "sj_error_stack": None if error is None else clipped(_stack(error), wire.MAX_STACK),
         "sj_key": key,
         "sj_null": 1 if value is None else None,
@@ -185,8 +185,7 @@ def slimmed(record: Record) -> Record | None:
 
 
 def _stack(error: BaseException) -> str:
-    lines = traceback.format_exception(error)
-    text = "".join(lines)
+    text = stack_of(error)
     return text if len(text) <= wire.MAX_STACK else "…" + text[-wire.MAX_STACK + 10 :]
 
 

@@ -7,8 +7,10 @@ attribute may be a lock, a class may be known to the child alone. None of that m
 from __future__ import annotations
 
 import pickle
-import traceback
 from typing import Any, NamedTuple
+
+from streamjobs.core.failures import text_of
+from streamjobs.job import stack_of
 
 
 class Packed(NamedTuple):
@@ -34,13 +36,13 @@ class ChildTraceback(Exception):
 
 
 def pack(error: BaseException) -> Packed:
-    text = _text(error)
+    text = text_of(error)
     kind = type(error)
     whole = _pickled(error)
     if whole is not None and not _survives(whole, text):
         whole = None
     parts = None if whole else _pickled((kind, error.args, vars(error))) or _pickled((kind, (text,), {}))
-    return Packed(whole, parts, kind.__module__, kind.__qualname__, text, "".join(traceback.format_exception(error)))
+    return Packed(whole, parts, kind.__module__, kind.__qualname__, text, stack_of(error))
 
 
 def unpack(packed: Packed) -> BaseException:
@@ -49,17 +51,10 @@ def unpack(packed: Packed) -> BaseException:
         error: BaseException = pickle.loads(packed.whole) if packed.whole else _assembled(packed.parts or b"")
     except Exception:  # noqa: BLE001 (whatever a stranger's class does when it is unpickled)
         error = _stand_in(packed, Exception)
-    if not isinstance(error, BaseException) or _text(error) != packed.text:
+    if not isinstance(error, BaseException) or text_of(error) != packed.text:
         error = _stand_in(packed, type(error) if isinstance(error, BaseException) else Exception)
-    error.__cause__ = ChildTraceback(packed.trace)
+    _set(error, "__cause__", ChildTraceback(packed.trace))
     return error
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception as problem:  # noqa: BLE001 (an exception whose text can't be made is still that exception)
-        return f"<its text can't be made: {problem!r}>"
 
 
 def _pickled(thing: object) -> bytes | None:
@@ -71,7 +66,7 @@ def _pickled(thing: object) -> bytes | None:
 
 def _survives(whole: bytes, text: str) -> bool:
     try:
-        return _text(pickle.loads(whole)) == text
+        return text_of(pickle.loads(whole)) == text
     except Exception:  # noqa: BLE001
         return False
 
@@ -80,17 +75,29 @@ def _assembled(parts: bytes) -> BaseException:
     """Without `__init__`, which may want other arguments."""
     kind, args, state = pickle.loads(parts)
     error: BaseException = kind.__new__(kind, *args)
-    error.args = args
+    _set(error, "args", args)
     vars(error).update(state)
     return error
 
 
+def _set(error: BaseException, name: str, value: object) -> None:
+    """Also of a frozen dataclass, which lets nobody set its attributes."""
+    vars(BaseException)[name].__set__(error, value)
+
+
 def _stand_in(packed: Packed, base: type[BaseException]) -> BaseException:
-    """An exception of that name which says that text; still one of its own class, where that is known."""
+    """An exception of that name which says that text; still one of its own class, where that is known and lets it."""
+    try:
+        return _named(packed, base)
+    except Exception:  # noqa: BLE001 (a class may want other arguments, or forbid classes of its own)
+        return _named(packed, Exception)
+
+
+def _named(packed: Packed, base: type[BaseException]) -> BaseException:
     content: dict[str, Any] = {
         "__qualname__": packed.qualname, "__module__": packed.module, "__str__": lambda _: packed.text,
     }  # fmt: skip
     kind: type[BaseException] = type(packed.qualname.rpartition(".")[2], (base,), content)
     error = kind.__new__(kind, packed.text)
-    error.args = (packed.text,)
+    _set(error, "args", (packed.text,))
     return error

@@ -26,6 +26,7 @@ from streamjobs.worker.executors.processes import Batch, Processes
 from streamjobs.worker.marks import Marks, memory
 from tests.support import child_app
 from tests.support.ledger import Ledger
+from tests.support.raised import hostile
 from tests.support.workers import ROOT
 from tests.unit.worker.jobs import ByHand, wait_for
 
@@ -188,6 +189,14 @@ def test_an_exception_keeps_its_class_and_attributes() -> None:
     back = unpack(pack(child_app.TwoArguments(7, "seven")))
     assert isinstance(back, child_app.TwoArguments)
     assert (back.code, str(back)) == (7, "seven (7)")
+
+
+@pytest.mark.parametrize("error", hostile(), ids=lambda error: type(error).__name__)
+def test_what_comes_back_of_an_exception_is_never_another_fault(error: BaseException) -> None:
+    """What bit: the way to the child was taken for broken, and jobs that had ended well beside it ran again."""
+    back = unpack(pack(error))
+    assert type(back).__name__ == type(error).__name__
+    assert type(error).__name__ in str(back.__cause__)
 
 
 def test_arguments_that_can_not_travel_are_named(room: Room) -> None:

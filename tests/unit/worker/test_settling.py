@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,9 @@ import pytest
 from streamjobs import App, Backoff, BrokerError, Job, Reject, Retry, Snooze
 from streamjobs.broker import TopicPartition
 from streamjobs.core.record import Meta, Record
+from streamjobs.telemetry.log import Json, Masking
 from streamjobs.testing.app import Testing
+from tests.support.raised import hostile
 
 OnMemory = Callable[[App], Testing]
 
@@ -225,6 +229,31 @@ def test_the_log_tells_of_runs_that_failed_and_of_no_other(on_memory: OnMemory, 
     }
     assert {message.split(":")[0] for (_, message), record in told.items() if record.exc_info} == {"fails"}
     assert {record.job.type for record in told.values()} == {"fails", "rejects"}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("error", hostile(), ids=lambda error: type(error).__name__)
+def test_whatever_an_exception_is_its_job_is_settled(on_memory: OnMemory, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """
+    What bit: an exception whose `__str__` fails (or whose `__bool__` does, or that is a frozen dataclass) ended the loop that settled its
+    job, in each process that ran it.
+    """
+    app = App("shop", partitions=1)
+    app.job(name="fails", queue="mails", retry=Retry(attempts=2, backoff=Backoff.fixed("1s")))(_raising(error))
+    told = io.StringIO()
+    log = logging.getLogger("streamjobs.worker.outcomes")
+    monkeypatch.setattr(log, "propagate", False)  # pytest's own handler can't print each of them
+    monkeypatch.setattr(log, "handlers", [handler := logging.StreamHandler(told)])
+    handler.setFormatter(Json({}, Masking(())))
+    t = on_memory(app)
+    for loop in t.process.loops:
+        loop.outcomes._shared.errors = None  # as in a worker, which keeps none for a test
+    app.job_types["fails"].publish()
+    settle_and_tick(t, 10, step=1.0)
+
+    (letter,) = t.dead_letters("mails")
+    assert (letter.reason, letter.error_type, letter.attempt) == ("exhausted", type(error).__name__, 2)
+    assert told.getvalue().count("it becomes a dead letter (exhausted)") == 1
+    assert error.__traceback__ is None
 
 
 def _raising(error: BaseException) -> Callable[[], None]:
