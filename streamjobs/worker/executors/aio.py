@@ -46,18 +46,30 @@ class Aio:
         with self._lock:  # two loops may hand out their first chunks at the same moment
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._loop.run_forever, name="streamjobs-aio", daemon=True)
+                self._thread = threading.Thread(target=self._turn, args=(self._loop,), name="streamjobs-aio", daemon=True)
                 self._thread.start()
             return self._loop
+
+    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        """*Bites*, once only: a task that a handler started (with `gather`, or a task group) calls `sys.exit()`. asyncio raises that out of the
+        event loop, too; its thread ends, and no async job of the process runs any more, or ends."""
+        while not self._stopping and not loop.is_closed():
+            try:
+                loop.run_forever()
+            except BaseException as error:  # noqa: BLE001 (whoever awaits that task gets it, too)
+                logger.warning("a task of an async handler raised %r; the event loop goes on", error)
 
     def submit(self, chunk: Chunk) -> None:
         self._backlog.append(chunk)
         self.loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
-        if self._idle:
-            self._idle.pop().set_result(None)
-        elif len(self._tasks) < self.slots:
+        while self._idle:
+            future = self._idle.pop()
+            if not future.done():  # else its task was cancelled, by what a handler left behind, and is awake
+                future.set_result(None)
+                return
+        if len(self._tasks) < self.slots:
             task = self.loop.create_task(self._work())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -70,7 +82,18 @@ class Aio:
                     await self._run_chunk(self._backlog.popleft(), row)
                 future = self.loop.create_future()
                 self._idle.append(future)
-                await future
+                await self._woken(future)
+
+    async def _woken(self, future: asyncio.Future[None]) -> None:
+        """*Bites*, without a look at who cancelled: a handler gives a timer the means to cancel its task and ends before it; the task, which
+        has no job now, ends of that, and the next chunk wakes nobody."""
+        try:
+            await future
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._stopping or task is None:
+                raise
+            _forget_cancellation(task)
 
     async def _run_chunk(self, chunk: Chunk, row: Row | None = None) -> None:
         row = row or nowhere()

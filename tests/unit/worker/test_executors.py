@@ -18,6 +18,7 @@ from streamjobs.job import JobCancelled, JobType, current_job
 from streamjobs.worker.executors import Chunk, Gate
 from streamjobs.worker.executors.aio import Aio
 from streamjobs.worker.executors.threads import Threads, run_chunk
+from tests.support.workers import eventually
 
 
 class Message:
@@ -202,6 +203,54 @@ def test_a_cancelled_async_job_is_interrupted(bench: Bench, aio: Aio) -> None:  
     job.cancel()
     aio.cancel(job)
     assert isinstance(bench.result().done[0].error, JobCancelled)
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()], ids=repr)
+def test_a_task_of_a_handler_that_exits_ends_no_event_loop(bench: Bench, aio: Aio, error: BaseException) -> None:
+    """asyncio raises such an exception of a task out of the event loop, too. What bit: the loop's thread ended of it, that job never ended, and
+    no async job of the process ran any more."""
+
+    async def exits() -> None:
+        raise error
+
+    async def gathers() -> None:
+        await asyncio.gather(exits())
+
+    async def works() -> None:
+        await asyncio.sleep(0)
+
+    aio.submit(bench.chunk("aio", gathers))
+    (job,) = bench.result().done
+    assert job.error is error
+    aio.submit(bench.chunk("aio", works))
+    assert bench.result().done[0].error is None
+
+
+def test_a_task_that_is_cancelled_between_two_chunks_takes_the_next_one(bench: Bench) -> None:
+    """
+    A handler lets a timer cancel its task, and ends before that. What bit: the next chunk was meant for that task, and waited for the one
+    after it to come.
+    """
+    aio = Aio(1, bench.gate)
+    tasks: list[asyncio.Task[Any] | None] = []
+
+    async def notes() -> None:
+        tasks.append(asyncio.current_task())
+
+    def cancel_and_submit() -> None:
+        assert tasks[0] is not None
+        tasks[0].cancel()
+        aio.submit(bench.chunk("aio", notes))
+
+    try:
+        aio.submit(bench.chunk("aio", notes))
+        bench.result()
+        eventually(lambda: aio._idle, 20, "the task waits for work")
+        aio.loop.call_soon_threadsafe(cancel_and_submit)
+        assert bench.result().done[0].error is None
+        assert tasks[0] is tasks[1]
+    finally:
+        aio.stop(5)
 
 
 def test_a_job_whose_partition_left_is_interrupted(bench: Bench, aio: Aio) -> None:
