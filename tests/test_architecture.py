@@ -465,6 +465,7 @@ def test_modules_print_and_set_up_nothing_when_they_are_imported() -> None:
         "app: os.register_at_fork(after_in_child=_after_fork)",  # a forked child needs locks that nobody holds
         "publish: os.register_at_fork(after_in_child=_after_fork)",  # a forked child needs a producer of its own
         "kafka.forks: os.register_at_fork(after_in_child=_after_fork)",  # and an admin client, and frees none of its parent's
+        "worker.executors: os.register_at_fork(after_in_child=_after_fork)",  # and runs nothing of its parent's
         "publish: atexit.register(_flush_all)",  # interpreter exit flushes
     }
     assert not [call for call in found if call not in allowed and not call.startswith("__main__")]

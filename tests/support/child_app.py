@@ -76,6 +76,16 @@ def hangs(job: Job, n: int) -> None:
 
 
 @app.job(executor="processes", retry=SOON)
+def forks(job: Job, n: int) -> None:
+    """The forked process takes itself for a program that ends here."""
+    pid = os.fork()
+    if pid == 0:
+        threading.Timer(10, os._exit, (9,)).start()
+        sys.exit(7)
+    note(job, "end", n=os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+@app.job(executor="processes", retry=SOON)
 def raises(job: Job, what: str) -> None:
     if what == "two":
         raise TwoArguments(7, "two arguments")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from streamjobs.job import Job
 
@@ -126,3 +130,35 @@ class Executor(Protocol):
 
     def stop(self, timeout: float) -> None: ...
 
+
+class _Here(threading.local):
+    gate: Gate | None = None
+
+
+#: The gate of the chunk that this thread runs.
+HERE = _Here()
+
+
+def _after_fork() -> None:
+    if HERE.gate is not None:
+        HERE.gate.closed = True
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def leave_fork(error: BaseException | None) -> NoReturn:
+    """Ends a process that a handler forked, and whose call of the handler has come to its end, as the program would that it takes itself for.
+
+    *Bites*: `if os.fork() == 0: …; sys.exit()`. Caught as every handler's exception, that ended nothing: the child ran what was left of
+    the chunk, as its parent did, and then waited for more for ever, with all open files of the worker.
+    """
+    code = 0 if error is None else 1
+    if isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int)):
+        code = error.code or 0
+    elif error is not None:
+        traceback.print_exception(error)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -12,7 +13,7 @@ from typing import Any
 
 from streamjobs.core.dispatch import Partition
 from streamjobs.job import CURRENT, Job, JobCancelled, Timeout
-from streamjobs.worker.executors import VISIT_JOBS, VISIT_S, Chunk, Gate
+from streamjobs.worker.executors import HERE, VISIT_JOBS, VISIT_S, Chunk, Gate, leave_fork
 from streamjobs.worker.marks import OFFSET, Marks, Row, nowhere
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ class Aio:
         task = asyncio.current_task()
         assert task is not None
         self._running[chunk] = task
+        pid, HERE.gate = os.getpid(), self._gate
         try:
             self._gate.turns_back(chunk)
             await self._run_lanes(chunk, row, task)
@@ -107,6 +109,8 @@ class Aio:
             logger.exception("a task failed outside a handler; what it had not begun runs elsewhere")
             chunk.give_up()
         finally:
+            if os.getpid() != pid:
+                leave_fork(chunk.done[-1].error)
             del self._running[chunk]
             row.clear()
             chunk.current = None

@@ -23,6 +23,7 @@ from streamjobs.core.dispatch import Partition
 from streamjobs.core.record import Header, Meta
 from streamjobs.errors import JobTypeError
 from streamjobs.job import CURRENT, Job, JobCancelled, JobType, Outbox
+from streamjobs.worker.executors import leave_fork
 from streamjobs.worker.executors.exceptions import Packed, pack, unpack
 from streamjobs.worker.marks import Marks, Memory
 
@@ -189,6 +190,7 @@ class Runner:
         self._row = Marks(marks).row_of(row if marks is not None else -1)
         self._app = app
         self._outbox = app.outbox()
+        self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def serve(self) -> None:
@@ -231,12 +233,19 @@ class Runner:
             CURRENT.set(job)
             self._call(job.job_type.run, job)
         except BaseException as error:  # noqa: BLE001 (whatever a handler raises is its result)
+            self._ends_forks(error)
             # Sent before the end is noted: a parent that sees the end finds the failure in the pipe.
             self.send("failed", index, pack(error))
+        self._ends_forks(None)
         if self._outbox is not None and job is not None:
             for children in self._outbox.close([job]).values():
                 self.send("published", index, children)
         self.cells.end(index, time.perf_counter() - clock)
+
+    def _ends_forks(self, error: BaseException | None) -> None:
+        """Only the process that was given the list goes on with it, and says what became of it."""
+        if os.getpid() != self._pid:
+            leave_fork(error)
 
     def _job(self, index: int, packed: bytes | Packed) -> ChildJob:
         if isinstance(packed, Packed):

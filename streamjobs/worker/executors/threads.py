@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -14,7 +15,7 @@ from queue import SimpleQueue
 
 from streamjobs.core.dispatch import Partition
 from streamjobs.job import CURRENT, Job
-from streamjobs.worker.executors import VISIT_JOBS, VISIT_S, Chunk, Gate
+from streamjobs.worker.executors import HERE, VISIT_JOBS, VISIT_S, Chunk, Gate, leave_fork
 from streamjobs.worker.marks import OFFSET, Marks, Row, nowhere
 
 try:
@@ -144,6 +145,7 @@ def run_chunk(
     `to_epoch`: what makes the clock's seconds seconds since the epoch (None: as it is now). `row`: where it notes what it starts.
     """
     row = row or nowhere()
+    pid, HERE.gate = os.getpid(), gate
     began, burned_s, pauses = (time.monotonic(), time.thread_time(), _pauses()) if chunk.inline else (0.0, 0.0, 0)
     try:
         gate.turns_back(chunk)
@@ -153,6 +155,9 @@ def run_chunk(
         logger.exception("a worker thread failed outside a handler; what it had not begun runs elsewhere")
         chunk.give_up()
     finally:
+        if os.getpid() != pid:
+            leave_fork(chunk.done[-1].error)
+        HERE.gate = None
         row.clear()
         CURRENT.set(None)
         chunk.current = None

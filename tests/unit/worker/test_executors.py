@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -295,6 +297,37 @@ def _nothing() -> None: ...
 
 
 async def _nothing_async() -> None: ...
+
+
+@pytest.mark.parametrize(("ends", "code"), [(lambda: None, 0), (lambda: sys.exit(7), 7), (lambda: 1 / 0, 1)], ids=["returns", "exits", "fails"])
+@pytest.mark.parametrize("kind", ["threads", "aio"])
+def test_a_process_that_a_handler_forks_runs_nothing_else(
+    bench: Bench, threads: Threads, aio: Aio, kind: str, ends: Callable[[], object], code: int
+) -> None:
+    """What bit: it caught the `sys.exit()` of the child as any failure, ran what was left of the chunk a second time, and stayed for ever."""
+    heard, said = os.pipe()
+    codes = []
+
+    def forks() -> None:
+        os.write(said, b".")
+        if not codes:
+            pid = os.fork()
+            if pid == 0:
+                codes.append(-1)
+                threading.Timer(10, os._exit, (9,)).start()  # or it would wait for ever
+                ends()
+                return
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+    async def forks_too() -> None:
+        forks()
+
+    executor: Threads | Aio = threads if kind == "threads" else aio
+    executor.submit(bench.chunk(kind, forks if kind == "threads" else forks_too, 3))
+    assert [job.error for job in bench.result().done] == [None] * 3
+    os.close(said)
+    with os.fdopen(heard, "rb") as notes:
+        assert (codes, notes.read()) == ([code], b"...")
 
 
 def test_threads_are_replaced_when_they_die(bench: Bench) -> None:  # edge 73

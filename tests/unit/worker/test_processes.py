@@ -208,6 +208,14 @@ def test_arguments_that_can_not_travel_are_named(room: Room) -> None:
     assert other.error is None
 
 
+def test_a_process_that_a_handler_forks_runs_nothing_else(room: Room) -> None:
+    """What bit: it said that its job had failed, and took the next ones of the list."""
+    chunk = room.run(room.job("forks", n=1), room.job("brief", n=2), room.job("brief", n=3))
+    assert [job.error for job in chunk.done] == [None] * 3
+    assert [entry["n"] for entry in room.noted("end")] == [7, 2, 3]
+    assert len({entry["pid"] for entry in room.noted("end")}) == 1
+
+
 def test_a_job_that_is_cancelled_sees_it(room: Room) -> None:  # edge 76
     """The flag goes to the child; before it, the progress came from there."""
     job = room.job("patient", n=7)
