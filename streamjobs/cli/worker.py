@@ -8,11 +8,12 @@ import gc
 import logging
 import os
 import sys
+import threading
 import traceback
 import uuid
 from collections.abc import Iterable, Mapping
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 #: So many more objects than before are alive when a worker process looks for cycles.
 GARBAGE = 50_000
+#: What is done at the end of a process, and threads of pools that handlers use, may take so long.
+POOLS_S = 5.0
 
 
 @click.command(
@@ -135,6 +138,18 @@ def run_process(
     code = process.join(timeout=10.0)
     if process.recycling:
         os._exit(code)  # whatever hangs in it
+    end(code)
+
+
+def end(code: int) -> NoReturn:
+    """Ends the process, for whose threads Python waits: those of pools, too, whatever hangs in them.
+
+    *Bites*: an async handler that waited for `asyncio.to_thread(…)` had its timeout, and was settled; its thread goes on. All is committed
+    then, and the process stays until it is killed for being late: exit code 1, for a worker that had nothing left to do.
+    """
+    late = threading.Timer(POOLS_S, os._exit, (code,))
+    late.daemon = True
+    late.start()
     sys.exit(code)
 
 

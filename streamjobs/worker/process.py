@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 import math
@@ -362,13 +361,14 @@ class Process:
         self.producers.close(5.0)
 
     def _call_hooks(self, hooks: Iterable[Callable[[], Any]]) -> None:
-        """In order, on this thread; async ones on the event loop of the async handlers."""
+        """In order, on this thread; async ones on the event loop of the async handlers, unless one of these holds that up."""
         for hook in hooks:
             result = hook()
             if inspect.isawaitable(result):
                 aio = self.executors.get("aio")
                 assert isinstance(aio, Aio)
-                asyncio.run_coroutine_threadsafe(_awaited(result), aio.loop).result()
+                if not aio.run(result):
+                    logger.warning("%r was not run: an async handler blocks the event loop", hook)
 
     # What its loops ask for -------------------------------------------------------------------------------------------
 
@@ -468,6 +468,3 @@ def _member(settings: Settings, slot: int, member: str) -> str:
     """What tells this process's transactional ids from those of all others that live (see `worker/transact.py`)."""
     return f"{settings.worker.instance or member or uuid.uuid4().hex}-{slot}"
 
-
-async def _awaited(result: Any) -> Any:
-    return await result

@@ -18,6 +18,9 @@ from streamjobs.worker.marks import OFFSET, Marks, Row, nowhere
 
 logger = logging.getLogger(__name__)
 
+#: An event loop that begins nothing new for so long is blocked.
+BLOCKED_S = 2.0
+
 
 class Aio:
     """Up to `slots` chunks run at once, each in one task; the others wait in the backlog.
@@ -165,6 +168,15 @@ class Aio:
                     break
                 job = behind  # type: ignore[assignment]
 
+    def run(self, awaitable: Awaitable[Any]) -> bool:
+        """Awaits it beside the handlers, while the caller waits; raises what it raises. False: it did not begin, for a handler blocks the
+        event loop. *Bites*: an async stop hook is waited for behind such a one, until the process is killed for being late."""
+        begun = threading.Event()
+        future = asyncio.run_coroutine_threadsafe(_begun(awaitable, begun), self.loop)
+        if begun.wait(BLOCKED_S):
+            future.result()
+        return begun.is_set()
+
     def call(self, awaitable: Awaitable[Any], failed: Callable[[BaseException], None]) -> None:
         """Awaits it beside the handlers; the caller goes on at once."""
         asyncio.run_coroutine_threadsafe(self._call(awaitable, failed), self.loop)
@@ -207,6 +219,11 @@ class Aio:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, *filter(None, self._calls), return_exceptions=True)
+
+
+async def _begun(awaitable: Awaitable[Any], begun: threading.Event) -> Any:
+    begun.set()
+    return await awaitable
 
 
 async def _timed(job: Job, timeout_s: float) -> None:

@@ -18,6 +18,7 @@ from streamjobs import Job, Timeout
 from streamjobs.core.dispatch import Partition
 from streamjobs.job import JobCancelled, JobType, current_job
 from streamjobs.worker.executors import Chunk, Gate
+from streamjobs.worker.executors import aio as executor_module
 from streamjobs.worker.executors.aio import Aio
 from streamjobs.worker.executors.threads import Threads, run_chunk
 from tests.support.workers import eventually
@@ -226,6 +227,28 @@ def test_a_task_of_a_handler_that_exits_ends_no_event_loop(bench: Bench, aio: Ai
     assert job.error is error
     aio.submit(bench.chunk("aio", works))
     assert bench.result().done[0].error is None
+
+
+def test_nobody_waits_for_an_event_loop_that_a_handler_blocks(bench: Bench, aio: Aio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a process does at its end, with an async stop hook. What bit: it was killed for being late, instead of saying what it abandoned."""
+    monkeypatch.setattr(executor_module, "BLOCKED_S", 0.05)
+    blocked, release, ran = threading.Event(), threading.Event(), []
+
+    async def blocks() -> None:
+        blocked.set()
+        release.wait(20)
+
+    async def hook() -> None:
+        ran.append(threading.current_thread().name)
+
+    assert aio.run(hook())
+    aio.submit(bench.chunk("aio", blocks))
+    assert blocked.wait(20)
+    assert not aio.run(hook())
+    release.set()
+    assert bench.result().done[0].error is None
+    assert aio.run(hook())
+    assert ran[0] == "streamjobs-aio"
 
 
 def test_a_task_that_is_cancelled_between_two_chunks_takes_the_next_one(bench: Bench) -> None:

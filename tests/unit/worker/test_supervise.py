@@ -6,6 +6,9 @@ import itertools
 import json
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -18,7 +21,7 @@ from streamjobs.errors import BrokerError
 from streamjobs.worker.marks import Legacy
 from streamjobs.worker.supervise import Report, Supervisor, await_broker
 from tests.support.story import processes_of
-from tests.support.workers import Worker, eventually
+from tests.support.workers import ROOT, Worker, eventually
 
 
 class NoTotals:
@@ -215,6 +218,20 @@ def test_ctrl_c_while_a_worker_starts_is_a_clean_stop(tmp_path: Path) -> None:
         assert "Traceback" not in worker.tail()
     finally:
         worker.end()
+
+
+def test_a_process_ends_although_a_pools_thread_hangs() -> None:
+    """Python waits for the threads of a pool. What bit: `asyncio.to_thread` in a handler whose timeout had ended it, and a worker that had
+    settled and committed all, and was killed for being late: exit code 1."""
+    program = """
+        import threading
+        from concurrent.futures import ThreadPoolExecutor
+        from streamjobs.cli import worker
+        ThreadPoolExecutor().submit(threading.Event().wait)
+        worker.POOLS_S = 0.1
+        worker.end(4)
+    """
+    assert subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, timeout=30, check=False).returncode == 4
 
 
 def test_what_the_supervisor_says_goes_where_the_log_goes(tmp_path: Path) -> None:
