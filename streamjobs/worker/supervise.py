@@ -29,6 +29,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 #: A process that has not reported, or has reported to be sick, for so long is replaced.
 SILENT_S = 45.0
 SICK_S = 15.0
+#: A supervisor that has not looked for so long stood still itself.
+STILL_S = 5.0
 #: A process may take so long to its first report: start hooks open pools.
 STARTING_S = 300.0
 #: A process that has not ended so long after its drain time was over is killed.
@@ -105,6 +107,7 @@ class Supervisor:
         self._signals = 0
         self._told_of_drain = False
         self._stopping_since: float | None = None
+        self._looked = time.monotonic()
         self._worked = False  # some process of it has started once: one that can't is met by an outage, not by a mistake
 
     # What it answers ---------------------------------------------------------------------------------------------------
@@ -143,6 +146,7 @@ class Supervisor:
         while True:
             self._start_missing()
             self._listen()
+            self._forgive()
             self._reap()
             if self._stopping_since is not None and not any(slot.process for slot in self._slots):
                 return self._exit_code()
@@ -224,6 +228,17 @@ class Supervisor:
                 slot.connection.send("stop")
             except OSError:
                 slot.connection = None
+
+    def _forgive(self) -> None:
+        """Holds no silence against a process in which it could hear nobody. *Bites*: Ctrl-Z and a minute later `fg`, or a container that is
+        paused: its first look finds nothing said for a minute, and healthy processes are killed, with all that runs in them."""
+        now = time.monotonic()
+        still_s, self._looked = now - self._looked, now
+        if still_s > STILL_S:
+            logger.warning("stood still for %.0f s", still_s)
+            for slot in self._slots:
+                slot.heard = min(now, slot.heard + still_s)
+                slot.well = min(now, slot.well + still_s)
 
     def _reap(self) -> None:
         now = time.monotonic()

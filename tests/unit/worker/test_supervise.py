@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -115,6 +116,33 @@ def test_a_process_that_freezes_in_a_report_is_killed(monkeypatch: pytest.Monkey
     supervisor.stop()
     thread.join(30)
     assert not thread.is_alive()
+
+
+class Living:
+    """A process that lives until it is killed."""
+
+    exitcode, pid = None, 1
+
+    def __init__(self) -> None:
+        self.killed = False
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+@pytest.mark.parametrize("still", [True, False])
+def test_a_supervisor_that_stood_still_itself_kills_nobody(still: bool) -> None:
+    """Ctrl-Z, and `fg` a minute later. What bit: its first look found that nobody had reported for a minute."""
+    supervisor = Supervisor(freezing_in_a_report, 1, 0.1, NoTotals(), 4, lambda: None)
+    (slot,) = supervisor._slots
+    process = Living()
+    slot.process, slot.report = process, Report(None, {}, {}, True)  # type: ignore[assignment]
+    slot.heard = slot.well = time.monotonic() - 60
+    if still:
+        supervisor._looked = slot.heard
+    supervisor._forgive()
+    supervisor._reap()
+    assert process.killed == (not still)
 
 
 def no_broker() -> None:
