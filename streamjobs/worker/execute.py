@@ -211,7 +211,7 @@ class Execution:
     def _look_at(self, chunk: Chunk, job: Job) -> None:
         if job.cancelled:
             self._executors[chunk.kind].cancel(job)
-        elif job.started_at:
+        if job.started_at:
             self._overdue(chunk, job)
 
 

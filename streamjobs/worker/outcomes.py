@@ -34,6 +34,9 @@ LEVELS = {
     "retry_after": logging.INFO,
     "poison": logging.ERROR,
 }
+#: So long after its timeout a job that still runs hangs, by its executor; a child process is killed. And why it can't be ended.
+PATIENCE_S = {"threads": 0.0, "aio": 10.0}
+NO_END = {"threads": "a thread can't be ended", "aio": "it blocks the event loop, or goes on although it is cancelled"}
 #: Whose traceback is logged: what no handler raised on purpose.
 UNWANTED = ("failed", "discarded")
 
@@ -122,14 +125,18 @@ class Outcomes:
         self._metrics.observe(jobs)
 
     def overdue(self, chunk: Chunk, job: Job) -> None:
-        """A thread can't be ended: a job past its timeout is told of once, and settled if its type says so."""
-        timeout_s = job.job_type.timeout_s
-        late = timeout_s is not None and chunk.kind == "threads" and chunk.elapsed(job) >= timeout_s
-        if not late or chunk.zombie is job:
+        """A thread can't be ended: a job past its timeout is told of once, and settled if its type says so. Nor can an async handler that takes
+        no notice of its end.
+
+        Also one that was cancelled, or whose partition has left. *Bites*: it hangs, its partition goes to another worker before its
+        timeout, and its slot is gone for as long as the process lives, without a word.
+        """
+        timeout_s, patience_s = job.job_type.timeout_s, PATIENCE_S.get(chunk.kind)
+        if timeout_s is None or patience_s is None or chunk.zombie is job or chunk.elapsed(job) < timeout_s + patience_s:
             return
         chunk.zombie = job
-        logger.warning("%r runs longer than its timeout of %g s; a thread can't be ended", job, timeout_s)
-        if job.job_type.on_timeout == "retry":
+        logger.warning("%r runs longer than its timeout of %g s; %s", job, timeout_s, NO_END[chunk.kind])
+        if job.job_type.on_timeout == "retry" and chunk.kind == "threads" and not job.cancelled:
             self.time_out(job)
 
     def time_out(self, job: Job) -> None:

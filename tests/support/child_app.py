@@ -152,6 +152,18 @@ def hangs_in_a_thread(job: Job, n: int) -> None:
     threading.Event().wait()
 
 
+@app.job(queue="threads", timeout="200ms", retry=Retry(attempts=15, backoff=Backoff.fixed("1h")))
+def hangs_although_cancelled(job: Job, n: int) -> None:
+    """It was told before its timeout."""
+    job.cancel()
+    threading.Event().wait()
+
+
+@app.job(queue="threads", timeout="200ms", retry=Retry(attempts=15, backoff=Backoff.fixed("1h")))
+async def blocks_the_event_loop(job: Job, n: int) -> None:
+    threading.Event().wait()
+
+
 @app.job(queue="threads", retry=SOON)
 def takes(job: Job, n: int, ms: int) -> None:
     note(job, "start", n=n)

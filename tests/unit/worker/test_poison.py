@@ -25,6 +25,7 @@ from streamjobs.core.record import Meta, Record
 from streamjobs.job import Job, JobType
 from streamjobs.testing import MemoryBroker
 from streamjobs.testing.app import Testing
+from streamjobs.worker import outcomes
 from streamjobs.worker.execute import Execution
 from streamjobs.worker.executors import Chunk, Gate
 from streamjobs.worker.executors.aio import Aio
@@ -461,6 +462,20 @@ def test_a_process_with_a_hanging_thread_makes_room(world: World) -> None:  # ed
     assert world.base("jobs.threads") == 2
     (start,) = [entry for entry in world.noted("start") if entry["n"] == 1]
     assert start["deadline"] == pytest.approx(start["started"] + 0.2, abs=0.001)
+
+
+@pytest.mark.parametrize("job_type", ["hangs_although_cancelled", "blocks_the_event_loop"])
+def test_whatever_hangs_its_process_makes_room(world: World, monkeypatch: pytest.MonkeyPatch, job_type: str) -> None:
+    """What bit: the slot of a job that was cancelled (or whose partition left) before its timeout was gone without a word, and an async
+    handler that blocks the event loop stopped all others for ever."""
+    monkeypatch.setitem(outcomes.PATIENCE_S, "aio", 0.1)
+    world.provision()
+    world.types[job_type].publish(n=1)
+    process = world.start()
+    eventually(lambda: not process.alive, 20, "the end of the process")
+    assert process.join(10) == 75
+    assert "times its timeout" in (process.recycling or "")
+    assert world.base("jobs.threads") == 1, "settled as timed out"
 
 
 def late(seconds: float) -> Job:
