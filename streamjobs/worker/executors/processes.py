@@ -361,7 +361,10 @@ class Keeper:
         """A child that has loaded the app; None: it can't, and was told of why. Waits a growing time before it tries again."""
         if self._child is not None and self._child.dead:
             self._replace(self._child)
-        child = self._child = self._child or Child(self._load, self._marks, self._row)
+        child = self._child = self._child or self._new_child()
+        if child is None:
+            self._pause("the system refuses another process")
+            return None
         if child.ready:
             return child
         deadline = time.monotonic() + START_S
@@ -378,16 +381,27 @@ class Keeper:
     def _give_up(self, child: Child, why: str) -> None:
         child.close(0.5)
         self._child = None
+        self._pause(how(child.process.exitcode or 0), why)
+
+    def _pause(self, what: str, why: str = "") -> None:
         if self._stopping.is_set():
             return
         self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s or FIRST_PAUSE_S)
-        how_it_ended = how(child.process.exitcode or 0)
-        logger.error("a child process could not start (%s); its jobs wait %g s\n%s", how_it_ended, self._pause_s, why)
+        logger.error("a child process could not start (%s); its jobs wait %g s\n%s", what, self._pause_s, why)
         self._stopping.wait(self._pause_s)
+
+    def _new_child(self) -> Child | None:
+        """None: there can be none now. *Bites*: memory runs out, a child is killed for that, and there is none for another one; raised here,
+        that made the job which the dead one had run neither done nor returned."""
+        try:
+            return Child(self._load, self._marks, self._row)
+        except OSError as error:
+            logger.error("no process can be started: %s", error)
+            return None
 
     def _replace(self, child: Child) -> None:
         child.close(0.0)
-        self._child = None if self._stopping.is_set() else Child(self._load, self._marks, self._row)
+        self._child = None if self._stopping.is_set() else self._new_child()
 
     def cancel(self, job: Job) -> None:
         """Tells the child, if it is this one that runs the job. Any thread may call it."""

@@ -356,6 +356,29 @@ def _can_not_load() -> Any:
     raise RuntimeError("the app can't be made")
 
 
+def test_a_system_that_refuses_another_process_costs_no_job(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory ran out, so a child was killed, and for the next one there is none. What bit: the job that it had run was neither done nor
+    returned, its key waited for it for ever, and the executor's thread was gone."""
+    monkeypatch.setattr(executor_module, "FIRST_PAUSE_S", 0.01)
+    killer, after = room.job("dies", how="killed"), room.job("brief", n=2)
+    room.run(room.job("brief", n=1))
+    make, refusals = executor_module.Child, iter(range(2))
+
+    def refuse(*arguments: Any) -> executor_module.Child:
+        if next(refusals, None) is not None:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return make(*arguments)
+
+    monkeypatch.setattr(executor_module, "Child", refuse)
+    chunk = room.run(killer, after)
+    assert chunk.done == [killer]
+    assert isinstance(killer.error, Crashed)
+    assert chunk.returned == [after]
+
+    assert room.run(after).returned == [after]
+    assert room.run(after).done == [after]
+
+
 def test_stop_kills_what_still_runs(room: Room) -> None:
     room.submit(room.job("deaf", n=1))
     wait_for(lambda: room.noted("start"), "the job's start")
