@@ -6,7 +6,7 @@ import inspect
 import re
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -35,7 +35,10 @@ ExecutorKind = Literal["threads", "aio", "processes"]
 
 
 class Signal(BaseException):
-    """What a handler raises to say what becomes of its job. Not an error, so that `except Exception` lets it pass."""
+    """What a handler raises to say what becomes of its job. Not an error, so that `except Exception` lets it pass.
+
+    It may be raised in a task of an `asyncio.TaskGroup`, too: a group of nothing but signals means its first.
+    """
 
 
 class Reject(Signal):
@@ -76,6 +79,21 @@ class RetryAfter(Signal):
 
 class JobCancelled(Signal):
     """Raised by `job.heartbeat()` inside a handler whose job was cancelled or has lost its partition."""
+
+
+def meant(error: BaseException) -> BaseException:
+    """What a handler raised; of a group that holds only signals, the first of them. *Bites*: `Reject` in a task of a task group comes out as
+    a BaseExceptionGroup, and a job that should never run again is retried for hours."""
+    signals = list(_leaves(error)) if isinstance(error, BaseExceptionGroup) else []
+    return signals[0] if signals and all(isinstance(each, Signal) for each in signals) else error
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _leaves(each)
+    else:
+        yield error
 
 
 class Timeout(Exception):

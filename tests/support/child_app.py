@@ -99,6 +99,8 @@ def raises(job: Job, what: str) -> None:
         raise Local("of a class that nobody can import")
     if what == "reject":
         raise Reject("never")
+    if what == "group":
+        raise BaseExceptionGroup("of one task", [Reject("in a task")])
     raise ValueError("plain")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from streamjobs.core.dispatch import Partition
-from streamjobs.job import CURRENT, Job, JobCancelled, Timeout
+from streamjobs.job import CURRENT, Job, JobCancelled, Timeout, meant
 from streamjobs.worker.executors import HERE, VISIT_JOBS, VISIT_S, Chunk, Gate, leave_fork
 from streamjobs.worker.marks import OFFSET, Marks, Row, nowhere
 
@@ -151,7 +151,7 @@ class Aio:
                 except asyncio.CancelledError as error:
                     job.error = JobCancelled("cancelled while it ran") if job.cancelled or self._stopping else error
                 except BaseException as error:  # noqa: BLE001 (whatever a handler raises is its result)
-                    job.error = error
+                    job.error = meant(error)
                 if task.cancelling():
                     _forget_cancellation(task)  # what this job was told is not the next one's
                 ended = clock()

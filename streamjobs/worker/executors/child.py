@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 from streamjobs.core.dispatch import Partition
 from streamjobs.core.record import Header, Meta
 from streamjobs.errors import JobTypeError
-from streamjobs.job import CURRENT, Job, JobCancelled, JobType, Outbox
+from streamjobs.job import CURRENT, Job, JobCancelled, JobType, Outbox, meant
 from streamjobs.worker.executors import leave_fork
 from streamjobs.worker.executors.exceptions import Packed, pack, unpack
 from streamjobs.worker.marks import Marks, Memory
@@ -235,7 +235,7 @@ class Runner:
         except BaseException as error:  # noqa: BLE001 (whatever a handler raises is its result)
             self._ends_forks(error)
             # Sent before the end is noted: a parent that sees the end finds the failure in the pipe.
-            self.send("failed", index, pack(error))
+            self.send("failed", index, pack(meant(error)))
         self._ends_forks(None)
         if self._outbox is not None and job is not None:
             for children in self._outbox.close([job]).values():

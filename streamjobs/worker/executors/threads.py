@@ -14,7 +14,7 @@ from contextvars import copy_context
 from queue import SimpleQueue
 
 from streamjobs.core.dispatch import Partition
-from streamjobs.job import CURRENT, Job
+from streamjobs.job import CURRENT, Job, meant
 from streamjobs.worker.executors import HERE, VISIT_JOBS, VISIT_S, Chunk, Gate, leave_fork
 from streamjobs.worker.marks import OFFSET, Marks, Row, nowhere
 
@@ -215,7 +215,7 @@ def _run_lanes(chunk: Chunk, gate: Gate, clock: Callable[[], float], to_epoch: f
             try:
                 run_handler(job)
             except BaseException as error:  # noqa: BLE001 (whatever a handler raises is its result)
-                job.error = error
+                job.error = meant(error)
             ended = clock()
             job.duration_s = ended - now
             now = ended

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from streamjobs import Job, Timeout
+from streamjobs import Job, Reject, Snooze, Timeout
 from streamjobs.core.dispatch import Partition
 from streamjobs.job import JobCancelled, JobType, current_job
 from streamjobs.worker.executors import Chunk, Gate
@@ -227,6 +227,34 @@ def test_a_task_of_a_handler_that_exits_ends_no_event_loop(bench: Bench, aio: Ai
     assert job.error is error
     aio.submit(bench.chunk("aio", works))
     assert bench.result().done[0].error is None
+
+
+@pytest.mark.parametrize(
+    ("raised", "means"),
+    [
+        ([Reject("a")], Reject),
+        ([Snooze("1m"), Snooze("1m")], Snooze),
+        ([ExceptionGroup("inner", [ValueError(1)])], BaseExceptionGroup),
+        ([BaseExceptionGroup("inner", [Reject("a")]), Reject("b")], Reject),
+        ([Reject("a"), ValueError(1)], BaseExceptionGroup),
+    ],
+    ids=["one", "two", "none", "nested", "with a failure"],
+)
+def test_a_signal_may_be_raised_in_a_task_group(
+    bench: Bench, threads: Threads, aio: Aio, raised: list[BaseException], means: type[BaseException]
+) -> None:
+    """What bit: `Reject` came out as a BaseExceptionGroup, and a job that should never run again was retried for hours."""
+
+    async def groups() -> None:
+        raise BaseExceptionGroup("unhandled errors in a TaskGroup", raised)
+
+    def groups_too() -> None:
+        raise BaseExceptionGroup("of anybody's", raised)
+
+    aio.submit(bench.chunk("aio", groups))
+    assert isinstance(bench.result().done[0].error, means)
+    threads.submit(bench.chunk("threads", groups_too))
+    assert isinstance(bench.result().done[0].error, means)
 
 
 def test_nobody_waits_for_an_event_loop_that_a_handler_blocks(bench: Bench, aio: Aio, monkeypatch: pytest.MonkeyPatch) -> None:

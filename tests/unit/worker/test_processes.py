@@ -178,6 +178,13 @@ def test_signals_come_back_as_themselves(room: Room) -> None:
     assert job.error.reason == "never"
 
 
+def test_a_signal_of_a_task_group_comes_back_as_itself(room: Room) -> None:
+    job = room.job("raises", what="group")
+    room.run(job)
+    assert isinstance(job.error, Reject)
+    assert job.error.reason == "in a task"
+
+
 @pytest.mark.parametrize("signal_", [RetryAfter("90s", "the bank is closed"), Snooze("10m"), Reject("no")])
 def test_signals_survive_the_pipe(signal_: BaseException) -> None:
     back = unpack(pack(signal_))
