@@ -297,6 +297,8 @@ class App:
         `prepare` is called with it there: such as to set up logging.
         """
         modules = {job_type.fn.__module__ for job_type in self.job_types.values()} | set(self.imports)
+        if self.ref:
+            modules.add(self.ref.partition(":")[0])  # where it is, though a function of another module may have made it
         return functools.partial(_load_in_child, self.name, sorted(modules), dict(self._flags), self._file, prepare)
 
     def _schemas(self) -> SchemaStore:

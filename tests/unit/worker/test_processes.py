@@ -6,6 +6,7 @@ import gc
 import itertools
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from streamjobs.cli.session import load_app
 from streamjobs.job import Crashed, Job, JobCancelled, JobTypeError, Reject, RetryAfter, Snooze, Timeout
 from streamjobs.worker.executors import Chunk, Gate
 from streamjobs.worker.executors import processes as executor_module
@@ -399,6 +401,20 @@ def test_stop_kills_what_still_runs(room: Room) -> None:
 def program(how: str, ledger: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "tests.support.child_program", how]
     return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "LEDGER": str(ledger)})
+
+
+def test_a_child_finds_an_app_that_another_modules_function_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What bit: the child looked for it where its job types are declared, and found none, so no suspect ever ran, nor any job of a child."""
+    made = "from streamjobs import App\ndef make():\n    app = App('made')\n    app.job(name='one')(lambda n: None)\n    return app\n"
+    (tmp_path / "made_there.py").write_text(made)
+    (tmp_path / "named_here.py").write_text("from made_there import make\napp = make()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    load = pickle.dumps(load_app("named_here:app").in_child())
+
+    program = "import pickle, sys; print(*pickle.load(sys.stdin.buffer)().job_types)"
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    child = subprocess.run([sys.executable, "-c", program], input=load, env=env, capture_output=True, timeout=60, check=False)
+    assert child.stdout == b"one\n", child.stderr
 
 
 def test_a_child_dies_with_its_parent_in_the_middle_of_a_job(tmp_path: Path) -> None:
