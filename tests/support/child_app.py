@@ -114,6 +114,23 @@ def patient(job: Job, n: int) -> None:
 
 
 @app.job(executor="processes", retry=SOON)
+def leaves_a_heartbeat(job: Job, n: int) -> None:
+    """Its thread goes on when it has ended."""
+
+    def beat() -> None:
+        for _ in range(200):
+            job.heartbeat({"at": n})
+            time.sleep(0.002)
+
+    threading.Thread(target=beat, daemon=True).start()
+
+
+@app.job(executor="processes", retry=SOON)
+def rests(job: Job, n: int) -> None:
+    time.sleep(0.1)
+
+
+@app.job(executor="processes", retry=SOON)
 def deaf(job: Job, n: int) -> None:
     """Does not look whether it is cancelled."""
     note(job, "start", n=n)

@@ -12,6 +12,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -175,7 +176,7 @@ class ChildJob(Job):
     def heartbeat(self, progress: Any = None) -> None:
         if progress is not None:
             self._progress = progress
-            self._runner.send("progress", self._index, pickle.dumps(progress))
+            self._runner.show(self, self._index, pickle.dumps(progress))
         if self.cancelled:
             raise JobCancelled(f"job {self.id} is cancelled")
 
@@ -191,6 +192,8 @@ class Runner:
         self._app = app
         self._outbox = app.outbox()
         self._pid = os.getpid()
+        self._sending = threading.Lock()  # handlers may have threads that show their progress
+        self._current: ChildJob | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def serve(self) -> None:
@@ -207,7 +210,15 @@ class Runner:
         self.call(self._app.stop_hooks)
 
     def send(self, *message: Any) -> None:
-        self._connection.send(message)
+        with self._sending:
+            self._connection.send(message)
+
+    def show(self, job: ChildJob, index: int, progress: bytes) -> None:
+        """Says how far the job is, while it runs. *Bites*, without that look: a thread that a handler left behind speaks of its place in the
+        list before; the parent finds no such place in this one, and takes the child's talk for broken, and the job that runs for crashed."""
+        with self._sending:
+            if job is self._current:
+                self._connection.send(("progress", index, progress))
 
     def _run_list(self, tasks: Iterable[bytes | Packed]) -> None:
         for index, task in enumerate(tasks):
@@ -231,16 +242,22 @@ class Runner:
             self._row.mark(job.home.place, job.offset, job.run)
             job.start(began_at)
             CURRENT.set(job)
+            self._current = job
             self._call(job.job_type.run, job)
         except BaseException as error:  # noqa: BLE001 (whatever a handler raises is its result)
             self._ends_forks(error)
             # Sent before the end is noted: a parent that sees the end finds the failure in the pipe.
             self.send("failed", index, pack(meant(error)))
         self._ends_forks(None)
+        self._over()
         if self._outbox is not None and job is not None:
             for children in self._outbox.close([job]).values():
                 self.send("published", index, children)
         self.cells.end(index, time.perf_counter() - clock)
+
+    def _over(self) -> None:
+        with self._sending:
+            self._current = None
 
     def _ends_forks(self, error: BaseException | None) -> None:
         """Only the process that was given the list goes on with it, and says what became of it."""

@@ -241,6 +241,15 @@ def test_a_job_that_is_cancelled_sees_it(room: Room) -> None:  # edge 76
     assert [each.error for each in room.run(room.job("brief", n=1)).done] == [None]
 
 
+def test_a_thread_that_a_handler_left_behind_speaks_for_nobody(room: Room) -> None:
+    """What bit: it named its place in a longer list, so the child was killed, and the job that ran in it then was charged with that."""
+    first = room.run(room.job("brief", n=1), room.job("leaves_a_heartbeat", n=2))
+    assert [job.error for job in first.done] == [None, None]
+    next_one = room.job("rests", n=3)
+    room.run(next_one)
+    assert (next_one.error, next_one.progress) == (None, None)
+
+
 def test_a_job_that_does_not_listen_is_killed(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor_module, "CANCEL_S", 0.1)
     job = room.job("deaf", n=1)
