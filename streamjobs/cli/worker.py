@@ -161,7 +161,7 @@ def _stop(process: Process, seconds: float) -> None:
     """
     if not process.gate.closed:
         faulthandler.dump_traceback_later(seconds, exit=True)
-    process.stop()
+    process.tell_to_stop()
 
 
 def _log(app: App) -> None:

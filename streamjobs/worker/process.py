@@ -136,7 +136,7 @@ class Process:
         session_s = settings.worker.session_timeout if executors is None else math.inf  # a test's clock that jumps is no freeze
         self.gate = Gate(session_s, exact=outbox is not None)
         self.failure: BaseException | None = None
-        self.abandoned = False
+        self.abandoned = self.told = False
         self._learn = learn
         self._learners: list[threading.Thread] = []
         self._stopping = threading.Event()
@@ -334,12 +334,20 @@ class Process:
         self.gate.closed = True
         self._stopping.set()
 
+    def tell_to_stop(self) -> None:
+        """As `stop`, on somebody's order: no other process follows that would end what this one leaves."""
+        self.told = True
+        self.stop()
+
     @property
     def alive(self) -> bool:
         return any(thread.is_alive() for thread in self._threads)
 
     def join(self, timeout: float | None = None) -> int:
-        """Waits for the end; the exit code (DESIGN.md §10): 0, 4 work was abandoned, 75 start me again."""
+        """Waits for the end; the exit code (DESIGN.md §10): 0, 4 work was abandoned, 75 start me again.
+
+        *Bites*, if who was told to stop says 75 for a loop that failed while it drained: its supervisor starts none again, and takes it for 0.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         for thread in self._threads:
             thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
@@ -349,6 +357,8 @@ class Process:
             self._call_hooks(self.app.stop_hooks)
         self.close()
         self.marks.wipe()
+        if self.told and (self.abandoned or self.failure is not None):
+            return 4
         ended_early = self.failure is not None or self.recycling is not None
         return 75 if ended_early else 4 if self.abandoned else 0
 

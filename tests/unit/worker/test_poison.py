@@ -478,6 +478,23 @@ def test_whatever_hangs_its_process_makes_room(world: World, monkeypatch: pytest
     assert world.base("jobs.threads") == 1, "settled as timed out"
 
 
+@pytest.mark.parametrize(("told", "code"), [(True, 4), (False, 75)])
+def test_who_fails_at_its_end_says_what_its_supervisor_can_use(
+    world: World, monkeypatch: pytest.MonkeyPatch, told: bool, code: int
+) -> None:
+    """Told to stop, a loop failed while it drained. What bit: it asked to be started again, which nobody did, and the worker said 0: all was
+    finished."""
+    world.provision()
+    process = world.start()
+
+    def fails(_: float) -> bool:
+        raise RuntimeError("no way to drain")
+
+    monkeypatch.setattr(process.loops[0], "drain", fails)
+    process.tell_to_stop() if told else process.stop()
+    assert process.join(20) == code
+
+
 def late(seconds: float) -> Job:
     hand = ByHand()
     job = hand.job(child_app.app.job_types["hangs_in_a_thread"], {"n": 1})
