@@ -325,8 +325,9 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def spared_interrupts() -> None:
-    """For a process that is told by its supervisor when to stop, as the first thing that it does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """For a process that is told by its supervisor when to stop, as the first thing that it does. No SIG_IGN: programs that a handler starts
+    would inherit it, and could not be interrupted, not even by the handler."""
+    signal.signal(signal.SIGINT, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 

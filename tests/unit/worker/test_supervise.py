@@ -248,6 +248,21 @@ def test_ctrl_c_while_a_worker_starts_is_a_clean_stop(tmp_path: Path) -> None:
         worker.end()
 
 
+def test_who_is_spared_interrupts_does_not_spare_its_programs() -> None:
+    """What bit: a program that a handler had started took no notice of the SIGINT by which the handler told it to end."""
+    program = """
+        import os, signal, subprocess, sys
+        from streamjobs.worker.supervise import spared_interrupts
+        spared_interrupts()
+        os.kill(os.getpid(), signal.SIGINT)
+        started = subprocess.Popen(["sleep", "5"])
+        started.send_signal(signal.SIGINT)
+        print(started.wait())
+    """
+    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, capture_output=True, timeout=60, check=False)
+    assert ran.stdout == b"-2\n", ran.stderr
+
+
 def test_a_process_ends_although_a_pools_thread_hangs() -> None:
     """Python waits for the threads of a pool. What bit: `asyncio.to_thread` in a handler whose timeout had ended it, and a worker that had
     settled and committed all, and was killed for being late: exit code 1."""
