@@ -31,6 +31,15 @@ if TYPE_CHECKING:
 OUT_OF_REACH = frozenset({"_ALL_BROKERS_DOWN", "_MSG_TIMED_OUT", "_RESOLVE", "_TIMED_OUT", "_TRANSPORT"})
 
 
+def text_of(thing: object) -> str:
+    """What an exception, or anything else of a handler's, says. *Bites*, with `str`: one whose `__str__` fails, in a worker's loop: it ends,
+    and so does the next worker's that runs the job."""
+    try:
+        return str(thing)
+    except BaseException as problem:  # noqa: BLE001 (an exception whose text can't be made is still that exception)
+        return f"<its text can't be made: {type(problem).__qualname__}>"
+
+
 class StreamjobsError(Exception):
     """Base of all errors of streamjobs."""
 

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, ParamSpec, 
 from streamjobs.core import record as wire
 from streamjobs.core.dispatch import Entry, Partition
 from streamjobs.core.duration import seconds
-from streamjobs.core.failures import text_of
 from streamjobs.core.lifecycle import Failure
 from streamjobs.core.record import Meta, Record
 from streamjobs.core.retry import Retry
-from streamjobs.errors import JobTypeError, PublishError, UsageError
+from streamjobs.errors import JobTypeError, PublishError, UsageError, text_of
 
 if TYPE_CHECKING:
     from streamjobs.avro.codec import Payload
@@ -34,6 +33,18 @@ Order = Literal["key", "key_strict", "partition", "none"]
 ExecutorKind = Literal["threads", "aio", "processes"]
 
 
+#: The longest delay or expiry: its instant has no more digits than a reader takes, whenever the job runs.
+_LONGEST_S = 1_000 * 365 * 86_400
+
+
+def _delay_s(delay: Duration) -> float:
+    """Raises ValueError."""
+    delay_s = seconds(delay)
+    if delay_s > _LONGEST_S:
+        raise ValueError(f"a job is not put off by more than 1,000 years, and {delay!r} is more")
+    return delay_s
+
+
 class Signal(BaseException):
     """What a handler raises to say what becomes of its job. Not an error, so that `except Exception` lets it pass.
 
@@ -42,19 +53,19 @@ class Signal(BaseException):
 
 
 class Reject(Signal):
-    """Never run this job again: it becomes a dead letter with this reason."""
+    """Never run this job again: it becomes a dead letter with this reason: text, or the exception that says it."""
 
-    def __init__(self, reason: str = "") -> None:
+    def __init__(self, reason: str | BaseException = "") -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason = str(reason)
 
 
 class Cancel(Signal):
     """End this job quietly: it is cancelled, not failed, and leaves no dead letter."""
 
-    def __init__(self, reason: str = "") -> None:
+    def __init__(self, reason: str | BaseException = "") -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason = str(reason)
 
 
 class Snooze(Signal):
@@ -62,16 +73,16 @@ class Snooze(Signal):
 
     def __init__(self, delay: Duration) -> None:
         super().__init__(delay)
-        self.delay_s = seconds(delay)
+        self.delay_s = _delay_s(delay)
 
 
 class RetryAfter(Signal):
     """Count this run as failed and run the job again after `delay` instead of its backoff."""
 
-    def __init__(self, delay: Duration, reason: str = "") -> None:
+    def __init__(self, delay: Duration, reason: str | BaseException = "") -> None:
         super().__init__(reason or delay)
-        self.delay_s = seconds(delay)
-        self.reason = reason
+        self.delay_s = _delay_s(delay)
+        self.reason = str(reason)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RetryAfter, (self.delay_s, self.reason)
@@ -444,8 +455,6 @@ class Options:
 
 
 NO_OPTIONS = Options()
-#: The longest expiry: its instant has no more digits than a reader takes, whenever the job runs.
-_LONGEST_S = 1_000 * 365 * 86_400
 
 
 class Published(Generic[P]):

@@ -25,15 +25,6 @@ _FRAME = re.compile(r'File "([^"]+)", line \d+, in (\S+)')
 _NOT_THEIRS = re.compile(r"/site-packages/|/dist-packages/|/lib(?:64)?/python\d|/streamjobs/(?:worker|avro)/|^<")
 
 
-def text_of(error: BaseException) -> str:
-    """What it says. *Bites*, with `str`: a handler raises an exception whose `__str__` fails, the loop that settles it ends of that,
-    and so does every process that runs the job after this one."""
-    try:
-        return str(error)
-    except BaseException as problem:  # noqa: BLE001 (an exception whose text can't be made is still that exception)
-        return f"<its text can't be made: {type(problem).__qualname__}>"
-
-
 def shape(message: str) -> str:
     """The message with what differs from job to job (ids, numbers, quoted text) as `…`."""
     return _VARYING.sub("…", message)

@@ -19,8 +19,8 @@ from fnmatch import translate
 from typing import Any, Literal, TextIO
 
 from streamjobs.core.duration import instant
-from streamjobs.core.failures import text_of
 from streamjobs.core.record import clipped
+from streamjobs.errors import text_of
 from streamjobs.job import Job, current_job, stack_of
 
 Format = Literal["text", "json"]
@@ -246,7 +246,7 @@ class Text(_Formatter):
             for name, value in job_fields(getattr(record, _IN_HAND, None)).items()
             if name in _IN_TEXT
         }
-        fields = " ".join(f"{name}={_said(value)}" for name, value in (job | self._extras(record)).items())
+        fields = " ".join(f"{name}={text_of(value)}" for name, value in (job | self._extras(record)).items())
         head = (
             f"{instant(record.created)} {record.levelname} {record.name} {self._message(record)} {fields}"
         )
@@ -283,13 +283,6 @@ def _trace_fields(job: Job) -> dict[str, str]:
     return {"trace_id": trace_id, "span_id": span_id, "trace_flags": flags}
 
 
-def _said(thing: object) -> str:
-    try:
-        return str(thing)
-    except Exception as problem:  # noqa: BLE001 (what has no text is told of all the same)
-        return f"<its text can't be made: {type(problem).__name__}>"
-
-
 def escaped(text: str) -> str:
     """Control characters as `\\n`, `\\x1b`: outside text neither forges a line nor steers a terminal."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
@@ -316,4 +309,4 @@ def _fallback(value: Any) -> str:
     """Bytes may be a payload: only how many they are."""
     if isinstance(value, _BYTES):
         return f"<{len(value)} bytes>"
-    return clipped(_said(value), MAX_MESSAGE)
+    return clipped(text_of(value), MAX_MESSAGE)

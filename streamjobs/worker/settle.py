@@ -16,12 +16,11 @@ from streamjobs.broker import Admin, Message, Producer, TopicPartition
 from streamjobs.core import record as wire
 from streamjobs.core.delay import Ladder
 from streamjobs.core.dispatch import Partition
-from streamjobs.core.failures import text_of
 from streamjobs.core.lifecycle import Failure, Reason, Settlement
 from streamjobs.core.partitioner import partition_of
 from streamjobs.core.record import HeaderValue, Meta, Record, clipped, letter_id, replaced
 from streamjobs.core.topics import Names
-from streamjobs.errors import BrokerError
+from streamjobs.errors import BrokerError, text_of
 from streamjobs.job import Cancel, Job, JobCancelled, Reject, RetryAfter, Snooze, stack_of
 
 logger = logging.getLogger(__name__)
@@ -85,12 +84,25 @@ def identity(message: Message, home: Partition, meta: Meta) -> dict[str, HeaderV
 
 
 def classify(job: Job) -> Failure:
-    """What a run that did not return asked for; any exception that is no signal by the job type's policy."""
+    """What a run that did not return asked for; any exception that is no signal by the job type's policy. Never raises.
+
+    *Bites*: a user's own signal has an `__init__` that sets no delay, or no reason; the loop ends, and so does the next worker's that
+    runs the job.
+    """
+    try:
+        return _asked(job)
+    except Exception as problem:  # noqa: BLE001 (whatever a user's class lacks)
+        kind = type(job.error).__qualname__
+        return Failure("failed", clipped(f"a {kind} that can't be read: {text_of(problem)}"), error_type=kind)
+
+
+def _asked(job: Job) -> Failure:
     error = job.error
+    assert error is not None
     kind = type(error).__qualname__
-    text = "" if error is None else clipped(text_of(error))
+    text = clipped(text_of(error))
     if isinstance(error, Reject):
-        return Failure("rejected", error.reason)
+        return Failure("rejected", str(error.reason))
     if isinstance(error, Cancel | JobCancelled):
         return Failure("cancelled", text)
     if isinstance(error, Snooze):

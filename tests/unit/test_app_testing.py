@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streamjobs import App, Backoff, Job, PayloadError, Reject, Retry, RetryAfter, Snooze
+from streamjobs import App, Backoff, Cancel, Job, PayloadError, Reject, Retry, RetryAfter, Snooze
 
 
 def test_published_jobs_run_until_nothing_is_left(streamjobs_testing) -> None:
@@ -89,6 +89,78 @@ def test_signals_say_what_becomes_of_a_job(streamjobs_testing) -> None:
         ("reject", 1, 1), ("retry", 1, 1), ("retry", 2, 2), ("snooze", 1, 1), ("snooze", 2, 1),
     ]  # fmt: skip
     assert [letter.reason for letter in t.dead_letters()] == ["rejected"]
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class Void(Reject):
+    def __init__(self) -> None:
+        """Without a reason: nobody called the signal's own."""
+
+
+class Later(Snooze):
+    def __init__(self) -> None:
+        """Without a delay."""
+
+
+class Wordy(Reject):
+    def __init__(self) -> None:
+        self.reason = 13
+
+
+@pytest.mark.parametrize(
+    ("raised", "letter"),
+    [
+        (Reject(ValueError("void")), ("rejected", "Reject", "void")),
+        (Wordy(), ("rejected", "Wordy", "13")),
+        (RetryAfter("1s", ValueError("busy")), ("exhausted", "RetryAfter", "busy")),
+        (Cancel(ValueError("gone")), None),
+        (Mute(), ("exhausted", "Mute", "<its text can't be made: RuntimeError>")),
+        (Void(), ("exhausted", "Void", "a Void that can't be read: 'Void' object has no attribute 'reason'")),
+        (Later(), ("exhausted", "Later", "a Later that can't be read: 'Later' object has no attribute 'delay_s'")),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_a_handler_raises_the_worker_goes_on(streamjobs_testing, raised: BaseException, letter: tuple[str, str, str] | None) -> None:
+    """A signal with an exception as its reason, an exception that can't say its text, signals of a user's own that lack what they need."""
+    app = App("shop")
+    ran = []
+
+    @app.job(retry=Retry(attempts=2, backoff=Backoff.fixed("1s")))
+    def raises() -> None:
+        raise raised
+
+    @app.job
+    def other() -> None:
+        ran.append("other")
+
+    t = streamjobs_testing(app)
+    raises.publish()
+    other.publish()
+    t.run(raise_errors=False)
+
+    assert ran == ["other"]
+    assert [(each.reason, each.error_type, each.error_message) for each in t.dead_letters()] == ([letter] if letter else [])
+
+
+def test_no_signal_puts_a_job_off_beyond_the_calendar(streamjobs_testing) -> None:
+    """*Bites*: its due time has more digits than a reader takes, and the retry is a dead letter, `undecodable`."""
+    app = App("shop")
+
+    @app.job(retry=Retry(attempts=1))
+    def patient() -> None:
+        raise RetryAfter(10**12)
+
+    t = streamjobs_testing(app)
+    patient.publish()
+    t.run(raise_errors=False)
+
+    (letter,) = t.dead_letters()
+    assert (letter.reason, letter.error_type) == ("exhausted", "ValueError")
+    assert "1,000 years" in letter.error_message
 
 
 def test_a_delayed_job_waits_for_its_time(streamjobs_testing) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 from typing import Any, NamedTuple
 
-from streamjobs.core.failures import text_of
+from streamjobs.errors import text_of
 from streamjobs.job import stack_of
 
 
