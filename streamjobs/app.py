@@ -13,13 +13,13 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 from streamjobs.clock import SystemClock
 from streamjobs.core.retry import Retry
 from streamjobs.core.topics import Names, checked_name
 from streamjobs.errors import JobTypeError, UsageError
-from streamjobs.job import Duration, ExecutorKind, Job, JobType, Order, Outbox
+from streamjobs.job import Duration, ExecutorKind, Job, JobType, OnTimeout, Order, Outbox
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,7 +101,7 @@ class App:
         retry_on: type[BaseException] | tuple[type[BaseException], ...] = (),
         discard_on: type[BaseException] | tuple[type[BaseException], ...] = (),
         executor: ExecutorKind | None = None,
-        on_timeout: Literal["wait", "retry"] = "wait",
+        on_timeout: OnTimeout = "wait",
         schema: str | None = None,
     ) -> Decorator: ...
     def job(self, fn: Any = None, /, **options: Any) -> Any:

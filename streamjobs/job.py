@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, ParamSpec, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, ParamSpec, Protocol, Self, TypeVar, get_args
 
 from streamjobs.core import record as wire
 from streamjobs.core.dispatch import Entry, Partition
@@ -31,6 +31,7 @@ R = TypeVar("R")
 Duration = str | int | float | timedelta
 Order = Literal["key", "key_strict", "partition", "none"]
 ExecutorKind = Literal["threads", "aio", "processes"]
+OnTimeout = Literal["wait", "retry"]
 
 
 #: The longest delay or expiry: its instant has no more digits than a reader takes, whenever the job runs.
@@ -497,7 +498,7 @@ class JobType(Generic[P, R]):
         retry_on: tuple[type[BaseException], ...] = (),
         discard_on: tuple[type[BaseException], ...] = (),
         executor: ExecutorKind | None = None,
-        on_timeout: Literal["wait", "retry"] = "wait",
+        on_timeout: OnTimeout = "wait",
         schema: str | None = None,
     ) -> None:
         self.fn = fn
@@ -506,7 +507,7 @@ class JobType(Generic[P, R]):
         self.key = key
         self.order: Order = order or ("key" if key is not None else "none")
         self.timeout_s = None if timeout is None else seconds(timeout)
-        self.retry = retry or Retry()
+        self.retry = Retry() if retry is None else retry
         self.retry_on = retry_on
         self.discard_on = discard_on
         self.is_async = inspect.iscoroutinefunction(fn)
@@ -524,7 +525,21 @@ class JobType(Generic[P, R]):
         self._job_parameter = _job_parameter(fn)
         self._check()
 
+    def _check_options(self) -> None:
+        """*Bites*: `order="key-strict"`, and its jobs run as by partition; `retry=3`, and the loop of the worker ends at the first failure."""
+        for option, given, kind in (("order", self.order, Order), ("executor", self.kind, ExecutorKind), ("on_timeout", self.on_timeout, OnTimeout)):
+            if given not in get_args(kind):
+                raise JobTypeError(f"job type {self.name}: {option}={given!r} is none of {', '.join(map(repr, get_args(kind)))}")
+        for option, errors in (("retry_on", self.retry_on), ("discard_on", self.discard_on)):
+            if not isinstance(errors, tuple) or not all(isinstance(each, type) and issubclass(each, BaseException) for each in errors):
+                raise JobTypeError(f"job type {self.name}: {option}={errors!r} is no class of exceptions, and no tuple of such")
+        if not isinstance(self.retry, Retry):
+            raise JobTypeError(f"job type {self.name}: retry={self.retry!r}: write it such as Retry(attempts=3)")
+        if not (self.key is None or isinstance(self.key, str) or callable(self.key)):
+            raise JobTypeError(f"job type {self.name}: key={self.key!r} is neither a parameter's name nor a function of the arguments")
+
     def _check(self) -> None:
+        self._check_options()
         if self.order == "key_strict" and self.key is None:
             raise JobTypeError(f"job type {self.name}: order={self.order!r} needs key=…, the parameter whose jobs keep their order")
         if self.strict and self.kind == "threads" and self.on_timeout == "retry":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from streamjobs import App, Backoff, Cancel, Job, PayloadError, Reject, Retry, RetryAfter, Snooze
+from streamjobs import App, Backoff, Cancel, Job, JobTypeError, PayloadError, Reject, Retry, RetryAfter, Snooze
 
 
 def test_published_jobs_run_until_nothing_is_left(streamjobs_testing) -> None:
@@ -218,3 +220,32 @@ def test_the_app_is_its_own_again_afterwards() -> None:
     with app.testing():
         assert app.settings.bootstrap == "memory"
     assert app.settings.bootstrap == "broker.example:9092"
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ({"order": "key-strict"}, "order='key-strict' is none of 'key', 'key_strict', 'partition', 'none'"),
+        ({"executor": "thread"}, "executor='thread' is none of 'threads', 'aio', 'processes'"),
+        ({"on_timeout": "raise"}, "on_timeout='raise' is none of 'wait', 'retry'"),
+        ({"retry": 3}, "retry=3: write it such as Retry(attempts=3)"),
+        ({"retry": 0}, "retry=0: write it such as Retry(attempts=3)"),
+        ({"retry_on": [ValueError]}, "retry_on=[<class 'ValueError'>] is no class of exceptions, and no tuple of such"),
+        ({"discard_on": "ValueError"}, "discard_on='ValueError' is no class of exceptions, and no tuple of such"),
+        ({"key": 7}, "key=7 is neither a parameter's name nor a function of the arguments"),
+    ],
+    ids=str,
+)
+def test_an_option_that_can_not_be_is_refused_where_it_is_declared(option: dict[str, object], says: str) -> None:
+    """*Bites*: it is found out by the loop of a worker, which ends; or never, and the jobs run in another order than was asked for."""
+    with pytest.raises(JobTypeError, match=re.escape(f"job type send: {says}")):
+
+        @App("shop").job(**option)
+        def send(to: str) -> None: ...
+
+
+def test_options_that_can_be_are_taken() -> None:
+    @App("shop").job(order="key_strict", key="to", retry_on=OSError, discard_on=(KeyError, ValueError), executor="processes", on_timeout="retry")
+    def send(to: str) -> None: ...
+
+    assert (send.retry_on, send.discard_on) == ((OSError,), (KeyError, ValueError))
