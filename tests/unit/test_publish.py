@@ -346,6 +346,24 @@ def test_publishing_from_an_event_loop(streamjobs_testing) -> None:
     assert sorted(ran) == list(range(20))
 
 
+def test_what_serves_acknowledgements_does_not_connect_a_closed_app_again(streamjobs_testing, monkeypatch) -> None:
+    """The app is closed just after it has looked whether it is."""
+    app = App("shop")
+    streamjobs_testing(app)
+    publisher, made, pid = app.publisher, [], os.getpid()
+    monkeypatch.setattr(type(publisher), "producer", lambda self: made.append(self))
+
+    def closing() -> int:
+        publisher.close()
+        return pid
+
+    with monkeypatch.context() as moment:
+        moment.setattr("streamjobs.publish.os.getpid", closing)
+        publisher._poll_forever()
+
+    assert made == []
+
+
 def test_many_threads_publish_through_one_producer(streamjobs_testing) -> None:
     app = App("shop")
 
