@@ -71,10 +71,13 @@ class Sending:
         return Receipt(record.topic, record.partition, -1, self.job_id)
 
     def receipt(self) -> Receipt:
-        """Raises PublishError if the broker refused it."""
-        message = self.message
-        if self.error is not None or message is None:
-            raise PublishError(f"job {self.job_id} was not stored: {self.error}") from self.error
+        """Raises PublishError if the broker refused it, or time was up. *Bites*: the partition's leader freezes with the job in hand, its
+        publisher is told that it was not stored, publishes it anew with another id, and both run."""
+        message, error = self.message, self.error
+        if error is not None and (error.retriable or error.fatal):
+            raise PublishError(f"job {self.job_id} was not acknowledged: {error}. {_again(self.job_id)}") from error
+        if error is not None or message is None:
+            raise PublishError(f"job {self.job_id} was not stored: {error}") from error
         return Receipt(message.topic(), message.partition(), message.offset(), self.job_id)
 
 
@@ -211,7 +214,7 @@ class Publisher:
         try:
             return await asyncio.wait_for(future, timeout)
         except TimeoutError:
-            raise self._late(1) from None
+            raise self._late(sending) from None
         finally:
             ok = sending.done and sending.error is None
             self._doubt(sending.error)
@@ -372,7 +375,7 @@ class Publisher:
         """The schema is acknowledged before the first job that needs it (PROTOCOLS §14)."""
         key, value = payload.fingerprint.hex().encode(), payload.canonical.encode()
         deadline = time.monotonic() + self._settings.publish_timeout
-        sending = Sending("(schema)")
+        sending = Sending("")
         self._send(Record(self._names.schemas, value, key), sending, deadline)
         self._wait(sending, deadline)
         if sending.error is not None:
@@ -434,7 +437,7 @@ class Publisher:
         while not sending.done:
             left = deadline - time.monotonic()
             if left <= 0:
-                raise self._late(sending.left if isinstance(sending, Batch) else 1)
+                raise self._late(sending)
             if self._polling.acquire(timeout=min(left, 0.002)):
                 try:
                     if not sending.done:
@@ -442,12 +445,13 @@ class Publisher:
                 finally:
                     self._polling.release()
 
-    def _late(self, count: int) -> PublishError:
-        return PublishError(
-            f"{count} job(s) were not acknowledged within {self._settings.publish_timeout:g} s (publish_timeout): is the broker at "
-            f"{self._settings.bootstrap} reachable? They may still have been stored: publish again with the same id=, and let "
-            "the handler be idempotent"
-        )
+    def _late(self, what: Sending | Batch) -> PublishError:
+        within = f"within {self._settings.publish_timeout:g} s (publish_timeout): is the broker at {self._settings.bootstrap} reachable?"
+        if isinstance(what, Batch):
+            return PublishError(f"{what.left} job(s) were not acknowledged {within} {_again('')}")
+        if not what.job_id:
+            return PublishError(f"the job's schema was not acknowledged {within} The job was not sent")
+        return PublishError(f"job {what.job_id} was not acknowledged {within} {_again(what.job_id)}")
 
     def _start_poller(self) -> None:
         """Acknowledgements of `publish_async` are served by a thread of their own."""
@@ -490,6 +494,12 @@ class Publisher:
         self.outbox = None  # nobody here settles the run that put something into it
         self._poller = None
         self._pid = os.getpid()
+
+
+def _again(job_id: str) -> str:
+    """What to do about a job of which nobody knows whether it is stored; without an id: about many."""
+    what, with_id = ("It", f"id={job_id!r}") if job_id else ("They", "the same id=")
+    return f"{what} may still have been stored: publish again with {with_id}, and let the handler be idempotent"
 
 
 def new_id() -> str:

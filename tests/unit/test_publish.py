@@ -291,6 +291,39 @@ def test_many_may_take_longer_than_one_while_acknowledgements_come(streamjobs_te
     assert [receipt.offset for receipt in job_of.publish_many([(n,) for n in range(7)])] == [1, 2, 3, 4, 5, 6, 7]
 
 
+def test_a_job_that_may_be_stored_is_not_said_not_to_be(streamjobs_testing) -> None:
+    """Time is up at the client, or here: the broker may have it. Whoever publishes it again needs its id, also one that was made here."""
+    app = App("shop", partitions=1, publish_timeout="50ms")
+
+    @app.job
+    def job_of(n: int) -> None: ...
+
+    t = streamjobs_testing(app)
+    job_of.publish(0)
+    topic = app.names.main("default")
+    t.broker.fail("send", topic=topic, error="_MSG_TIMED_OUT", applied=True)
+    with pytest.raises(PublishError, match="job inv-7 was not acknowledged: .* It may still have been stored: publish again with id='inv-7', "):
+        job_of.options(id="inv-7").publish(7)
+
+    app.publisher.producer().poll = lambda timeout=0.0: time.sleep(timeout)
+    with pytest.raises(PublishError, match=r"job (\S+) was not acknowledged within 0.05 s .* stored: publish again with id='\1', "):
+        job_of.publish(8)
+
+    assert [dict(record.headers())["ce_id"] for record in t.broker.records(topic)][1:2] == [b"inv-7"]
+
+
+def test_a_job_that_was_refused_is_said_not_to_be_stored(streamjobs_testing) -> None:
+    app = App("shop", partitions=1)
+
+    @app.job
+    def job_of(n: int) -> None: ...
+
+    t = streamjobs_testing(app)
+    t.broker.fail("send", topic=app.names.main("default"), error="TOPIC_AUTHORIZATION_FAILED")
+    with pytest.raises(PublishError, match="job inv-7 was not stored: "):
+        job_of.options(id="inv-7").publish(7)
+
+
 def test_many_that_are_not_acknowledged_in_time_say_so(streamjobs_testing) -> None:
     app = App("shop", partitions=1, publish_timeout="100ms")
 
