@@ -69,8 +69,8 @@ class LosingBroker:
     ) -> Consumer:
         return self._broker.consumer(group, instance=instance, isolation=isolation, patient=patient)
 
-    def producer(self) -> Producer:
-        return LosingProducer(self._broker.producer(), self._names, self._flag)
+    def producer(self, *, within: float | None = None) -> Producer:
+        return LosingProducer(self._broker.producer(within=within), self._names, self._flag)
 
     def transactional_producer(self, transactional_id: str) -> TransactionalProducer:
         return self._broker.transactional_producer(transactional_id)

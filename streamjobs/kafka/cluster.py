@@ -83,10 +83,11 @@ class KafkaBroker:
             max_poll_interval_s=self._max_poll_interval_s,
         )
 
-    def producer(self) -> Producer:
+    def producer(self, *, within: float | None = None) -> Producer:
         from streamjobs.kafka.producer import KafkaProducer
 
-        return KafkaProducer(self._producer_config())
+        settings = self._producer_config()
+        return KafkaProducer(settings if within is None else config.within(settings, within))
 
     def transactional_producer(self, transactional_id: str) -> TransactionalProducer:
         from streamjobs.kafka.producer import KafkaTransactionalProducer

@@ -15,7 +15,7 @@ from streamjobs.errors import SettingsError
 Protocol = Literal["consumer", "classic"]
 Config = dict[str, Any]
 
-#: Below `publish_timeout` (10 s): a publish that raised is not delivered later. Below `transaction.timeout.ms`.
+#: Below the default of `publish_timeout`, as `within` has it for any other. Below `transaction.timeout.ms`.
 MESSAGE_TIMEOUT_MS = 9_000
 #: A client that was killed in a transaction hides the records behind it for so long.
 TRANSACTION_TIMEOUT_MS = 10_000
@@ -124,6 +124,11 @@ def producer(bootstrap: str, client_id: str, kafka: Mapping[str, Any], max_messa
         **admin(bootstrap, client_id, kafka),
     }
     return {**config, "message.max.bytes": max_message_bytes + HEADROOM}
+
+
+def within(config: Config, seconds: float) -> Config:
+    """A producer's configuration that gives a record up after so long. The client takes 0 for no limit, and no more than 31 bits."""
+    return {**config, "message.timeout.ms": min(max(1, int(seconds * 1000)), 2**31 - 1)}
 
 
 def transactional(config: Config, transactional_id: str) -> Config:

@@ -66,8 +66,8 @@ class MemoryBroker:
     ) -> MemoryConsumer:
         return MemoryConsumer(self._state, group, instance, isolation)
 
-    def producer(self) -> MemoryProducer:
-        return MemoryProducer(self._state)
+    def producer(self, *, within: float | None = None) -> MemoryProducer:
+        return MemoryProducer(self._state, within=within)
 
     def transactional_producer(self, transactional_id: str) -> MemoryTransactionalProducer:
         return MemoryTransactionalProducer(self._state, transactional_id)

@@ -49,8 +49,9 @@ class Answer:
 class MemoryProducer:
     """See `streamjobs.broker.Producer`. A record is stored by `send`, always alone, and acknowledged by `poll`."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, *, within: float | None = None) -> None:
         self._state = state
+        self._within = state.limits.message_timeout if within is None else within
         self._link = Link(state)
         self._waiting: deque[Outgoing] = deque()
         self._answers: deque[Answer] = deque()
@@ -63,7 +64,7 @@ class MemoryProducer:
             ack = partial(ack, about)
         with self._state.lock:
             self._check(record)
-            deadline = self._state.clock.monotonic() + self._state.limits.message_timeout
+            deadline = self._state.clock.monotonic() + self._within
             self._waiting.append(Outgoing(record, ack, deadline))
             self.deliver()
 

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamjobs import App, PayloadError, PublishError, UsageError
+from streamjobs.core.record import Record
 from streamjobs.kafka import config
 from streamjobs.publish import HEADROOM, new_id, new_ids, timestamp
 from streamjobs.testing.faults import broker_error
@@ -289,6 +290,23 @@ def test_many_may_take_longer_than_one_while_acknowledgements_come(streamjobs_te
 
     producer.poll = poll_slowly
     assert [receipt.offset for receipt in job_of.publish_many([(n,) for n in range(7)])] == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(("timeout", "within"), [("1s", 0.9), ("10s", 9), ("1m", 54)])
+def test_a_job_is_given_up_before_its_publisher_is_told(streamjobs_testing, monkeypatch, timeout: str, within: float) -> None:
+    """*Bites*: the client goes on for nine seconds, whatever `publish_timeout` says: too long for one second, too short for a minute."""
+    app = App("shop", publish_timeout=timeout)
+    t = streamjobs_testing(app)
+    asked, producer = [], t.broker.producer
+    monkeypatch.setattr(t.broker, "producer", lambda *, within=None: asked.append(within) or producer(within=within))
+
+    t.broker.down()
+    given_up = []
+    app.publisher.producer().send(Record("streamjobs.events", b""), lambda error, _: given_up.append(error.code))
+    t.advance(within + 0.001)
+    app.publisher.producer().poll()
+
+    assert (asked, given_up) == ([pytest.approx(within)], ["_MSG_TIMED_OUT"])
 
 
 def test_a_job_that_may_be_stored_is_not_said_not_to_be(streamjobs_testing) -> None:

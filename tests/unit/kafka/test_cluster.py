@@ -194,6 +194,25 @@ def test_a_broker_that_is_slow_to_answer_has_all_its_time(silent: str, monkeypat
     assert f" at {bootstrap}: " in str(error)
 
 
+def test_a_record_is_given_up_when_its_time_is_up() -> None:
+    """And not after the client's own nine seconds."""
+    errors: list[BrokerError | None] = []
+    producer = KafkaBroker(nobody()).producer(within=0.3)
+    producer.send(Record("t", b"x", b"k"), lambda error, _: errors.append(error))
+    producer.flush(5)
+    producer.close(0)
+
+    assert [error.code for error in errors if error] == ["_MSG_TIMED_OUT"]
+
+
+def test_any_time_is_one_that_the_client_takes() -> None:
+    """It takes 0 for no limit at all."""
+    times = [config.within({}, seconds)["message.timeout.ms"] for seconds in (0.0001, 0.9, 54, 365 * 86_400)]
+
+    assert times == [1, 900, 54_000, 2**31 - 1]
+    KafkaBroker(nobody()).producer(within=365 * 86_400).close(0)
+
+
 def test_a_record_that_found_no_broker_says_where_none_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(config._WRITING, "message.timeout.ms", 1000)  # type: ignore[index]
     bootstrap = nobody()
