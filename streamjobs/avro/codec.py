@@ -97,8 +97,11 @@ class Payload:
             return self.bind((row,), {})
         raise PayloadError(f"{self.name}: a row is a mapping of arguments, a tuple of them or a model, not {type(row).__name__}")
 
-    def validate(self, mapping: Mapping[str, Any]) -> dict[str, Any]:
-        """As `bind`, from data such as JSON gives: the parameters, or the fields of the model that is the payload."""
+    def validate(self, mapping: Mapping[str, Any], *, of_today: bool = True) -> dict[str, Any]:
+        """As `bind`, from data such as JSON gives: the parameters, or the fields of the model that is the payload.
+
+        `of_today`: written for this version of the code, so that a model may refuse fields that it does not know.
+        """
         try:
             given = from_json(mapping)
         except ValueError as problem:
@@ -107,15 +110,26 @@ class Payload:
             raise PayloadError(f"{self.name}: the arguments are nested too deeply") from None
         if self.model is not None and (set(given) != set(self.names) or self.names[0] in self.fields):
             given = {self.names[0]: given}
-        return self.bind((), {name: self._from_people(name, value) for name, value in given.items()})
+        return self.bind((), {name: self._from_people(name, value, of_today=of_today) for name, value in given.items()})
 
-    def _from_people(self, name: str, value: Any) -> Any:
+    def _from_people(self, name: str, value: Any, *, of_today: bool) -> Any:
         """Enum symbols made members where they are; pydantic says what is wrong with the rest."""
         convert = self._converts.get(name)
+        if convert is None or (of_today and self._has_forbidden(name, value)):
+            return value
         try:
-            return convert(value) if convert else value
+            return convert(value)
         except Exception:  # noqa: BLE001  (it is validated next, with a better message)
             return value
+
+    def _has_forbidden(self, name: str, value: Any) -> bool:
+        """*Bites*: a model forbids fields that it does not know; one that is misspelled is left out on the way to it, and the job runs
+        without."""
+        try:
+            self._validate({name: value})
+        except ValidationError as problem:
+            return any(fault["type"] == "extra_forbidden" for fault in problem.errors(include_url=False, include_input=False))
+        return False
 
     def encode(self, arguments: Mapping[str, Any]) -> bytes:
         """The framed value of arguments as `bind` gave them. Raises PayloadError for what Avro can't hold."""
@@ -157,16 +171,23 @@ class Payload:
         return "it takes " + ", ".join(f"{each.name}: {spelled(each.annotation)}" for each in self._signature.parameters)
 
     def _refused(self, problem: ValidationError) -> PayloadError:
-        first = problem.errors(include_url=False, include_input=False)[0]
+        faults = problem.errors(include_url=False, include_input=False)
+        first = next((fault for fault in faults if fault["type"] == "extra_forbidden" and len(fault["loc"]) > 1), faults[0])
         path = [str(each) for each in first["loc"]]
         field = ".".join(path[1:] if self.model is not None and len(path) > 1 else path)
-        if first["type"] == "missing":
-            return PayloadError(f"{self.name}: {field} is missing; {self._takes()}", field)
-        if first["type"] == "extra_forbidden":
-            why = ": the worker gives it, leave it out" if field == self.run_parameter else f"; {self._takes()}"
-            return PayloadError(f"{self.name}: {field} is none of its parameters{why}", field)
-        asked = {each.name: spelled(each.annotation) for each in self._signature.parameters}.get(path[0] if path else "", "")
-        return PayloadError(f"{self.name}: {field} takes {asked}: {first['msg'][:1].lower()}{first['msg'][1:]}", field)
+        return PayloadError(f"{self.name}: {field}{self._fault(first, path)}", field)
+
+    def _fault(self, fault: Mapping[str, Any], path: Sequence[str]) -> str:
+        """What is wrong with a parameter, or with a field inside of one."""
+        if fault["type"] == "missing":
+            return f" is missing; {self._takes()}"
+        if fault["type"] == "extra_forbidden":
+            if path == [self.run_parameter]:
+                return " is none of its parameters: the worker gives it, leave it out"
+            return f" is none of its {'parameters' if len(path) == 1 else 'fields'}; {self._takes()}"
+        why = f"{fault['msg'][:1].lower()}{fault['msg'][1:]}"
+        own = next((each for each in self._signature.parameters if path == [each.name]), None)
+        return f": {why}" if own is None else f" takes {spelled(own.annotation)}: {why}"
 
     def _unwritable(self, arguments: Mapping[str, Any], problem: Exception) -> PayloadError:
         for each in self._signature.parameters:

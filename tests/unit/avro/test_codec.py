@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, NaiveDatetime, field_validator
+from pydantic import BaseModel, ConfigDict, Field, NaiveDatetime, field_validator
 
 from streamjobs.avro.codec import Payload
 from streamjobs.avro.people import to_json
@@ -314,6 +314,38 @@ def test_a_wrong_field_of_a_model_is_named_with_its_path() -> None:
         payload.validate({"fullName": "A", "home": {"street": 7}})
 
     assert raised.value.field == "home.street"
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    n: int = 1
+    level: Level = Level.LOW
+
+
+class Holder(BaseModel):
+    strict: Strict = Strict()
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "field"),
+    [(Strict, {"n": 2, "bogus": 1}, "bogus"), (Strict, {"level": "HIGH", "bogus": 1}, "bogus"), (Holder, {"strict": {"bogus": 1}}, "strict.bogus")],
+)
+def test_a_model_may_refuse_fields_that_it_does_not_know(model: type[BaseModel], given: dict[str, Any], field: str) -> None:
+    """Of what people write: *bites*: it is left out on the way to the model, which forbids it in vain."""
+    payload = Payload(handler(it=model), "job")
+
+    with pytest.raises(PayloadError, match=f"^job: {field} is none of its fields; it takes it: ") as refused:
+        payload.validate(given)
+
+    assert refused.value.field == field
+    assert payload.validate({"level": "HIGH"} if model is Strict else {}) == {"it": Strict(level=Level.HIGH) if model is Strict else Holder()}
+
+
+@pytest.mark.parametrize(("given", "says"), [({"n": "x"}, "job: n: input should be a valid integer"), ({"it": 5}, "job: it takes Strict: ")])
+def test_a_field_is_not_said_to_take_the_whole_model(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(PayloadError, match=f"^{says}"):
+        Payload(handler(it=Strict), "job").validate(given)
 
 
 def test_the_value_is_not_in_the_message() -> None:
