@@ -112,7 +112,7 @@ class Payloads:
         if job_type.key is None:
             return letter.meta.key
         try:
-            own = _bytes(job_type.key_of(job_type.payload.validate(before)))
+            own = _bytes(job_type.key_of(job_type.payload.validate(_of_today(before, job_type), of_today=False)))
         except PayloadError:
             own = letter.meta.key
         return _bytes(job_type.key_of(arguments)) if own == letter.meta.key else letter.meta.key
@@ -125,15 +125,32 @@ def store_schemas(broker: Broker, names: Names, schemas: Mapping[bytes, str]) ->
 
 def _first_valid(job_type: JobType[Any, Any], document: Mapping[str, Any], changes: Sequence[Change]) -> Mapping[str, Any]:
     """What was written as text may be meant as JSON: the first way in which all of it fits."""
+    payload = job_type.payload
+    for change in changes:
+        if change.path[0] not in payload.fields:
+            what = "parameters" if payload.model is None else "fields"
+            raise PayloadError(f"{job_type.name}: {change.field} is none of its {what}: {', '.join(payload.fields)}", change.path[0])
+    document = _of_today(document, job_type)
     guesses = [change.values if place < _MOST_GUESSES else change.values[:1] for place, change in enumerate(changes)]
     refusal: PayloadError | None = None
     for values in product(*guesses):
         try:
-            return job_type.payload.validate(_with(document, changes, values))
+            return payload.validate(_with(document, changes, values), of_today=False)
         except PayloadError as error:
             refusal = refusal or error
     assert refusal is not None
     raise refusal
+
+
+def _of_today(document: Mapping[str, Any], job_type: JobType[Any, Any]) -> dict[str, Any]:
+    """What the job type still takes of it, by its name of today: as a worker reads it.
+
+    *Bites*: a parameter is removed, and the letters from before can be replayed as they are, but not be mended.
+    """
+    payload = job_type.payload
+    renamed = {alias: field["name"] for field in payload.schema["fields"] for alias in field.get("aliases", ())}
+    names = {name: renamed.get(name, name) for name in document}
+    return {names[name]: value for name, value in document.items() if names[name] in payload.fields}
 
 
 def _with(document: Mapping[str, Any], changes: Sequence[Change], values: Sequence[Any]) -> dict[str, Any]:

@@ -10,14 +10,16 @@ from itertools import count
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from streamjobs import App, Reject, provision, tables
+from streamjobs.avro.codec import Payload
 from streamjobs.core.failures import MAX_GROUPS
 from streamjobs.core.lifecycle import Reason
 from streamjobs.core.record import Meta, Record
 from streamjobs.dead_letters import DeadLetters, Kept, desk, orders, run
 from streamjobs.dead_letters.desk import Pace
-from streamjobs.dead_letters.payloads import Change
+from streamjobs.dead_letters.payloads import Change, store_schemas
 from streamjobs.errors import BrokerError, ReplayError, UsageError
 from streamjobs.telemetry.events import decode
 from streamjobs.testing import ManualClock, MemoryBroker
@@ -690,6 +692,44 @@ def test_a_change_reaches_into_nested_objects(app: App, broker: MemoryBroker) ->
     letters.where(key="Rome").edit({"address.city": "Bern"})
     assert sorted(letter.key or "" for letter in letters) == ["Bern", "Oslo"]
     assert letters.edit({"address.city.name": "x"}).kept == {Kept.REFUSED: 2}
+
+
+def test_a_letter_from_before_a_parameter_went_can_be_mended(
+    app: App, invoices: Letters, letters: DeadLetters, broker: MemoryBroker
+) -> None:
+    """As a worker would run it: without what is no parameter any more."""
+
+    def as_it_was(invoice_id: int, customer_id: str, sent_by: str) -> None: ...
+
+    old = Payload(as_it_was, "send_invoice")
+    store_schemas(broker, app.names, {old.fingerprint: old.canonical})
+    value = old.encode({"invoice_id": 1, "customer_id": "c1", "sent_by": "me"})
+    invoices.write([invoices.record({"invoice_id": 1, "customer_id": "c1"}, 1, value=value)])
+
+    done = letters.replay(changes={"invoice_id": 70})
+
+    assert (done.moved, done.why) == (1, {})
+    assert payloads(app, broker) == [(70, "c1", "hunter2")]
+    assert [message.key() for message in broker.records(RETRY)] == [b"c1"]
+
+
+class Order(BaseModel):
+    number: int
+    note: str = ""
+
+
+def test_a_misspelled_field_of_a_model_is_no_change(app: App) -> None:
+    """*Bites*: the model passes over what it does not know, and the job runs once more as it was."""
+
+    @app.job(queue="invoices")
+    def ship(order: Order) -> None: ...
+
+    Letters(app, "ship").bury([{"order": Order(number=1)}])
+
+    done = app.dead_letters("invoices").replay(changes={"nmber": 7})
+
+    assert (done.moved, done.kept) == (0, {Kept.REFUSED: 1})
+    assert "ship: nmber is none of its fields: number, note" in done.why[Kept.REFUSED]
 
 
 def test_a_key_that_its_publisher_chose_stays(invoices: Letters, letters: DeadLetters, broker: MemoryBroker) -> None:
