@@ -549,6 +549,8 @@ class JobType(Generic[P, R]):
             )
         if self.timeout_s is not None and self.timeout_s <= 0:
             raise JobTypeError(f"job type {self.name}: timeout must be longer than 0")
+        if inspect.isgeneratorfunction(self.fn) or inspect.isasyncgenfunction(self.fn):
+            raise JobTypeError(f"job type {self.name} is a generator, of which a call runs nothing: leave `yield` out of it")
         if self.is_async and self.kind != "aio":
             raise JobTypeError(f"job type {self.name} is async and can't run on {self.kind}: leave executor out")
         if not self.is_async and self.kind == "aio":

@@ -9,10 +9,12 @@ current schema, then validated.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from inspect import iscoroutinefunction
 from io import BytesIO
 from itertools import product
 from math import prod
+from types import CoroutineType
 from typing import Any
 
 from fastavro import schemaless_writer
@@ -27,7 +29,7 @@ from streamjobs.avro.schema import Schema
 from streamjobs.avro.shapes import Convert, exact_types, spelled
 from streamjobs.avro.store import SINGLE_OBJECT, SchemaStore, frame_of, framed_with
 from streamjobs.core.record import CONTENT_TYPE_UNFRAMED, SINGLE_OBJECT_HEAD
-from streamjobs.errors import DecodeError, PayloadError
+from streamjobs.errors import DecodeError, JobTypeError, PayloadError
 
 Read = Callable[[bytes, int], tuple[Any, ...]]
 
@@ -301,12 +303,21 @@ class Payload:
 
         Generated: for a call with `*job.args` the interpreter leaves its loop and begins another one.
         """
-        made: dict[str, Any] = {"fn": fn}
-        exec(compile(self._call(), "<call of a handler>", "exec"), made)  # noqa: S102
+        made: dict[str, Any] = {"fn": fn, "Coroutine": CoroutineType, "refuse": self._refuse_coroutine}
+        exec(compile(self._call(iscoroutinefunction(fn)), "<call of a handler>", "exec"), made)  # noqa: S102
         call: Callable[[Any], Any] = made["call"]
         return call
 
-    def _call(self) -> str:
+    def _refuse_coroutine(self, result: Coroutine[Any, Any, Any]) -> None:
+        """*Bites*: a decorator that is not async is put around an async handler: it looks like any function, gives back a coroutine that
+        nobody runs, and its jobs succeed."""
+        result.close()
+        raise JobTypeError(
+            f"job type {self.name}: its function is no async one and gave back a coroutine, which nobody runs: let what decorates an async "
+            "function be async, too"
+        )
+
+    def _call(self, is_async: bool) -> str:
         """Source of a call that passes the run, and what is keyword-only, by their places and names."""
         values = [f"v{place}" for place in range(len(self._signature.parameters))]
         arguments = [f"{each.name}={value}" if each.keyword_only else value for value, each in zip(values, self._signature.parameters, strict=True)]
@@ -314,7 +325,11 @@ class Payload:
             arguments.append(f"{self.run_parameter}=job")
         elif self.run_parameter:
             arguments.insert(self._signature.run_position, "job")
-        return f"def call(job):\n    [{', '.join(values)}] = job.args\n    return fn({', '.join(arguments)})"
+        call = f"def call(job):\n    [{', '.join(values)}] = job.args\n    "
+        if is_async:
+            return f"{call}return fn({', '.join(arguments)})"
+        looked_at = "if result is not None and type(result) is Coroutine: refuse(result)"
+        return f"{call}result = fn({', '.join(arguments)})\n    {looked_at}\n    return result"
 
 
 def _on_run(parameter: Parameter) -> Convert | None:

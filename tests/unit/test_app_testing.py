@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -146,6 +149,54 @@ def test_whatever_a_handler_raises_the_worker_goes_on(streamjobs_testing, raised
 
     assert ran == ["other"]
     assert [(each.reason, each.error_type, each.error_message) for each in t.dead_letters()] == ([letter] if letter else [])
+
+
+def plainly(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator that knows nothing of async functions."""
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return fn(*args, **kwargs)
+
+    return call
+
+
+def test_an_async_handler_that_nobody_would_await_fails(streamjobs_testing) -> None:
+    """*Bites*: its jobs succeed, and none of them has run."""
+    app = App("shop")
+
+    @app.job(retry=Retry(attempts=1))
+    @plainly
+    async def send(to: str) -> None: ...
+
+    @app.job
+    @plainly
+    def plain(to: str) -> Iterator[str]:
+        return iter(to)
+
+    t = streamjobs_testing(app)
+    send.publish("me")
+    plain.publish("me")
+    t.run(raise_errors=False)
+
+    (letter,) = t.dead_letters()
+    assert (letter.job_type, letter.error_type) == ("send", "JobTypeError")
+    assert "gave back a coroutine, which nobody runs" in letter.error_message
+
+
+def test_a_generator_is_no_job_type() -> None:
+    """Of one, a call runs nothing."""
+    app = App("shop")
+
+    def steps(n: int) -> Iterator[int]:
+        yield n
+
+    async def async_steps(n: int) -> AsyncIterator[int]:
+        yield n
+
+    for fn in (steps, async_steps):
+        with pytest.raises(JobTypeError, match="is a generator, of which a call runs nothing"):
+            app.job(fn)
 
 
 def test_no_signal_puts_a_job_off_beyond_the_calendar(streamjobs_testing) -> None:
