@@ -20,7 +20,7 @@ from streamjobs.core.partitioner import partition_of
 from streamjobs.core.record import CONTENT_TYPE, HeaderValue, Record
 from streamjobs.deployment import applying
 from streamjobs.errors import BrokerError, PayloadError, PublishError
-from streamjobs.job import NO_OPTIONS, JobType, Options, Outbox, Receipt
+from streamjobs.job import NO_OPTIONS, JobType, Options, Outbox, Receipt, current_job
 
 if TYPE_CHECKING:
     from streamjobs.app import App
@@ -302,6 +302,9 @@ class Publisher:
             known = self._known[job_type] = self._names.main(job_type.queue), ("ce_type", job_type.name.encode())
         topic, type_header = known
         headers = [type_header, ("ce_id", job_id.encode()), _VERSION, self._source, ("ce_time", timestamp(now)), _CONTENT_TYPE]
+        parent = current_job()
+        if parent is not None:
+            headers.append(("sj_parent", parent.id.encode()))
         if options is NO_OPTIONS:
             return topic, headers
         topic, ours = self._route(job_type.queue, options, now)

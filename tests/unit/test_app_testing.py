@@ -34,6 +34,35 @@ def test_published_jobs_run_until_nothing_is_left(streamjobs_testing) -> None:
     assert receipt.topic == "jobs.default"
 
 
+def test_a_job_names_the_one_that_published_it(streamjobs_testing) -> None:
+    """One by one, many at once, and from an async handler; over its retries, too."""
+    app = App("shop")
+    seen: dict[int, list[bytes | None]] = {}
+
+    @app.job
+    def parent() -> None:
+        child.publish(1)
+        child.options(tags=["a"]).publish_many([(2,), (3,)])
+
+    @app.job
+    async def async_parent() -> None:
+        await child.publish_async(4)
+
+    @app.job(retry=Retry(attempts=2, backoff=Backoff.fixed("1m")))
+    def child(job: Job, n: int) -> None:
+        seen.setdefault(n, []).append(job.headers.get("sj_parent"))
+        if job.attempt == 1:
+            raise ValueError("once more")
+
+    t = streamjobs_testing(app)
+    parent.options(id="p").publish()
+    async_parent.options(id="ap").publish()
+    child.publish(0)
+    t.run(raise_errors=False)
+
+    assert seen == {0: [None] * 2, 1: [b"p"] * 2, 2: [b"p"] * 2, 3: [b"p"] * 2, 4: [b"ap"] * 2}
+
+
 def test_an_exception_of_a_handler_surfaces(streamjobs_testing) -> None:
     app = App("shop")
 
