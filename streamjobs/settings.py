@@ -68,6 +68,11 @@ _BROKERS = re.compile(rf"embedded|(embedded:)?{_SERVER}(,{_SERVER})*,?")
 _WITH_UNDERSCORE = ("log_level",)
 
 
+#: What the client takes of a record at most, less what retries and letters add to a job.
+MOST_BYTES = 1_000_000_000 - 65_536
+MAX_PORT = 65_535
+
+
 def _whole(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("give a whole number")  # noqa: TRY004 (pydantic reports ValueErrors)
@@ -95,13 +100,19 @@ def _prefix(value: str) -> str:
 
 
 def _brokers(value: str) -> str:
-    if value != "memory" and not _BROKERS.fullmatch(value):
+    if value != "memory" and not (_BROKERS.fullmatch(value) and all(map(_is_port, re.findall(r":(\d+)\s*(?:,|$)", value)))):
         raise ValueError('give HOST:PORT[,HOST:PORT…] such as "localhost:9092", or "embedded"')
     return value
 
 
+def _is_port(text: str) -> bool:
+    """*Bites*: of one that is too large the client takes the last 16 bits, and asks another port."""
+    return int(text) <= MAX_PORT
+
+
 def _address(value: str) -> str:
-    if value not in ("", "off") and not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\s]+):\d{1,5}", value):
+    found = re.fullmatch(r"(?:\[[0-9a-fA-F:.]+\]|[^:\s]+):(\d{1,5})", value)
+    if value not in ("", "off") and not (found and _is_port(found[1])):
         raise ValueError('give HOST:PORT such as "127.0.0.1:9464", or "off"')
     return value
 
@@ -140,6 +151,17 @@ PassedOn = dict[str, Annotated[str, BeforeValidator(_kafka_value)]]
 Texts = Annotated[list[str], BeforeValidator(_listed)]
 
 
+def _between(least: str, most: str) -> AfterValidator:
+    """What a broker or the client takes; a worker that is started with anything else would only find out that it can't work."""
+
+    def check(value: float) -> float:
+        if not seconds(least) <= value <= seconds(most):
+            raise ValueError(f"give a duration from {least} to {most}")
+        return value
+
+    return AfterValidator(check)
+
+
 def _setting(default: Any, meaning: str, **limits: Any) -> Any:
     return Field(default=default, description=meaning, validate_default=True, **limits)
 
@@ -169,8 +191,8 @@ class Worker(Section):
     protocol: Literal["auto", "consumer", "classic"] = _setting(
         "auto", "Group protocol: consumer (KIP-848, joins fast), classic (takes over fast), auto (what the cluster allows)."
     )
-    session_timeout: Duration = _setting("10s", "A worker that is silent for so long has lost its partitions.")
-    max_poll_interval: Duration = _setting("5m", "A worker whose loop is stuck for so long has lost its partitions.")
+    session_timeout: Annotated[Duration, _between("1s", "1h")] = _setting("10s", "A worker that is silent for so long has lost its partitions.")
+    max_poll_interval: Annotated[Duration, _between("1s", "1d")] = _setting("5m", "A worker whose loop is stuck for so long has lost its partitions.")
     instance: Name = _setting("", "Static membership: a name that is unique in the group; empty: dynamic.")
     tick: Duration = _setting("500ms", "How often a loop commits and looks at the clock; the precision of delays.")
     window: Count = _setting(10_000, "Unfinished jobs that a worker holds per partition at most.")
@@ -264,11 +286,11 @@ class Settings(BaseSettings):
     )
     jobs_prefix: Prefix = _setting("jobs", "Begins the names of topics that hold jobs.")
     system_prefix: Prefix = _setting("streamjobs", "Begins the names of topics that all queues share.")
-    partitions: Count = _setting(8, "Partitions of a new queue's topic.")
+    partitions: Annotated[Count, Field(le=100_000)] = _setting(8, "Partitions of a new queue's topic.")
     replication: Whole = _setting(0, "Copies of each topic; 0: three, or as many as there are brokers.", ge=0)
-    max_message_bytes: Whole = _setting(1024 * 1024, "Largest record of a queue's topic; a job may have 32 kB less.", ge=65_536)
+    max_message_bytes: Whole = _setting(1024 * 1024, "Largest record of a queue's topic; a job may have 32 kB less.", ge=65_536, le=MOST_BYTES)
     history: Duration = _setting("7d", "How long finished jobs, and what is known of them, are kept.")
-    max_delay: Duration = _setting("90d", "The longest delay that a publisher may ask for.")
+    max_delay: Annotated[Duration, _between("1ms", "365000d")] = _setting("90d", "The longest delay that a publisher may ask for.")
     publish_timeout: Duration = _setting("10s", "How long publish waits for the broker's acknowledgement.")
     max_replays: Whole = _setting(3, "Replays of one job, after which its letter stays parked.", ge=0)
     worker: Worker = Worker()

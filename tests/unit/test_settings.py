@@ -133,6 +133,16 @@ def test_a_section_is_not_a_value() -> None:
         ({"bootstrap": "localhost:http"}, "HOST:PORT"),
         ({"bootstrap": "a:1,b"}, "HOST:PORT"),
         ({"bootstrap": "a:1;b:2"}, "HOST:PORT"),
+        # what no client or broker takes: it would be found out by a worker, or by nobody
+        ({"bootstrap": "localhost:99999"}, "HOST:PORT"),
+        ({"bootstrap": "[::1]:65536,a:1"}, "HOST:PORT"),
+        ({"bootstrap": "embedded:localhost:70000"}, "HOST:PORT"),
+        ({"worker": {"listen": "127.0.0.1:99999"}}, "HOST:PORT"),
+        ({"worker": {"session_timeout": "50ms"}}, "worker.session_timeout (code) is '50ms': give a duration from 1s to 1h"),
+        ({"worker": {"max_poll_interval": "25h"}}, "give a duration from 1s to 1d"),
+        ({"max_delay": "400000d"}, "give a duration from 1ms to 365000d"),
+        ({"partitions": 10**20}, "less than or equal to 100000"),
+        ({"max_message_bytes": 10**9}, "max_message_bytes (code) is 1000000000"),
     ],
 )
 def test_a_value_that_can_not_be_is_refused(code: dict[str, Any], says: str) -> None:
