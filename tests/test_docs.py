@@ -9,12 +9,16 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
+from uuid import UUID
 
 import pytest
+from pydantic import Field
 
 from streamjobs import App, Job
 from streamjobs.broker import Broker, TopicPartition
@@ -347,6 +351,24 @@ def test_python_types_become_these_avro_types(python: str, avro: str) -> None:
     job.__annotations__["value"] = {"int": int, "float": float, "bool": bool, "str": str, "bytes": bytes}[python]
 
     assert Payload(job, name="job").schema["fields"] == [{"name": "value", "type": avro}]
+
+
+@pytest.mark.parametrize(
+    "python", [datetime, date, time, UUID, timedelta, Decimal, Annotated[Decimal, Field(max_digits=12, decimal_places=2)]], ids=str
+)
+def test_logical_types_are_told_to_those_who_write_them(python: Any) -> None:
+    """A row of the table has the type and its logical type as the schema has them: a publisher in Java can't guess that a `Decimal` is text."""
+    from streamjobs.avro.codec import Payload
+
+    def job(value: Any) -> None: ...
+
+    job.__annotations__["value"] = python
+    (schema,) = (field["type"] for field in Payload(job, name="job").schema["fields"])
+    name = python.__name__ if isinstance(python, type) else "Annotated[Decimal, Field(max_digits=12, decimal_places=2)]"
+
+    (row,) = (line for line in text_of(ROOT / "docs/wire-format.md").splitlines() if line.startswith("| ") and f"`{name}`" in line.split("|")[1])
+    assert f"`{schema['logicalType']}`" in row
+    assert schema["type"] in ("int", "long") or f"`{schema['type']}`" in row
 
 
 def test_partitions_named_here_are_real(memory: Broker) -> None:

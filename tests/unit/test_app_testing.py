@@ -329,3 +329,26 @@ def test_options_that_can_be_are_taken() -> None:
     def send(to: str) -> None: ...
 
     assert (send.retry_on, send.discard_on) == ((OSError,), (KeyError, ValueError))
+
+
+def test_a_job_that_old_code_can_not_read_is_a_letter_for_new_code(streamjobs_testing) -> None:
+    """A rolling deployment: the old worker knows the schema, and has a parameter that it lacks."""
+    old, new = App("shop"), App("shop")
+
+    @old.job(name="send")
+    def old_send(to: str, by: str) -> None: ...
+
+    @new.job(name="send")
+    def new_send(to: str) -> None: ...
+
+    t = streamjobs_testing(old)
+    before = new.lend(t.broker, t.clock)
+    new_send.publish("me")
+    t.run()
+    assert [(letter.reason, letter.job_id != "") for letter in t.dead_letters()] == [("undecodable", True)]
+
+    assert new.dead_letters("default").replay().moved == 1
+
+    (again,) = t.broker.records("jobs.default.shop.retry")
+    assert new_send.payload.decode(again.value(), new._schemas()) == ("me",)
+    new.take_back(before)
