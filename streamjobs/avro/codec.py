@@ -29,7 +29,7 @@ from streamjobs.avro.schema import Schema
 from streamjobs.avro.shapes import Convert, exact_types, spelled
 from streamjobs.avro.store import SINGLE_OBJECT, SchemaStore, frame_of, framed_with
 from streamjobs.core.record import CONTENT_TYPE_UNFRAMED, SINGLE_OBJECT_HEAD
-from streamjobs.errors import DecodeError, JobTypeError, PayloadError
+from streamjobs.errors import DecodeError, JobTypeError, PayloadError, text_of
 
 Read = Callable[[bytes, int], tuple[Any, ...]]
 
@@ -238,16 +238,20 @@ class Payload:
     # Arguments out ----------------------------------------------------------------------------------------------------
 
     def decode(self, value: bytes, store: SchemaStore, content_type: bytes = b"") -> tuple[Any, ...]:
-        """The positional arguments for `caller`. Raises DecodeError, or UnknownSchemaError; never anything else."""
+        """The positional arguments for `caller`. Raises DecodeError, or UnknownSchemaError; never anything else, but for Ctrl-C.
+
+        *Bites*: a model's validator raises a signal, such as `Reject`: no `Exception`, so it ends the loop that reads the job, and that of
+        each next owner.
+        """
         try:
             if content_type == CONTENT_TYPE_UNFRAMED:
                 return self._current(value, 0)
             found = self.readers.get(value[:SINGLE_OBJECT_HEAD])
             read, at = found or self._reader_for(value, store)
             return read(value, at)
-        except DecodeError:
+        except (DecodeError, KeyboardInterrupt):
             raise
-        except Exception as problem:
+        except BaseException as problem:
             raise self._undecodable(problem) from problem
 
     def _reader_for(self, value: bytes, store: SchemaStore) -> tuple[Read, int]:
@@ -292,7 +296,7 @@ class Payload:
 
         return resolved
 
-    def _undecodable(self, problem: Exception) -> DecodeError:
+    def _undecodable(self, problem: BaseException) -> DecodeError:
         if isinstance(problem, ValidationError):
             first = problem.errors(include_url=False, include_input=False)[0]
             return DecodeError(f"{self.name}: the payload does not fit: {'.'.join(map(str, first['loc']))}: {first['msg']}")
@@ -367,7 +371,7 @@ def _numbers(value: Any) -> Iterator[int]:
             yield from _numbers(each)
 
 
-def _said(problem: Exception) -> str:
+def _said(problem: BaseException) -> str:
     if isinstance(problem, IndexError):
         return "it is cut off"
-    return str(problem) or type(problem).__name__
+    return text_of(problem) or type(problem).__name__

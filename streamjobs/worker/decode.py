@@ -88,7 +88,9 @@ class Decoder:
                 if by_key:
                     lane = message.key()
                 jobs.append(_job_of(job_type, home, message, None, args, id_.decode(), lane))
-        except Exception:  # noqa: BLE001 (the long way meets it again, and names it)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # noqa: BLE001 (the long way meets it again, and names it)
             return jobs
         return jobs
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from pydantic import BaseModel, field_validator
 
 from streamjobs import App, Backoff, Cancel, Job, JobTypeError, PayloadError, Reject, Retry, RetryAfter, Snooze
 
@@ -178,6 +179,53 @@ def test_whatever_a_handler_raises_the_worker_goes_on(streamjobs_testing, raised
 
     assert ran == ["other"]
     assert [(each.reason, each.error_type, each.error_message) for each in t.dead_letters()] == ([letter] if letter else [])
+
+
+class Guarded(BaseModel):
+    n: int
+
+    refusal: ClassVar[BaseException | None] = None
+
+    @field_validator("n")
+    @classmethod
+    def refuse(cls, n: int) -> int:
+        if cls.refusal is not None:
+            raise cls.refusal
+        return n
+
+
+@pytest.mark.parametrize(
+    "refusal", [ValueError("void"), Mute(), Reject("void"), Snooze("1s"), SystemExit("void")], ids=lambda error: type(error).__name__
+)
+@pytest.mark.parametrize("alone", [True, False])
+def test_whatever_a_model_raises_when_a_job_is_read_the_worker_goes_on(
+    streamjobs_testing, monkeypatch, refusal: BaseException, alone: bool
+) -> None:
+    """A validator that came with the last version, and takes itself for a handler. Signals are no `Exception`s."""
+    app = App("shop")
+    ran = []
+
+    if alone:
+
+        @app.job
+        def takes(guarded: Guarded) -> None: ...
+    else:
+
+        @app.job
+        def takes(guarded: Guarded, n: int = 0) -> None: ...
+
+    @app.job
+    def other() -> None:
+        ran.append("other")
+
+    t = streamjobs_testing(app)
+    takes.publish(Guarded(n=1))
+    other.publish()
+    monkeypatch.setattr(Guarded, "refusal", refusal)
+    t.run()
+
+    assert ran == ["other"]
+    assert [(letter.reason, letter.error_type) for letter in t.dead_letters()] == [("undecodable", "DecodeError")]
 
 
 def plainly(fn: Callable[..., Any]) -> Callable[..., Any]:
