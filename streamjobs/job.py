@@ -675,12 +675,14 @@ def make_options(
     """Options as a user writes them. Raises UsageError for those that contradict each other or can't travel."""
     if delay is not None and at is not None:
         raise UsageError("give delay= or at=, not both: they are two ways to say when the job runs")
+    if at is not None and not isinstance(at, datetime):
+        raise UsageError(f"at= is {at!r}: give a datetime with a time zone, or delay=")
     if at is not None and at.tzinfo is None:
         raise UsageError("at= needs a time zone (datetime.now(timezone.utc) + …): without one nobody knows when it is")
     if at is not None and at.timestamp() < 0:
         raise UsageError(f"at= is {at.isoformat()}: give an instant after 1970-01-01, from which those of jobs are counted")
     for what, text in (("id=", id), ("key=", key)):
-        _check_text(what, text or "")
+        _check_text(what, "" if text is None else text)
     if id is not None and (not id or len(id.encode()) > 256):
         raise UsageError("id= is text of 1 to 256 bytes")
     expires_s = None if expires is None else seconds(expires)
@@ -704,22 +706,25 @@ def make_options(
 
 
 def _check_text(what: str, text: str) -> None:
+    if not isinstance(text, str):
+        raise UsageError(f"{what} {text!r} is {type(text).__name__}: give text")
     if not wire.is_utf8(text):
         raise UsageError(f"{what} {text!r} can't be sent: it has lone surrogates, which UTF-8 has not; is its source in another encoding?")
 
 
 def _check_tags(tags: Sequence[str]) -> None:
     """*Bites*: they make a longer header than one of ours may be, `publish` is acknowledged, and no worker can read the job."""
-    if any("," in tag or not tag for tag in tags):
-        raise UsageError("a tag is text without commas")
     for tag in tags:
         _check_text("tag", tag)
+    if any("," in tag or not tag for tag in tags):
+        raise UsageError("a tag is text without commas")
     size = len(",".join(tags).encode())
     if size > wire.MAX_HEADER:
         raise UsageError(f"tags= has {size:,} bytes with its commas, more than {wire.MAX_HEADER:,}: give fewer or shorter ones, or use headers=")
 
 
 def _check_header(name: str, value: str | bytes) -> None:
+    _check_text("header", name)
     if name.startswith(("ce_", "sj_")) or name.lower() == "content-type":
         raise UsageError(f"header {name!r} belongs to streamjobs: choose a name that does not begin with ce_ or sj_")
     if not wire.is_header_name(name):

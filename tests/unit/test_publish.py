@@ -107,6 +107,11 @@ def test_what_travels(streamjobs_testing) -> None:
         ({"expires": "400000d"}, "more than 1,000 years"),
         ({"expires": 1e308}, "more than 1,000 years"),
         ({"at": datetime(1969, 12, 31, tzinfo=UTC), "expires": "1h"}, "after 1970-01-01"),
+        ({"id": 7}, "id= 7 is int: give text"),
+        ({"key": 0}, "key= 0 is int: give text"),
+        ({"tags": [7]}, "tag 7 is int: give text"),
+        ({"headers": {7: "x"}}, "header 7 is int: give text"),
+        ({"at": "2031-01-01T00:00Z"}, "give a datetime with a time zone"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, says) -> None:
