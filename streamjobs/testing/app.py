@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Self
 
@@ -48,28 +47,27 @@ class InlineThreads:
 
 
 class InlineAio(Aio):
-    """Runs a chunk of async handlers to its end where it is submitted."""
+    """Runs a chunk of async handlers to its end where it is submitted, on the one event loop of a worker process.
+
+    *Bites*, with a loop for each chunk: what an `on_start` hook opens, such as a pool, belongs to another one than each handler has.
+    """
 
     def __init__(self, gate: Gate) -> None:
         super().__init__(1, gate)
 
     def submit(self, chunk: Chunk) -> None:
-        run_to_end(self._run_chunk(chunk))
+        self._run_to_end(self._run_chunk(chunk))
 
     def call(self, awaitable: Awaitable[Any], failed: Callable[[BaseException], None]) -> None:
-        run_to_end(self._call(awaitable, failed))
+        self._run_to_end(self._call(awaitable, failed))
 
+    def _run_to_end(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
 
-def run_to_end(coroutine: Coroutine[Any, Any, Any]) -> None:
-    """Runs a coroutine here; in a thread, if this one has an event loop running (a test that is itself async)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.run(coroutine)
-    else:
-        thread = threading.Thread(target=asyncio.run, args=(coroutine,))
-        thread.start()
-        thread.join()
+    def stop(self, timeout: float) -> None:
+        super().stop(timeout)
+        if self._loop is not None and not self._loop.is_running():
+            self._loop.close()
 
 
 class Testing:

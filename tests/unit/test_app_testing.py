@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -62,6 +63,49 @@ def test_a_job_names_the_one_that_published_it(streamjobs_testing) -> None:
     t.run(raise_errors=False)
 
     assert seen == {0: [None] * 2, 1: [b"p"] * 2, 2: [b"p"] * 2, 3: [b"p"] * 2, 4: [b"ap"] * 2}
+
+
+def test_hooks_and_async_handlers_share_one_event_loop(streamjobs_testing) -> None:
+    """As in a worker process: what a start hook opens is used by all handlers, run after run, and closed by the stop hook."""
+    app = App("shop")
+    loops: list[tuple[str, asyncio.AbstractEventLoop]] = []
+    one = asyncio.Semaphore(1)  # belongs to the loop in which somebody first had to wait for it
+
+    def note(where: str) -> None:
+        loops.append((where, asyncio.get_running_loop()))
+
+    @app.on_start
+    async def start() -> None:
+        note("start")
+
+    @app.on_stop
+    async def stop() -> None:
+        note("stop")
+
+    @app.on_dead
+    async def dead(job: Job, reason: str) -> None:
+        note("dead")
+
+    @app.job
+    async def handle(n: int) -> None:
+        note("handler")
+        await asyncio.gather(wait(), wait())
+        raise Reject("void")
+
+    async def wait() -> None:
+        async with one:
+            await asyncio.sleep(0)
+
+    with app.testing() as t:
+        handle.publish(1)
+        t.run()
+        handle.publish(2)
+        t.run()
+
+    assert [where for where, _ in loops] == ["start", "handler", "dead", "handler", "dead", "stop"]
+    assert len({loop for _, loop in loops}) == 1
+    assert loops[0][1].is_closed()
+    assert [letter.reason for letter in t.dead_letters()] == ["rejected"] * 2, "none failed for the loop's sake"
 
 
 def test_an_exception_of_a_handler_surfaces(streamjobs_testing) -> None:
