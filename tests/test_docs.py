@@ -275,6 +275,17 @@ def test_the_example_of_the_readme_runs_as_its_reader_runs_it(
     assert "invoice is void" in letters.stdout
 
 
+def test_the_tests_of_the_page_on_testing_pass(tmp_path: Path) -> None:
+    """Beside the README's app, in a project that has no settings of its own."""
+    for path in (ROOT / "README.md", ROOT / "docs/testing.md"):
+        (block, *_) = blocks(path)
+        (tmp_path / block.splitlines()[0].removeprefix("# ")).write_text(block)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    tested = subprocess.run([sys.executable, "-m", "pytest", "-q"], check=False, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert "4 passed" in tested.stdout, tested.stdout
+
+
 def wire_example() -> str:
     """The block behind `<!-- example: bare -->`."""
     found = re.search(r"<!-- example: bare -->\n```python\n(.*?)^```", text_of(ROOT / "docs/wire-format.md"), re.DOTALL | re.MULTILINE)

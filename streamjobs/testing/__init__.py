@@ -10,6 +10,7 @@
     broker.down()
 """
 
+from streamjobs.testing.app import Testing
 from streamjobs.testing.broker import MemoryBroker
 from streamjobs.testing.clock import ManualClock
 from streamjobs.testing.consumer import MemoryConsumer
@@ -26,4 +27,5 @@ __all__ = [
     "MemoryProducer",
     "MemoryTransactionalProducer",
     "Operation",
+    "Testing",
 ]
