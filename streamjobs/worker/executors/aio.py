@@ -79,11 +79,16 @@ class Aio:
             task.add_done_callback(self._tasks.discard)
 
     async def _work(self) -> None:
-        """Takes chunks for ever. It looks at the backlog and lists itself as idle without a step of the loop between."""
+        """Takes chunks until it is stopped. It looks at the backlog and lists itself as idle without a step of the loop between.
+
+        *Bites*: it is cancelled in a handler, whose end takes the cancellation with it; were it to wait for more then, nothing would end it.
+        """
         with self._marks.row() as row:
             while not self._stopping:
                 while self._backlog:
                     await self._run_chunk(self._backlog.popleft(), row)
+                if self._stopping:
+                    return
                 future = self.loop.create_future()
                 self._idle.append(future)
                 await self._woken(future)

@@ -110,6 +110,24 @@ def test_a_chunk_that_runs_inline_takes_a_slot(bench: Bench) -> None:
     threads.stop(1)
 
 
+def test_async_handlers_that_obey_are_not_said_to_go_on(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """They are cancelled at the end, and end: nothing is left that the executor would wait for."""
+    executor, started = Aio(4, bench.gate), threading.Event()
+
+    async def waits() -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    executor.submit(bench.chunk("aio", waits))
+    assert started.wait(20)
+    executor.stop(2)
+
+    (job,) = bench.result().done
+    assert isinstance(job.error, JobCancelled)
+    assert executor._tasks == set()
+    assert caplog.messages == []
+
+
 @pytest.mark.parametrize(("brief", "exact"), [(True, False), (True, True), (False, False)])
 def test_a_handler_sees_its_own_job_in_its_context(bench: Bench, brief: bool, exact: bool) -> None:
     """Its copies, too, for as long as it runs. Those that outlive a brief job see a later one: but not where that could do more harm than
