@@ -634,8 +634,8 @@ class JobType(Generic[P, R]):
         """This job type with options for publishing.
 
         `delay` or `at`: when it runs. `id`: instead of a UUIDv7; publishing one id twice makes two jobs. `key`: instead of the
-        job type's. `expires`: a job that did not start this long after it was published, or after it was due, is skipped.
-        `headers`: yours.
+        job type's. `expires`: this long after it was published, or after it was due, no run of it begins any more, a retry neither: it
+        ends as expired, without a letter. `headers`: yours.
         """
         made = make_options(delay=delay, at=at, id=id, key=key, tags=tags, expires=expires, headers=headers)
         return Published(self, made)

@@ -48,7 +48,7 @@ SHOWN = 20
 @click.option("--id", "job_id", help="Its id; publishing one id twice makes two jobs.")
 @click.option("--key", help="Its key, instead of the job type's: jobs of one key start in order.")
 @click.option("--tag", "tags", multiple=True, help="A tag; may be given several times.")
-@click.option("--expires", callback=as_seconds, metavar="DURATION", help="Skipped if it has not started so long after it was due.")
+@click.option("--expires", callback=as_seconds, metavar="DURATION", help="So long after it was due no run of it begins any more, a retry neither.")
 @click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="A header; may be given several times.")
 @pass_session
 def publish(

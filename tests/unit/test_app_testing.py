@@ -387,6 +387,27 @@ def test_an_expired_job_does_not_run(streamjobs_testing) -> None:
     assert ran == ["in time"]
 
 
+@pytest.mark.parametrize("ended", [ValueError("down"), RetryAfter("1m"), Snooze("1m")], ids=lambda error: type(error).__name__)
+def test_no_retry_of_an_expired_job_begins(streamjobs_testing, ended: BaseException) -> None:
+    """Its first run was in time; the next one would not be. It is over, and leaves no letter."""
+    app = App("shop")
+    runs = []
+
+    @app.job(retry=Retry(attempts=3, backoff=Backoff.fixed("1m")))
+    def greet(job: Job, name: str) -> None:
+        runs.append((name, job.run))
+        if job.run == 1:
+            raise ended
+
+    t = streamjobs_testing(app)
+    greet.options(expires="10s").publish("late")
+    greet.options(expires="1h").publish("in time")
+    t.run(raise_errors=False)
+
+    assert sorted(runs) == [("in time", 1), ("in time", 2), ("late", 1)]
+    assert t.dead_letters() == []
+
+
 def test_the_app_is_its_own_again_afterwards() -> None:
     app = App("shop", bootstrap="broker.example:9092")
     with app.testing():
