@@ -108,7 +108,7 @@ class App:
         """Makes a typed function a job type: its calls can be published, and workers run them.
 
         `queue`: its topic. `key`: the parameter (or a function of the arguments) whose jobs keep their order. `order`: `key`
-        (default with a key), `key_strict`, `partition` or `none`. `timeout`: of one run. `retry`: attempts and backoff.
+        (the default: of jobs that have one), `key_strict`, `partition` or `none`. `timeout`: of one run. `retry`: attempts and backoff.
         `retry_on`, `discard_on`: exceptions that are retried (default: all) or make a dead letter at once.
         Raises JobTypeError for a declaration that can't work.
         """

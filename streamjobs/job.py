@@ -505,7 +505,7 @@ class JobType(Generic[P, R]):
         self.name = checked_type_name(name)
         self.queue = queue
         self.key = key
-        self.order: Order = order or ("key" if key is not None else "none")
+        self.order: Order = order or "key"  # of those that have one: a publisher may give it, whatever the type says
         self.timeout_s = None if timeout is None else seconds(timeout)
         self.retry = Retry() if retry is None else retry
         self.retry_on = retry_on

@@ -131,6 +131,31 @@ def test_a_job_may_be_as_large_as_the_setting_says(embedded_url: str) -> None:
 # --- order ----------------------------------------------------------------------------------------------------------------
 
 
+def test_a_key_that_its_publisher_gives_keeps_its_order_too(shop: App, wait_until: Callable[..., None]) -> None:
+    """Of a job type without one, by an option or by another program: the next job of a key begins when the one before it is over. Jobs
+    without a key run beside them."""
+    told: list[str] = []
+    waiting = threading.Event()
+
+    @shop.job
+    def step(name: str) -> None:
+        told.append(f"{name} begins")
+        if name == "first":
+            waiting.wait(20)
+        told.append(f"{name} ends")
+
+    with working(shop):
+        step.options(key="acme").publish("first")
+        step.options(key="acme").publish("second")
+        step.publish("keyless")
+        wait_until(lambda: "keyless ends" in told, 20)
+        assert "second begins" not in told
+        waiting.set()
+        wait_until(lambda: "second ends" in told, 20)
+
+    assert [line for line in told if "keyless" not in line] == ["first begins", "first ends", "second begins", "second ends"]
+
+
 @pytest.mark.parametrize("kind", ["threads", "aio"])
 def test_jobs_of_one_key_start_in_order(shop: App, wait_until: Callable[..., None], kind: str) -> None:
     """Twenty keys, fifty jobs each, all slots busy: each key's jobs start in the order in which they were published."""

@@ -19,7 +19,7 @@ from streamjobs.worker.decode import PARTITION_LANE, Decoder
 
 def an_app(count: Any) -> App:
     app = App("shop")
-    app.job(name="count", queue="mails")(count)
+    app.job(name="count", queue="mails", order="none")(count)
     return app
 
 
@@ -37,6 +37,7 @@ def in_line(n: int) -> None: ...
 
 NOW, BEFORE = an_app(count), an_app(earlier)
 NOW.job(name="keyed", queue="mails", key="customer")(keyed)
+NOW.job(name="plain", queue="mails")(in_line)
 NOW.job(name="in_line", queue="mails", order="partition")(in_line)
 STORE = SchemaStore()
 STORE.add(BEFORE.job_types["count"].payload.avro)
@@ -47,6 +48,7 @@ PUBLISHED: dict[str, tuple[App, str, dict[str, Any], tuple[Any, ...], bytes | No
     "count": (NOW, "count", {"n": 3, "by": 2}, (3, 2), None),
     "an earlier schema": (BEFORE, "count", {"n": 4}, (4, 1), None),
     "keyed": (NOW, "keyed", {"customer": "c"}, ("c",), b"c"),
+    "given a key by its publisher": (NOW, "plain", {"n": 6}, (6,), b"c"),
     "in line": (NOW, "in_line", {"n": 5}, (5,), PARTITION_LANE),
 }
 
