@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 import time
+from collections import deque
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -345,6 +346,81 @@ def test_a_job_that_was_refused_is_said_not_to_be_stored(streamjobs_testing) -> 
     t.broker.fail("send", topic=app.names.main("default"), error="TOPIC_AUTHORIZATION_FAILED")
     with pytest.raises(PublishError, match="job inv-7 was not stored: "):
         job_of.options(id="inv-7").publish(7)
+
+
+def test_many_do_not_wait_in_the_client_until_they_are_given_up(streamjobs_testing) -> None:
+    """A slow broker: what it has not taken yet waits with whoever publishes, not in a queue that forgets what it has had for too long."""
+    app = App("shop", partitions=1)
+
+    @app.job
+    def job_of(n: int) -> None: ...
+
+    streamjobs_testing(app)
+    job_of.publish(0)
+    producer, waiting, most = app.publisher.producer(), deque(), 0
+    send, poll = producer.send, producer.poll
+
+    def send_slowly(record, ack=None, about=None) -> None:
+        nonlocal most
+        send(record, lambda *told: waiting.append((ack, about, *told)))
+        poll(0)
+        most = max(most, len(waiting))
+
+    def poll_slowly(timeout: float = 0.0) -> int:
+        for ack, about, *rest in [waiting.popleft() for _ in range(min(len(waiting), 500))]:
+            ack(about, *rest)
+        return 500
+
+    producer.send, producer.poll = send_slowly, poll_slowly
+
+    assert [receipt.offset for receipt in job_of.publish_many([(n,) for n in range(15_000)])] == [*range(1, 15_001)]
+    assert 5_000 < most <= 11_000
+
+
+def test_many_stop_where_none_gets_through(streamjobs_testing) -> None:
+    """The broker is away: to give up ten thousand after the other would take the client nine seconds each."""
+    app = App("shop", partitions=1)
+
+    @app.job
+    def job_of(n: int) -> None: ...
+
+    t = streamjobs_testing(app)
+    job_of.publish(0)
+    t.broker.fail("send", topic=app.names.main("default"), error="_MSG_TIMED_OUT", times=None)
+
+    with pytest.raises(PublishError, match="15000 of 15000 jobs were not stored") as raised:
+        job_of.publish_many([(n,) for n in range(15_000)])
+
+    assert raised.value.unsent == 4_000
+    assert "no more were sent, for none gets through: injected by a test" in str(raised.value)
+
+
+def test_many_go_on_where_a_few_are_refused(streamjobs_testing) -> None:
+    """Also if they are all that is answered while room is waited for."""
+    app = App("shop", partitions=1)
+
+    @app.job
+    def job_of(n: int) -> None: ...
+
+    streamjobs_testing(app)
+    job_of.publish(0)
+    producer, waiting = app.publisher.producer(), deque()
+    send, poll = producer.send, producer.poll
+
+    def send_slowly(record, ack=None, about=None) -> None:
+        send(record, (lambda *told: ack(about, *told)) if about < 500 else (lambda *told: waiting.append((ack, about, *told))))
+        poll(0)
+
+    def refuse_then_take(timeout: float = 0.0) -> int:
+        count, error = (600, broker_error("MSG_SIZE_TOO_LARGE")) if len(waiting) == 10_500 else (5_000, None)
+        for ack, about, _, message in [waiting.popleft() for _ in range(min(len(waiting), count))]:
+            ack(about, error, message)
+        return count
+
+    producer.send, producer.poll = send_slowly, refuse_then_take
+
+    with pytest.raises(PublishError, match="600 of 13000 jobs were not stored, .* 12400 were, 600 were refused or not acknowledged, 0 were not sent"):
+        job_of.publish_many([(n,) for n in range(13_000)])
 
 
 def test_many_that_are_not_acknowledged_in_time_say_so(streamjobs_testing) -> None:
