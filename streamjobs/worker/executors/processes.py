@@ -344,6 +344,9 @@ class Keeper:
             logger.error("a child process ended with %s while it ran nothing", how_it_ended)
             return
         job = batch.jobs[index]
+        if doomed is None and self._stopping.is_set():
+            # By `kill`. *Bites*, held against it: a suspect takes longer than a drain; three deployments, and it is buried as poison.
+            doomed = job, JobCancelled("killed at the end of its worker")
         if doomed is not None and doomed[0] is not job:
             # The late one ended after all, and the next one began, just before the child was killed: that one did nothing.
             chunk.returned.extend([job] if batch.is_head(index) else [])

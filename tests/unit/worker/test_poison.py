@@ -263,6 +263,21 @@ def test_an_end_that_is_seen_takes_the_strike_back(world: World) -> None:
     assert world.standing() == []
 
 
+def test_a_suspect_that_its_worker_abandons_is_charged_nothing(world: World) -> None:
+    """It runs for longer than the drain. What bit: the strike for its start stood, and after the third deployment it was buried as poison."""
+    world.provision()
+    world.types["takes"].publish(n=1, ms=60_000)
+    process = world.start(Mark("jobs.threads", 0, 0, 1))
+    eventually(lambda: world.noted("start"), 30, "it runs")
+    for loop in process.loops:
+        loop._shared.drain_s = 0.1
+    process.stop()
+
+    assert process.join(20) == 4
+    assert world.charges()[:2] == [0, 1]
+    assert world.standing() == []
+
+
 def test_strikes_that_stand_are_kept_over_a_failure(world: World) -> None:
     """A container died twice of it, perhaps; then it fails in sight: its next record carries two strikes, not three."""
     world.provision()
