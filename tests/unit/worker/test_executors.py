@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from streamjobs import Job, Reject, Snooze, Timeout
+from streamjobs import App, Job, JobTypeError, Reject, Snooze, Timeout
 from streamjobs.core.dispatch import Partition
 from streamjobs.job import JobCancelled, JobType, current_job
 from streamjobs.worker.executors import Chunk, Gate
@@ -273,6 +273,33 @@ def test_a_signal_may_be_raised_in_a_task_group(
     assert isinstance(bench.result().done[0].error, means)
     threads.submit(bench.chunk("threads", groups_too))
     assert isinstance(bench.result().done[0].error, means)
+
+
+def test_a_handler_whose_body_did_not_run_has_failed(bench: Bench, threads: Threads) -> None:
+    """What bit: `async def` under a decorator that is not: nobody awaited it, and each job succeeded."""
+
+    async def works() -> None: ...
+
+    def decorated() -> Any:
+        return works()
+
+    def lazy() -> Any:
+        return (n for n in range(3))
+
+    for handler, says in ((decorated, "returned a coroutine"), (lazy, "returned a generator")):
+        threads.submit(bench.chunk("threads", handler))
+        error = bench.result().done[0].error
+        assert isinstance(error, JobTypeError) and says in str(error)
+    threads.submit(bench.chunk("threads", lambda: {"any": "thing"}))
+    assert bench.result().done[0].error is None
+
+
+def test_a_generator_is_no_handler() -> None:
+    def yields() -> Iterator[int]:
+        yield 1
+
+    with pytest.raises(JobTypeError, match="is a generator"):
+        App("shop").job(yields)
 
 
 def test_nobody_waits_for_an_event_loop_that_a_handler_blocks(bench: Bench, aio: Aio, monkeypatch: pytest.MonkeyPatch) -> None:
