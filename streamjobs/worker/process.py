@@ -330,9 +330,14 @@ class Process:
                 self.stop()
 
     def stop(self) -> None:
-        """Begins to drain: nothing more is admitted, what runs may end."""
-        self.gate.closed = True
-        self._stopping.set()
+        """Begins to drain: nothing more is admitted, what runs may end.
+
+        A signal may come in the midst of it, and ask for it, too. *Bites*: the supervisor's word and SIGTERM reach the process at the same
+        moment; its main thread waits for the event's lock, which it has itself, and no loop is told.
+        """
+        if not self.gate.closed:
+            self.gate.closed = True
+            self._stopping.set()
 
     def tell_to_stop(self) -> None:
         """As `stop`, on somebody's order: no other process follows that would end what this one leaves."""

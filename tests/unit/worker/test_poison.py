@@ -493,6 +493,34 @@ def test_whatever_hangs_its_process_makes_room(world: World, monkeypatch: pytest
     assert world.base("jobs.threads") == 1, "settled as timed out"
 
 
+def test_a_signal_in_the_midst_of_a_stop_hangs_nothing(world: World) -> None:
+    """SIGTERM comes to a process that its supervisor tells to stop at that moment: one thread would take the event's lock twice."""
+    world.provision()
+    process = world.start()
+    event = process._stopping
+
+    class Interrupted:
+        def __enter__(self) -> None:
+            lock.acquire()
+            process.stop()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+
+        def notify_all(self) -> None:
+            condition.notify_all()
+
+    condition: Any = event._cond  # type: ignore[attr-defined]
+    lock = condition._lock
+    event._cond = Interrupted()  # type: ignore[attr-defined]
+    stopping = threading.Thread(target=process.stop, daemon=True)
+    stopping.start()
+    stopping.join(10)
+    event._cond = condition  # type: ignore[attr-defined]
+    assert not stopping.is_alive()
+    assert process.join(20) == 0
+
+
 @pytest.mark.parametrize(("told", "code"), [(True, 4), (False, 75)])
 def test_who_fails_at_its_end_says_what_its_supervisor_can_use(
     world: World, monkeypatch: pytest.MonkeyPatch, told: bool, code: int
