@@ -157,9 +157,9 @@ def _stop(process: Process, seconds: float) -> None:
     """Ends the process after so many seconds, come what may, with what each of its threads did then.
 
     *Bites*: its supervisor is killed, and it hangs while it drains; nobody is left to kill it, it keeps its membership alive, and its
-    partitions stand still for ever.
+    partitions stand still for ever. Nor is one that makes room for another by itself sure to end.
     """
-    if not process.gate.closed:
+    if not process.told:
         faulthandler.dump_traceback_later(seconds, exit=True)
     process.tell_to_stop()
 

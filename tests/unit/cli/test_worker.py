@@ -14,6 +14,7 @@ from click.testing import Result
 from streamjobs.cli import worker as module
 from streamjobs.cli.session import Session, load_app
 from streamjobs.settings import documented
+from streamjobs.worker.executors import Gate
 
 Run = Callable[..., Result]
 Started = list[tuple[str, Mapping[str, Any], list[str]]]
@@ -53,6 +54,26 @@ def test_flags_go_to_the_supervisor_as_settings(run: Run, shop: str, started: St
             ["invoices"],
         )
     ]
+
+
+def test_who_is_told_to_stop_ends_though_it_had_begun_to_stop_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It makes room for another process, and hangs in that; then its supervisor is killed. What bit: the watch was for those that had not
+    begun to stop."""
+    armed: list[float] = []
+    monkeypatch.setattr(module.faulthandler, "dump_traceback_later", lambda seconds, **_: armed.append(seconds))
+
+    class MakesRoom:
+        gate = Gate()
+        told = False
+
+        def tell_to_stop(self) -> None:
+            self.told = True
+
+    process: Any = MakesRoom()
+    process.gate.closed = True
+    module._stop(process, 39.0)
+    module._stop(process, 39.0)
+    assert armed == [39.0]
 
 
 def test_what_was_not_given_is_left_to_the_settings(run: Run, shop: str, started: Started) -> None:
