@@ -555,8 +555,6 @@ class JobType(Generic[P, R]):
             raise JobTypeError(f"job type {self.name} is async and can't run on {self.kind}: leave executor out")
         if not self.is_async and self.kind == "aio":
             raise JobTypeError(f"job type {self.name} is no async function: executor 'aio' can't run it")
-        if inspect.isgeneratorfunction(self.fn) or inspect.isasyncgenfunction(self.fn):
-            raise JobTypeError(f"job type {self.name} is a generator (it has `yield` in it), whose body a call does not run: leave `yield` out")
         parameters = inspect.signature(self.fn).parameters
         if isinstance(self.key, str) and self.key not in parameters and not _takes_model(parameters.values()):
             raise JobTypeError(f"job type {self.name}: key={self.key!r} is none of its parameters ({', '.join(parameters)})")
@@ -578,18 +576,6 @@ class JobType(Generic[P, R]):
     def bound(self) -> Callable[[Job], Any]:
         """Calls the handler with a job's arguments."""
         return self.payload.caller(self.fn)
-
-    def ran(self, result: object) -> None:
-        """Looks at what a handler returned in a thread. Raises JobTypeError if its body has not run. *Bites*: `async def` under a decorator
-        that makes a plain function of it; the coroutine is awaited by nobody, and the job would have succeeded."""
-        if inspect.iscoroutine(result):
-            result.close()
-            raise JobTypeError(
-                f"job type {self.name}: its handler returned a coroutine, which does not run in a thread: let the decorators of the "
-                "`async def` function be async, too"
-            )
-        if inspect.isgenerator(result) or inspect.isasyncgen(result):
-            raise JobTypeError(f"job type {self.name}: its handler returned a generator, whose body has not run: leave `yield` out")
 
     def observe_mean(self, duration_s: float, jobs: int = 1) -> None:
         """A moving mean of its durations, to which so many jobs add this one; it only steers the size of chunks, so a lost update does

@@ -9,12 +9,12 @@ current schema, then validated.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from inspect import iscoroutinefunction
 from io import BytesIO
 from itertools import product
 from math import prod
-from types import CoroutineType
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
 from fastavro import schemaless_writer
@@ -32,6 +32,9 @@ from streamjobs.core.record import CONTENT_TYPE_UNFRAMED, SINGLE_OBJECT_HEAD
 from streamjobs.errors import DecodeError, JobTypeError, PayloadError, text_of
 
 Read = Callable[[bytes, int], tuple[Any, ...]]
+
+#: What a call gives back whose body has not begun.
+_NOT_RUN = frozenset({CoroutineType, GeneratorType, AsyncGeneratorType})
 
 #: So many combinations of exact types are told apart at once; where there are more (many parameters are optional), all is validated.
 MOST_EXACT = 16
@@ -307,14 +310,16 @@ class Payload:
 
         Generated: for a call with `*job.args` the interpreter leaves its loop and begins another one.
         """
-        made: dict[str, Any] = {"fn": fn, "Coroutine": CoroutineType, "refuse": self._refuse_coroutine}
+        made: dict[str, Any] = {"fn": fn, "not_run": _NOT_RUN, "refuse": self._refuse_unrun}
         exec(compile(self._call(iscoroutinefunction(fn)), "<call of a handler>", "exec"), made)  # noqa: S102
         call: Callable[[Any], Any] = made["call"]
         return call
 
-    def _refuse_coroutine(self, result: Coroutine[Any, Any, Any]) -> None:
+    def _refuse_unrun(self, result: Coroutine[Any, Any, Any] | Generator[Any, Any, Any] | AsyncGenerator[Any, Any]) -> None:
         """*Bites*: a decorator that is not async is put around an async handler: it looks like any function, gives back a coroutine that
-        nobody runs, and its jobs succeed."""
+        nobody runs, and its jobs succeed. Or around one that has a `yield` in it."""
+        if not isinstance(result, Coroutine):
+            raise JobTypeError(f"job type {self.name}: its function gave back a generator, of which nothing has run: leave `yield` out of it")
         result.close()
         raise JobTypeError(
             f"job type {self.name}: its function is no async one and gave back a coroutine, which nobody runs: let what decorates an async "
@@ -332,7 +337,7 @@ class Payload:
         call = f"def call(job):\n    [{', '.join(values)}] = job.args\n    "
         if is_async:
             return f"{call}return fn({', '.join(arguments)})"
-        looked_at = "if result is not None and type(result) is Coroutine: refuse(result)"
+        looked_at = "if result is not None and type(result) in not_run: refuse(result)"
         return f"{call}result = fn({', '.join(arguments)})\n    {looked_at}\n    return result"
 
 

@@ -213,10 +213,7 @@ def _run_lanes(chunk: Chunk, gate: Gate, clock: Callable[[], float], to_epoch: f
             job_type = job.job_type
             run_handler = job_type.run  # a method call would look for it on the class first
             try:
-                result = run_handler(job)
-                if result is not None:
-                    job_type.ran(result)
-                    result = None  # nobody wants it
+                run_handler(job)
             except BaseException as error:  # noqa: BLE001 (whatever a handler raises is its result)
                 job.error = meant(error)
             ended = clock()

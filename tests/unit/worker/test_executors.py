@@ -286,7 +286,7 @@ def test_a_handler_whose_body_did_not_run_has_failed(bench: Bench, threads: Thre
     def lazy() -> Any:
         return (n for n in range(3))
 
-    for handler, says in ((decorated, "returned a coroutine"), (lazy, "returned a generator")):
+    for handler, says in ((decorated, "gave back a coroutine"), (lazy, "gave back a generator")):
         threads.submit(bench.chunk("threads", handler))
         error = bench.result().done[0].error
         assert isinstance(error, JobTypeError) and says in str(error)
