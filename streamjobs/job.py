@@ -145,7 +145,7 @@ class Job(_Seldom, Entry):
     """One run of a job.
 
     A handler that has a parameter annotated `Job` gets it. `id` is the same for every attempt: the idempotency key.
-    Instants are aware datetimes in UTC.
+    `published_at` and `deadline` are aware datetimes in UTC, other instants seconds since the epoch.
     """
 
     __slots__ = (
