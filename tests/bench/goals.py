@@ -41,6 +41,8 @@ GOALS = (
     Goal("telemetry on: throughput of off, 11 fields", "telemetry", "key11", 0.85, to=("key11", "off")),
     Goal("idle worker process, MiB", "idle", "worker process", 70, most=True),
     Goal("idle worker and supervisor, % CPU", "idle", "both", 1.0, most=True),
+    Goal("longest wait after a worker's SIGKILL, s (session timeout 10 s)", "takeover", "after SIGKILL", 11, most=True),
+    Goal("one look at 1,000 queues, s", "monitor", "1,000 queues: first", 10, most=True),
     Goal("2 processes against 1, 1 ms of computing", "processes", "burn", 1.6, who="2", to=("burn", "1")),
 )
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -284,6 +285,32 @@ def layers(at: Round) -> None:
             at.book.note("layers", f"{queue}: {name}", "ours", "µs/job", micros)
 
 
+def monitor(at: Round) -> None:
+    """One look at many queues of one partition each, with the age of the oldest job in each: the first, and the next ones."""
+    queues = at.count(1_000)
+    prefix = at.world.prefix("q")
+    for name, took_s in at.world.look(prefix, queues).items():
+        at.book.note("monitor", f"{queues:,} queues: {name}", "ours", "s", took_s)
+    at.world.delete(prefix)
+
+
+def takeover(at: Round) -> None:
+    """Of two workers one is killed while jobs come; how long those of its partitions wait at most until the other one has run them. Offsets
+    are committed often: what was run and not committed runs again, and has waited for longer."""
+    prefix, count = at.world.prefix("k"), 800
+    together = {"worker__group": f"takeover-{prefix}", "worker__tick": "50ms"}
+    with at.world.worker("stamp", prefix, **together) as survivor:
+        at.world.publish("pace", "stamp", prefix, 1, 50)
+        survivor.wait(FIRST + 1)
+        with at.world.worker("stamp", prefix, **together) as victim, ThreadPoolExecutor(1) as publisher:
+            sent = publisher.submit(at.world.publish, "pace", "stamp", prefix, count, 50)
+            victim.wait(50)
+            victim.end()
+            sent.result()
+            survivor.wait(2 * FIRST + 1 + count - victim.ledger.count())
+        at.book.note("takeover", "after SIGKILL", "ours", "s", max(survivor.ledger.numbers()))
+
+
 def offset_map(at: Round) -> None:
     """Tracking offsets, and making a commit's map of them."""
     for name, micros in offsets.costs().items():
@@ -304,4 +331,6 @@ SCENARIOS: dict[str, Callable[[Round], None]] = {
     "offsets": offset_map,
     "processes": processes,
     "scale": scale,
+    "takeover": takeover,
+    "monitor": monitor,
 }

@@ -163,6 +163,14 @@ class World:
         found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
         return found
 
+    def look(self, prefix: str, queues: int) -> dict[str, float]:
+        """What `tests.bench.monitoring` answers."""
+        command = [sys.executable, "-m", "tests.bench.monitoring", str(queues)]
+        env = self.environment("", prefix, partitions=1)
+        done = subprocess.run(command, cwd=self.tree, env=env, stdout=subprocess.PIPE, check=True, text=True)
+        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
     def publish(self, program: str, queue: str, prefix: str, count: int, *arguments: object, tree: Path | None = None, **settings: Any) -> Any:
         """What a program of `tests.bench.publishing` answers."""
         command = [sys.executable, "-m", "tests.bench.publishing", program, queue, str(count), *map(str, arguments)]
