@@ -305,32 +305,43 @@ class Inline:
 
     LOOK_S, WAITED = 0.05, 0.25
     LONG_S = 0.01
+    WAITS = 3
     DOUBT_S, MAX_DOUBT_S = 1.0, 30.0
 
     def __init__(self) -> None:
-        self._ran_s = self._waited_s = 0.0
+        self._begin()
         self._doubt_s = self.DOUBT_S
         self._until = -math.inf
+
+    def _begin(self) -> None:
+        self._ran_s = self._waited_s = 0.0
+        self._waits = 0
 
     def allowed(self, now: float) -> bool:
         return now >= self._until
 
     def ran(self, took_s: float, waited_s: float, now: float) -> None:
         """A chunk ran there for `took_s`, and waited for `waited_s` of it. After 50 ms of such it is decided anew: if a quarter
-        was waiting, none runs there for a second; for twice as long, up to 30 s, if it is found so again at once.
+        was waiting, in three chunks or more, none runs there for a second; for twice as long, up to 30 s, if it is found so again at once.
 
         A chunk is 2 ms of work. What it takes beyond 10 ms counts as waiting, whatever it did: everybody else waited for it.
+
+        *Bites*, with one chunk: on a busy machine another thread loses its processor while it has the interpreter, a chunk waits for it
+        for 13 ms, and for seconds each batch is handed to a thread, a third slower.
         """
+        lost_s = max(waited_s, took_s - self.LONG_S)
         self._ran_s += took_s
-        self._waited_s += max(waited_s, took_s - self.LONG_S)
+        self._waited_s += lost_s
+        self._waits += lost_s >= self.WAITED * took_s
         if self._ran_s < self.LOOK_S:
             return
-        if self._waited_s >= self.WAITED * self._ran_s:
+        if self._waited_s < self.WAITED * self._ran_s:
+            self._doubt_s = self.DOUBT_S
+            self._begin()
+        elif self._waits >= self.WAITS:
             self._until = now + self._doubt_s
             self._doubt_s = min(self.MAX_DOUBT_S, 2 * self._doubt_s)
-        else:
-            self._doubt_s = self.DOUBT_S
-        self._ran_s = self._waited_s = 0.0
+            self._begin()
 
 
 CHUNK_S = 0.002

@@ -86,8 +86,9 @@ def test_what_waits_in_the_loops_thread_is_banned_from_it_for_longer_each_time()
     inline, now, banned_s = Inline(), 0.0, []
 
     for _ in range(7):
-        assert inline.allowed(now)
-        inline.ran(0.06, 0.02, now)
+        for _ in range(3):
+            assert inline.allowed(now)
+            inline.ran(0.02, 0.006, now)
         assert not inline.allowed(now)
         until = next(until for until in (1, 2, 4, 8, 16, 30) if inline.allowed(now + until))
         assert not inline.allowed(now + until - 0.01)
@@ -97,7 +98,8 @@ def test_what_waits_in_the_loops_thread_is_banned_from_it_for_longer_each_time()
     assert banned_s == [1, 2, 4, 8, 16, 30, 30]
     for _ in range(6):
         inline.ran(0.01, 0.0, now)
-    inline.ran(0.06, 0.06, now)
+    for _ in range(3):
+        inline.ran(0.02, 0.02, now)
     assert inline.allowed(now + 1), "what ran well in between is not held against it"
 
 
@@ -111,6 +113,21 @@ def test_a_little_waiting_is_none() -> None:
         inline.ran(0.01, 0.0, 0.0)
     for _ in range(10):
         inline.ran(0.01, 0.004, 0.0)
+    assert not inline.allowed(0.0)
+
+
+def test_one_wait_is_none_however_long() -> None:
+    """What bit: 13 ms for the interpreter, whose holder had lost its processor, and for a second all jobs ran in other threads."""
+    inline = Inline()
+    for _ in range(30):
+        inline.ran(0.015, 0.013, 0.0)
+        for _ in range(60):
+            assert inline.allowed(0.0)
+            inline.ran(0.001, 0.0, 0.0)
+    for _ in range(2):
+        inline.ran(0.1, 0.1, 0.0)
+        assert inline.allowed(0.0)
+    inline.ran(0.1, 0.1, 0.0)
     assert not inline.allowed(0.0)
 
 

@@ -121,12 +121,13 @@ def test_nor_do_they_where_the_loop_does_not_offer_itself() -> None:
 
 def test_brief_jobs_that_wait_run_in_threads_for_a_while() -> None:
     world = World(BRIEF_S, inline=True)
-    world.come_back(world.inline[0], took_s=0.1, waited_s=0.05)
-    world.execution.hand_out(inline=True)
-    assert len(world.inline) == 1 and len(world.executor.chunks) == 1
+    for _ in range(3):
+        world.come_back(world.inline[-1], took_s=0.1, waited_s=0.05)
+        world.execution.hand_out(inline=True)
+    assert len(world.inline) == 3 and len(world.executor.chunks) == 1
     world.come_back(world.executor.chunks[0], took_s=0.1, waited_s=0.1)  # that is what threads are for
     world.execution.hand_out(inline=True)
-    assert len(world.inline) == 2
+    assert len(world.inline) == 4
 
 
 def test_brief_jobs_that_hang_after_all_do_not_hold_up_the_rest() -> None:
