@@ -22,7 +22,7 @@ def note(job: Job, what: str, **more: object) -> None:
     ledger.note(what=what, id=job.id, type=job.type, origin=job.origin, run=job.run, attempt=job.attempt, key=job.key, **more)
 
 
-@app.job(queue=QUEUE)
+@app.job(queue=QUEUE, order="none")
 def step(job: Job, n: int, ms: int = 0) -> None:
     note(job, "start", n=n)
     if ms:
@@ -38,14 +38,14 @@ def keyed(job: Job, n: int, k: str, ms: int = 0) -> None:
     note(job, "end", n=n)
 
 
-@app.job(queue=QUEUE)
+@app.job(queue=QUEUE, order="none")
 async def step_async(job: Job, n: int, ms: int = 0) -> None:
     note(job, "start", n=n)
     await asyncio.sleep(ms / 1000)
     note(job, "end", n=n)
 
 
-@app.job(queue=QUEUE, retry=Retry(attempts=3, backoff=Backoff.fixed("1s")))
+@app.job(queue=QUEUE, retry=Retry(attempts=3, backoff=Backoff.fixed("1s")), order="none")
 def shaky(job: Job, n: int, fails: int) -> None:
     note(job, "start", n=n)
     if job.attempt <= fails:
@@ -53,7 +53,7 @@ def shaky(job: Job, n: int, fails: int) -> None:
     note(job, "end", n=n)
 
 
-@app.job(queue=QUEUE)
+@app.job(queue=QUEUE, order="none")
 def refused(job: Job, n: int) -> None:
     note(job, "start", n=n)
     raise Reject("never")

@@ -33,7 +33,7 @@ if os.environ.get("HANGS_AT_ITS_END"):
         time.sleep(1_000)
 
 
-@app.job(queue=QUEUE)
+@app.job(queue=QUEUE, order="none")
 def step(job: Job, n: int, ms: float = 0) -> None:
     note(job, "start", n)
     if ms:
@@ -41,7 +41,7 @@ def step(job: Job, n: int, ms: float = 0) -> None:
     note(job, "end", n)
 
 
-@app.job(queue=f"{QUEUE}-other")
+@app.job(queue=f"{QUEUE}-other", order="none")
 def elsewhere(job: Job, n: int, ms: float = 0) -> None:
     """The same on a topic of its own."""
     note(job, "start", n)
@@ -50,7 +50,7 @@ def elsewhere(job: Job, n: int, ms: float = 0) -> None:
     note(job, "end", n)
 
 
-@app.job(queue=QUEUE)
+@app.job(queue=QUEUE, order="none")
 async def patient(job: Job, n: int) -> None:
     note(job, "start", n)
     while not RELEASED.exists():
@@ -58,7 +58,7 @@ async def patient(job: Job, n: int) -> None:
     note(job, "end", n)
 
 
-@app.job(queue=QUEUE, retry=SOON)
+@app.job(queue=QUEUE, retry=SOON, order="none")
 def failing(job: Job, n: int, fails: int, ms: float = 0, ballast: str = "") -> None:
     """Fails the first times, each after a while."""
     note(job, "start", n)
@@ -69,7 +69,7 @@ def failing(job: Job, n: int, fails: int, ms: float = 0, ballast: str = "") -> N
     note(job, "end", n)
 
 
-@app.job(queue=QUEUE)
+@app.job(queue=QUEUE, order="none")
 def snoozing(job: Job, n: int, times: int, ms: float = 0) -> None:
     """Runs again a few times, which is no failure: no breaker holds it."""
     note(job, "start", n)
@@ -80,13 +80,13 @@ def snoozing(job: Job, n: int, times: int, ms: float = 0) -> None:
     note(job, "end", n)
 
 
-@app.job(queue=QUEUE)
+@app.job(queue=QUEUE, order="none")
 def refused(job: Job, n: int) -> None:
     note(job, "start", n)
     raise Reject("never")
 
 
-@app.job(queue=QUEUE, retry=SOON)
+@app.job(queue=QUEUE, retry=SOON, order="none")
 def gripping(job: Job, n: int) -> None:
     """The first run keeps the interpreter to itself, as a regular expression or an extension may: no other thread moves."""
     note(job, "start", n)
@@ -96,6 +96,6 @@ def gripping(job: Job, n: int) -> None:
     note(job, "end", n)
 
 
-@app.job(queue=QUEUE)
+@app.job(queue=QUEUE, order="none")
 def silent(n: int) -> None:
     """Leaves no trace, so that a million of them fill no ledger."""
