@@ -188,7 +188,7 @@ def _first_starts(case: Case) -> dict[tuple[str, bool], dict[int, Handling]]:
     found: dict[tuple[str, bool], dict[int, Handling]] = defaultdict(dict)
     for (place, run), starts in case.starts.items():
         record, order = case.stored.get(place), case.rule(starts[0].type).order
-        if run == 1 and record and record.role == "main" and not record.due and order in ("key", "key_strict"):
+        if run == 1 and record and record.role == "main" and record.key is not None and not record.due and order in ("key", "key_strict"):
             found[f"{place.topic}/{place.partition} {starts[0].key}", order == "key_strict"][place.offset] = starts[0]
     return found
 

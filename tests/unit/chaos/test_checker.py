@@ -334,6 +334,17 @@ def test_a_map_that_was_cut_to_its_limit_may_forget() -> None:
 # Order and time ----------------------------------------------------------------------------------------------------------
 
 
+def test_jobs_without_a_key_start_as_they_like() -> None:
+    """Whatever the order of their type."""
+    tale = Tale()
+    first, second = tale.published("keyed-1", 0), tale.published("keyed-2", 1)
+    tale.ran(second)
+    tale.ran(first)
+    tale.committed(2)
+
+    assert names(tale) == []
+
+
 def test_jobs_of_one_key_start_in_order() -> None:
     tale = Tale()
     first, second = tale.published("keyed-1", 0, key="k"), tale.published("keyed-2", 1, key="k")
