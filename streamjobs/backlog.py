@@ -265,24 +265,24 @@ class _Ages:
 
     def since(self, pairs: Iterable[tuple[Reading, Mapping[int, Position]]]) -> _Since:
         """Of all heads at which something waits; those that did not answer in time are absent."""
-        heads = {
-            _head(reading.topic.name, number, place): (max(place.base, place.start), place.end)
+        ends = {
+            _head(reading.topic.name, number, place): place.end
             for reading, places in pairs
             for number, place in places.items()
             if place.pending
         }
         self._known = {
-            head: since for head, since in self._known.items() if head in heads and since != NOTHING
+            head: since for head, since in self._known.items() if head in ends and since != NOTHING
         }
-        self._fetch({head: limits for head, limits in heads.items() if head not in self._known})
+        self._fetch({head: end for head, end in ends.items() if head not in self._known})
         return self._known
 
-    def _fetch(self, heads: Mapping[_Head, tuple[int, int]]) -> None:
+    def _fetch(self, ends: Mapping[_Head, int]) -> None:
         """Two groups that stand at different offsets of one partition are read one after the other."""
-        left = dict(heads)
+        left = dict(ends)
         while left:
             turn = {head[0]: head for head in left}
-            limits = {tp: left.pop(head) for tp, head in turn.items()}
+            limits = {tp: (head[-1], left.pop(head)) for tp, head in turn.items()}
             for tp, message in first_records(self._broker, limits, _FETCH_S).items():
                 self._known[turn[tp]] = NOTHING if message is None else available(message)
 

@@ -158,23 +158,22 @@ class World:
         """What `tests.bench.layers` answers."""
         ledger = Ledger(self._directory / "layers.ledger")
         env = self.environment("", "layers", worker__group=f"g{next(self._numbers)}-{self._run}") | {VARIABLE: str(ledger.path)}
-        command = [sys.executable, "-m", "tests.bench.layers", topic, queue, str(count)]
-        done = subprocess.run(command, cwd=self.tree, env=env, stdout=subprocess.PIPE, check=True, text=True)
-        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        found: dict[str, float] = self._answer_of("layers", topic, queue, count, env=env)
         return found
 
     def look(self, prefix: str, queues: int) -> dict[str, float]:
         """What `tests.bench.monitoring` answers."""
-        command = [sys.executable, "-m", "tests.bench.monitoring", str(queues)]
-        env = self.environment("", prefix, partitions=1)
-        done = subprocess.run(command, cwd=self.tree, env=env, stdout=subprocess.PIPE, check=True, text=True)
-        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        found: dict[str, float] = self._answer_of("monitoring", queues, env=self.environment("", prefix, partitions=1))
         return found
 
     def publish(self, program: str, queue: str, prefix: str, count: int, *arguments: object, tree: Path | None = None, **settings: Any) -> Any:
         """What a program of `tests.bench.publishing` answers."""
-        command = [sys.executable, "-m", "tests.bench.publishing", program, queue, str(count), *map(str, arguments)]
         env = self.environment(queue, prefix, **settings)
+        return self._answer_of("publishing", program, queue, count, *arguments, env=env, tree=tree)
+
+    def _answer_of(self, module: str, *arguments: object, env: Mapping[str, str], tree: Path | None = None) -> Any:
+        """The last line that a program of this package prints, which is JSON."""
+        command = [sys.executable, "-m", f"tests.bench.{module}", *map(str, arguments)]
         done = subprocess.run(command, cwd=tree or self.tree, env=env, stdout=subprocess.PIPE, check=True, text=True)
         return json.loads(done.stdout.splitlines()[-1])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
@@ -28,9 +29,9 @@ def spans():
     trace._TRACER_PROVIDER = before
 
 
-@pytest.mark.parametrize("kind", ["sync", "async"])
-def test_a_run_continues_its_publishers_trace(spans, kind: str) -> None:
-    app = App("shop")
+def shop(**settings: Any) -> App:
+    """With a job type of each kind, `sync` and `async`."""
+    app = App("shop", **settings)
 
     @app.job(name="sync")
     def job_of(n: int) -> None: ...
@@ -38,6 +39,12 @@ def test_a_run_continues_its_publishers_trace(spans, kind: str) -> None:
     @app.job(name="async")
     async def job_of_async(n: int) -> None: ...
 
+    return app
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_run_continues_its_publishers_trace(spans, kind: str) -> None:
+    app = shop()
     with app.testing(now=time.time()) as t:
         app.job_types[kind].publish(n=1)
         t.run()
@@ -50,14 +57,7 @@ def test_a_run_continues_its_publishers_trace(spans, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_run_of_an_untraced_publishers_job_is_traced(spans, kind: str) -> None:
     """Plain jobs have no headers to look at. What bit: with a provider in workers alone, their runs left no trace."""
-    app = App("shop", partitions=1)
-
-    @app.job(name="sync")
-    def job_of(n: int) -> None: ...
-
-    @app.job(name="async")
-    async def job_of_async(n: int) -> None: ...
-
+    app = shop(partitions=1)
     with app.testing(now=time.time()) as t:
         app.job_types[kind].publish(n=1)
         (record,) = t.broker.records("jobs.default")
