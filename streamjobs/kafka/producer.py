@@ -80,28 +80,30 @@ class KafkaProducer:
     def poll(self, timeout: float = 0.0) -> int:
         single = self._single
         if not single:  # as a client, it is as long as it has records open
-            return self._client.poll(timeout)
-        return single.poll(min(timeout, SLICE_S)) + self._client.poll(0)
+            return self._serve(self._client.poll, timeout)
+        return self._serve(single.poll, min(timeout, SLICE_S)) + self._serve(self._client.poll, 0)
 
     def flush(self, timeout: float) -> int:
         deadline = time.monotonic() + timeout
-        return sum(self._flush(client, max(0.0, deadline - time.monotonic())) for client in self._clients)
+        for client in self._clients:
+            self._serve(client.flush, max(0.0, deadline - time.monotonic()))
+        return sum(map(len, self._clients))
 
     @property
     def _clients(self) -> Sequence[Client]:
         return (self._client,) if self._single is None else (self._client, self._single)
 
-    def _flush(self, client: Client, timeout: float) -> int:
+    def _serve(self, call: Callable[[float], int], timeout: float) -> int:
+        """Of a fatal error the client (2.16) tells nobody but whoever serves its callbacks, who is interrupted by it: with the error, or
+        with a SystemError that names none, if one of the callbacks has stumbled over it (see `_Delivery`)."""
         try:
-            return client.flush(timeout)
-        except KafkaException as error:  # a transactional producer that was fenced
-            self._noted(from_exception(error, "flush"))
-            return len(client)
+            return call(timeout)
+        except KafkaException as error:
+            self._noted(from_exception(error))
         except SystemError as error:
             if of_ctrl_c(error):
                 raise
-            # The client (2.16) fails so, naming no error, where an acknowledgement meets a producer that is being fenced.
-            return len(client)
+        return 0
 
     def fatal(self) -> BrokerError | None:
         return self._fatal
@@ -113,14 +115,14 @@ class KafkaProducer:
         # Without this, destroying the client would wait for what is on its way.
         for client in self._clients:
             client.purge()
-            client.poll(0)
+            self._serve(client.poll, 0)
 
     def _on_error(self, error: KafkaError) -> None:
         self._contact.heard(error)
         self._noted(translated(error))
 
     def _noted(self, error: BrokerError) -> BrokerError:
-        if error.fatal and self._fatal is None:
+        if error.fatal and (self._fatal is None or self._fatal.code == "_FATAL"):
             self._fatal = error
         return error
 
@@ -134,7 +136,12 @@ class KafkaTransactionalProducer(KafkaProducer):
         if (alone or self._last_alone) and len(self._client):
             raise BrokerError("_QUEUE_FULL", "send a record alone: others are on their way", retriable=True)
         self._last_alone = alone
-        super().send(record, ack, about)
+        try:
+            super().send(record, ack, about)
+        except BrokerError as error:
+            if error.code == "_FATAL":  # that is all that `produce` says; what is about transactions tells which
+                self._call(f"send a record to {record.topic}", self._client.begin_transaction)
+            raise
 
     def init(self, timeout: float = 30.0) -> None:
         self._call("start transactions", self._client.init_transactions, timeout)
@@ -194,10 +201,18 @@ class _Delivery:
 
     def __call__(self, error: KafkaError | None, message: ClientMessage) -> None:
         try:
-            told = None if error is None else self.contact.told(error, "deliver a record")
+            told = None if error is None else self._told(error)
             if self.about is None:
                 self.ack(told, message)
             else:
                 self.ack(self.about, told, message)
         except Exception:
             log.exception("an acknowledgement callback failed")
+
+    def _told(self, error: KafkaError) -> BrokerError:
+        """*Bites* (measured, 2.16): the client raises a fatal error and calls back all the same, so that the first look at `error` fails
+        with it, as itself or as a SystemError; and that record's acknowledgement would never come."""
+        try:
+            return self.contact.told(error, "deliver a record")
+        except (KafkaException, SystemError):
+            return self.contact.told(error, "deliver a record")

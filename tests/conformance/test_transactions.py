@@ -280,6 +280,35 @@ def test_a_fenced_producer_says_so(broker: Broker, world: Any, transactions: Tra
     wait_until(lambda: first.fatal() is not None, 10, lambda: first.poll(0.01))
 
 
+@pytest.mark.parametrize("polls", [False, True])
+def test_a_fenced_producer_learns_it_while_it_sends(
+    broker: Broker, world: Any, transactions: Transactions, wait_until: Any, polls: bool
+) -> None:  # edge 55
+    """From what it sends, not from what it waits for; and each record that it took over is answered for."""
+    topic = world.topic()
+    first = transactions.producer()
+    transactions.producer()
+    sent, answers = [], []
+
+    def send() -> None:
+        first.send(Record(topic, b"a", None, (), 0), lambda error, _: answers.append(error))
+        sent.append(topic)
+        if polls:
+            first.poll(0)
+
+    with pytest.raises(BrokerError) as fenced:
+        first.begin()
+        wait_until(lambda: False, 10, send)
+
+    assert fenced.value.code == "_FENCED" and fenced.value.fatal
+    fatal = first.fatal()
+    assert fatal is not None and fatal.code == "_FENCED"
+    with pytest.raises(BrokerError):
+        first.abort()
+    first.flush(10)
+    assert len(answers) == len(sent) and None not in answers
+
+
 def test_an_empty_transaction_can_be_committed_and_aborted(broker: Broker, transactions: Transactions) -> None:
     producer = transactions.producer()
 
