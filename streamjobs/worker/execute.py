@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from queue import Empty, SimpleQueue
 
 from streamjobs.core.dispatch import QUARANTINE, Dispatcher, Inline, Parallelism, chunk_size
@@ -29,8 +29,8 @@ class Execution:
     """The chunks of one loop that are out. One owner: the loop's thread.
 
     `finished` gets the jobs that ran to an end, `returned` those that were handed out and not started, `overdue` each that still
-    runs in a chunk that is out for long; `wavers` says of which types runs failed lately. `run_inline` takes a brief chunk, to run it in
-    this thread if that can be; None: nothing runs here.
+    runs in a chunk that is out for long; `wavers` says of which types runs failed lately. `run_inline` takes a brief chunk of one of the
+    `inline_kinds`, and returns when it has run, if that can be; None: nothing runs so.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Execution:
         overdue: Callable[[Chunk, Job], None],
         wavers: Callable[[str], bool],
         run_inline: Callable[[Chunk], None] | None = None,
+        inline_kinds: Collection[str] = ("threads",),
     ) -> None:
         self.out: dict[Chunk, float] = {}
         self._executors = executors
@@ -54,6 +55,7 @@ class Execution:
         self._overdue = overdue
         self._wavers = wavers
         self._run_inline = run_inline
+        self._inline_kinds = inline_kinds
         self._inline = Inline()
         self._results: SimpleQueue[Chunk] = SimpleQueue()
         self._out_by_kind = dict.fromkeys(executors, 0)
@@ -83,7 +85,7 @@ class Execution:
 
     def _may_run_inline(self, chunk: Chunk) -> bool:
         """Whether it is all that is out: else other results would wait for it, and who is held up by a handler has one out already."""
-        return chunk.brief and chunk.kind == "threads" and len(self.out) == 1 and self._inline.allowed(self._mono())
+        return chunk.brief and chunk.kind in self._inline_kinds and len(self.out) == 1 and self._inline.allowed(self._mono())
 
     @property
     def elsewhere(self) -> bool:

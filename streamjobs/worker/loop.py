@@ -63,6 +63,7 @@ class Loop:
         self.turns = Turns()
         self.topic_ids: SimpleQueue[Mapping[str, bytes]] = SimpleQueue()
         self.draining = self._begun = False
+        self._stop: Callable[[], bool] = lambda: False
         self._shared = shared
         self._desired = shared.view()
         self._now, self._mono = shared.clock.now, shared.clock.monotonic
@@ -109,12 +110,24 @@ class Loop:
             overdue=self.outcomes.overdue,
             wavers=self._shared.breakers.wavers,
             run_inline=None if self._shared.run_inline is None else self._run_inline,
+            inline_kinds=("threads", "aio") if self._shared.transactions is None else ("threads",),
         )
 
     def _run_inline(self, chunk: Chunk) -> None:
+        """In this thread; or, of async handlers, in the event loop's, which turns this loop then as long as there is one after the other."""
         assert self._shared.run_inline is not None
-        with self.turns.lent():
-            self._shared.run_inline(chunk)
+        if chunk.kind == "threads":
+            with self.turns.lent():
+                self._shared.run_inline(chunk)
+        else:
+            chunk.inline = True
+            self.turns.lend_with(chunk, self._shared.executors[chunk.kind].submit, self._turn_elsewhere)
+
+    def _turn_elsewhere(self) -> None:
+        """Between two chunks, in the event loop's thread; unless what failed might call a hook of the user's there, which may block."""
+        failed = any(job.error is not None for chunk in self.execution.out for job in chunk.done)
+        if not (failed or self.settler.open or self._stop()):
+            self.turn()
 
     def _new_arrivals(self) -> Arrivals:
         shared = self._shared
@@ -176,6 +189,7 @@ class Loop:
     def run(self, stop: Callable[[], bool]) -> bool:
         """Turns until `stop()`, then drains. False: work was abandoned at drain. Raises Stopped, and TakenOver: called again, in another
         thread, it goes on."""
+        self._stop = stop
         try:
             if not self._begun:
                 self._begun = True
@@ -351,8 +365,9 @@ class Loop:
         return len(messages)
 
     def _fetch_wait(self, ready: int) -> float:
-        """How long to wait for records: not at all with work at hand, shortly while jobs wait behind their keys."""
-        if ready and not self.committer.doubted:
+        """How long to wait for records: not at all with work at hand, or in a thread that is not its own; shortly while jobs wait
+        behind their keys."""
+        if self.turns.borrowed or (ready and not self.committer.doubted):
             return 0.0
         wait = 0.001 if self.settler.unacknowledged else self._idle_s
         due = self._sleepers.next_due()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import sys
@@ -10,13 +11,23 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
-from typing import NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from streamjobs.job import Job
+
+if TYPE_CHECKING:
+    from streamjobs.worker.turns import Borrower
+
+try:
+    from resource import RUSAGE_THREAD, getrusage
+except ImportError:  # only Linux tells of single threads
+    getrusage = None  # type: ignore[assignment]
 
 #: A visit to one lane ends after so many jobs, or so long: then another key's turn comes (PROTOCOLS §4).
 VISIT_JOBS = 512
 VISIT_S = 0.05
+
+_NEVER_THE_SAME = itertools.count()
 
 
 class Gate:
@@ -55,7 +66,7 @@ class Chunk:
     """
 
     __slots__ = (
-        "born", "brief", "clock", "current", "done", "harvested", "heads", "inline", "jobs", "kind", "results", "returned", "stopped",
+        "born", "borrower", "brief", "clock", "current", "done", "harvested", "heads", "inline", "jobs", "kind", "results", "returned", "stopped",
         "stops", "to_epoch", "took_s", "waited_s", "zombie",
     )  # fmt: skip
 
@@ -75,7 +86,8 @@ class Chunk:
         self.stopped = 0  # how many of `stops`
         self.zombie: Job | None = None  # a job that runs on past its timeout
         self.brief = False  # its jobs take microseconds by the mean so far: they wait for nothing
-        self.inline = False  # its loop's thread runs it: for `took_s` in all; it waited for `waited_s` of it
+        self.inline = False  # its loop does nothing meanwhile: it runs for `took_s` in all, and waits for `waited_s` of it
+        self.borrower: Borrower | None = None  # who runs it has its loop, too
         self.took_s = self.waited_s = 0.0
         self.clock, self.to_epoch = time.time, 0.0
 
@@ -114,6 +126,28 @@ class Chunk:
     def take_back(self) -> list[Job]:
         """What the thread has not begun; it will not begin it any more."""
         return list(self.jobs)
+
+
+class Stopwatch:
+    """How long an inline chunk takes this thread, from now on."""
+
+    def __init__(self) -> None:
+        self._began, self._burned_s, self._pauses = time.monotonic(), time.thread_time(), _pauses()
+
+    def stop(self, chunk: Chunk) -> None:
+        chunk.took_s = time.monotonic() - self._began
+        if _pauses() != self._pauses:
+            chunk.waited_s = chunk.took_s - (time.thread_time() - self._burned_s)
+
+
+def _pauses() -> int:
+    """Grows when this thread gives its processor up because it waits for something.
+
+    *Bites*, without it: the machine is busy, others are given the processor for milliseconds, and that passes for waiting: for a second and
+    more no job runs in the loop's thread, at the very time at which to wake another one costs most *(measured: 0.27 of the bare loop
+    instead of 0.34)*.
+    """
+    return next(_NEVER_THE_SAME) if getrusage is None else getrusage(RUSAGE_THREAD).ru_nvcsw
 
 
 class Executor(Protocol):

@@ -13,8 +13,9 @@ from typing import Any
 
 from streamjobs.core.dispatch import Partition
 from streamjobs.job import CURRENT, Job, JobCancelled, Timeout, meant
-from streamjobs.worker.executors import HERE, VISIT_JOBS, VISIT_S, Chunk, Gate, leave_fork
+from streamjobs.worker.executors import HERE, VISIT_JOBS, VISIT_S, Chunk, Gate, Stopwatch, leave_fork
 from streamjobs.worker.marks import OFFSET, Marks, Row, nowhere
+from streamjobs.worker.turns import Borrower
 
 logger = logging.getLogger(__name__)
 
@@ -86,18 +87,31 @@ class Aio:
         with self._marks.row() as row:
             while not self._stopping:
                 while self._backlog:
-                    await self._run_chunk(self._backlog.popleft(), row)
+                    chunk = self._backlog.popleft()
+                    await self._run_chunk(chunk, row)
+                    if chunk.borrower is not None:
+                        self._go_on(chunk.borrower)
+                        await self._undisturbed(asyncio.sleep(0))  # what else is ready on the event loop has its turn
                 if self._stopping:
                     return
                 future = self.loop.create_future()
                 self._idle.append(future)
-                await self._woken(future)
+                await self._undisturbed(future)
 
-    async def _woken(self, future: asyncio.Future[None]) -> None:
+    def _go_on(self, borrower: Borrower) -> None:
+        """Turns the chunk's loop, unless other handlers have begun, or wait to: a turn may take long, in a rebalance."""
+        if self._backlog or self._running:
+            borrower.give_back()
+            return
+        chunk = borrower.go_on()
+        if chunk is not None:
+            self._backlog.append(chunk)
+
+    async def _undisturbed(self, awaitable: Awaitable[None]) -> None:
         """*Bites*, without a look at who cancelled: a handler gives a timer the means to cancel its task and ends before it; the task, which
         has no job now, ends of that, and the next chunk wakes nobody."""
         try:
-            await future
+            await awaitable
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._stopping or task is None:
@@ -110,8 +124,10 @@ class Aio:
         assert task is not None
         self._running[chunk] = task
         pid, HERE.gate = os.getpid(), self._gate
+        watch = Stopwatch() if chunk.inline else None
         try:
             self._gate.turns_back(chunk)
+            CURRENT.set(chunk)
             await self._run_lanes(chunk, row, task)
         except BaseException:
             logger.exception("a task failed outside a handler; what it had not begun runs elsewhere")
@@ -121,12 +137,16 @@ class Aio:
                 leave_fork(chunk.done[-1].error)
             del self._running[chunk]
             row.clear()
+            CURRENT.set(None)
             chunk.current = None
+            if watch is not None:
+                watch.stop(chunk)
             chunk.results.put(chunk)
 
     async def _run_lanes(self, chunk: Chunk, row: Row, task: asyncio.Task[None]) -> None:
         """Runs each head and those behind it, until its lane or the visit ends; as the threads do, with one look at the clock a job."""
         gate, clock, done, set_current, cells = self._gate, time.perf_counter, chunk.done, CURRENT.set, row.cells
+        name_each = gate.exact or not chunk.brief
         marked: Partition | None = None
         run = 0
         to_epoch = chunk.begin(clock)
@@ -149,14 +169,13 @@ class Aio:
                 if job.due:
                     since = max(since, job.due)
                 job.wait_s = at - since if at > since else 0.0
-                set_current(job)
+                if name_each:
+                    set_current(job)
                 job_type = job.job_type
                 try:
                     await (job_type.run(job) if job_type.timeout_s is None else _timed(job, job_type.timeout_s))
-                except asyncio.CancelledError as error:
-                    job.error = JobCancelled("cancelled while it ran") if job.cancelled or self._stopping else error
                 except BaseException as error:  # noqa: BLE001 (whatever a handler raises is its result)
-                    job.error = meant(error)
+                    job.error = self._meant(job, error)
                 if task.cancelling():
                     _forget_cancellation(task)  # what this job was told is not the next one's
                 ended = clock()
@@ -172,6 +191,11 @@ class Aio:
                         chunk.stops.append(job)
                     break
                 job = behind  # type: ignore[assignment]
+
+    def _meant(self, job: Job, error: BaseException) -> BaseException:
+        if isinstance(error, asyncio.CancelledError):
+            return JobCancelled("cancelled while it ran") if job.cancelled or self._stopping else error
+        return meant(error)
 
     def run(self, awaitable: Awaitable[Any]) -> bool:
         """Awaits it beside the handlers, while the caller waits; raises what it raises. False: it did not begin, for a handler blocks the

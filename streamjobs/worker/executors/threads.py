@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import threading
@@ -15,17 +14,10 @@ from queue import SimpleQueue
 
 from streamjobs.core.dispatch import Partition
 from streamjobs.job import CURRENT, Job, meant
-from streamjobs.worker.executors import HERE, VISIT_JOBS, VISIT_S, Chunk, Gate, leave_fork
+from streamjobs.worker.executors import HERE, VISIT_JOBS, VISIT_S, Chunk, Gate, Stopwatch, leave_fork
 from streamjobs.worker.marks import OFFSET, Marks, Row, nowhere
 
-try:
-    from resource import RUSAGE_THREAD, getrusage
-except ImportError:  # only Linux tells of single threads
-    getrusage = None  # type: ignore[assignment]
-
 logger = logging.getLogger(__name__)
-
-_NEVER_THE_SAME = itertools.count()
 
 
 class Threads:
@@ -146,7 +138,7 @@ def run_chunk(
     """
     row = row or nowhere()
     pid, HERE.gate = os.getpid(), gate
-    began, burned_s, pauses = (time.monotonic(), time.thread_time(), _pauses()) if chunk.inline else (0.0, 0.0, 0)
+    watch = Stopwatch() if chunk.inline else None
     try:
         gate.turns_back(chunk)
         CURRENT.set(chunk)
@@ -161,21 +153,9 @@ def run_chunk(
         row.clear()
         CURRENT.set(None)
         chunk.current = None
-        if chunk.inline:
-            chunk.took_s = time.monotonic() - began
-            if _pauses() != pauses:
-                chunk.waited_s = chunk.took_s - (time.thread_time() - burned_s)
+        if watch is not None:
+            watch.stop(chunk)
         chunk.results.put(chunk)
-
-
-def _pauses() -> int:
-    """Grows when this thread gives its processor up because it waits for something.
-
-    *Bites*, without it: the machine is busy, others are given the processor for milliseconds, and that passes for waiting: for a second and
-    more no job runs in the loop's thread, at the very time at which to wake another one costs most *(measured: 0.27 of the bare loop
-    instead of 0.34)*.
-    """
-    return next(_NEVER_THE_SAME) if getrusage is None else getrusage(RUSAGE_THREAD).ru_nvcsw
 
 
 def _run_lanes(chunk: Chunk, gate: Gate, clock: Callable[[], float], to_epoch: float, row: Row) -> None:

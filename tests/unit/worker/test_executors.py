@@ -129,7 +129,8 @@ def test_async_handlers_that_obey_are_not_said_to_go_on(bench: Bench, caplog: py
 
 
 @pytest.mark.parametrize(("brief", "exact"), [(True, False), (True, True), (False, False)])
-def test_a_handler_sees_its_own_job_in_its_context(bench: Bench, brief: bool, exact: bool) -> None:
+@pytest.mark.parametrize("kind", ["threads", "aio"])
+def test_a_handler_sees_its_own_job_in_its_context(bench: Bench, kind: str, brief: bool, exact: bool) -> None:
     """Its copies, too, for as long as it runs. Those that outlive a brief job see a later one: but not where that could do more harm than
     a wrong name in a log, in a transactional app."""
     seen, copies = [], []
@@ -139,12 +140,17 @@ def test_a_handler_sees_its_own_job_in_its_context(bench: Bench, brief: bool, ex
         copies.append(copy_context())
         assert copies[-1].run(current_job) is seen[-1]
 
-    chunk, gate = bench.chunk("threads", handler, 3), Gate(exact=exact)
+    async def async_handler() -> None:
+        handler()
+
+    chunk, gate = bench.chunk(kind, handler if kind == "threads" else async_handler, 3), Gate(exact=exact)
     chunk.brief = brief
-    copy_context().run(run_chunk, chunk, gate)
-    assert seen == chunk.done == chunk.heads
+    executor = (Threads if kind == "threads" else Aio)(1, gate)
+    executor.submit(chunk)
+    assert seen == bench.result().done == chunk.heads
     left = [copy.run(current_job) for copy in copies]
     assert left == ([None] * 3 if brief and not exact else seen)
+    executor.stop(5)
 
 
 def test_a_chunk_does_not_run_inline_past_those_that_wait(bench: Bench) -> None:
@@ -174,7 +180,7 @@ def test_an_inline_chunk_tells_how_long_it_took_and_used_no_processor(bench: Ben
 
 def test_a_thread_whose_processor_was_given_to_others_did_not_wait(bench: Bench, threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
     """It used none of it for 50 ms, and the system says that it did not give it up by itself."""
-    monkeypatch.setattr("streamjobs.worker.executors.threads._pauses", lambda: 7)
+    monkeypatch.setattr("streamjobs.worker.executors._pauses", lambda: 7)
     threads.run_inline(bench.chunk("threads", lambda: threading.Event().wait(0.05)))
     put_aside = bench.result()
     assert put_aside.took_s > 0.04 and put_aside.waited_s == 0.0
@@ -183,7 +189,7 @@ def test_a_thread_whose_processor_was_given_to_others_did_not_wait(bench: Bench,
 def test_where_the_system_does_not_tell_of_threads_what_used_no_processor_waited(
     bench: Bench, threads: Threads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamjobs.worker.executors.threads.getrusage", None)
+    monkeypatch.setattr("streamjobs.worker.executors.getrusage", None)
     threads.run_inline(bench.chunk("threads", lambda: threading.Event().wait(0.05)))
     assert bench.result().waited_s > 0.04
 

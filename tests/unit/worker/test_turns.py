@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from contextvars import ContextVar
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -14,10 +17,14 @@ import pytest
 from streamjobs import App, Backoff, Retry
 from streamjobs.clock import SystemClock
 from streamjobs.testing import MemoryBroker
+from streamjobs.worker import Stopped
+from streamjobs.worker.executors import Chunk
 from streamjobs.worker.marks import Legacy, Marks, memory
 from streamjobs.worker.process import marks_of
 from streamjobs.worker.turns import HELD_UP_S, UNWATCHED_S, TakenOver, Turns
 from tests.support.workers import eventually
+
+LEFT: ContextVar[str] = ContextVar("left", default="")
 
 
 def test_a_loop_that_is_not_held_up_keeps_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +151,111 @@ def test_one_thread_at_a_time_whatever_the_moments() -> None:
     assert holders == {"loop", "loop-2"}
 
 
+# -- lent to the thread that runs the jobs ---------------------------------------------------------------------------------
+
+
+class Runner:
+    """A thread that runs chunks of no jobs, and turns between them the loop of which they are."""
+
+    def __init__(self) -> None:
+        self.runs: Callable[[], None] = lambda: None
+        self.others_wait = False
+
+    def submit(self, chunk: Chunk) -> None:
+        threading.Thread(target=self._run, args=(chunk,), name="runner", daemon=True).start()
+
+    def _run(self, first: Chunk) -> None:
+        chunk: Chunk | None = first
+        while chunk is not None:
+            self.runs()
+            assert chunk.borrower is not None
+            if self.others_wait:
+                chunk.borrower.give_back()
+                return
+            chunk = chunk.borrower.go_on()
+
+
+def no_jobs() -> Chunk:
+    return Chunk("aio", [], SimpleQueue())
+
+
+def test_who_runs_the_jobs_turns_the_loop_between_them_and_gives_it_back() -> None:
+    turns, runner, turned = Turns(), Runner(), []
+
+    def turn() -> None:
+        assert turns.borrowed
+        turned.append(threading.current_thread().name)
+        if len(turned) < 3:
+            turns.lend_with(no_jobs(), runner.submit, turn)
+
+    turns.lend_with(no_jobs(), runner.submit, turn)
+    assert turned == ["runner"] * 3 and not turns.borrowed and not turns._loan
+
+
+def test_who_runs_the_jobs_gives_the_loop_back_where_others_wait_for_it() -> None:
+    turns, runner = Turns(), Runner()
+    runner.others_wait = True
+    turns.lend_with(no_jobs(), runner.submit, lambda: pytest.fail("it turned"))
+    assert not turns._loan
+
+
+def test_what_a_turn_raises_elsewhere_is_raised_where_the_loop_belongs() -> None:
+    turns = Turns()
+
+    def turn() -> None:
+        raise Stopped("the consumer can't go on")
+
+    with pytest.raises(Stopped):
+        turns.lend_with(no_jobs(), Runner().submit, turn)
+    assert not turns.borrowed
+
+
+@pytest.mark.parametrize("others_wait", [False, True])
+def test_who_is_held_up_by_its_jobs_does_not_get_the_loop_any_more(others_wait: bool) -> None:
+    turns, runner = Turns(), Runner()
+    runner.others_wait = others_wait
+    runner.runs = lambda: turns._loan.clear()  # as the watch does
+    with pytest.raises(TakenOver):
+        turns.lend_with(no_jobs(), runner.submit, lambda: pytest.fail("it turned"))
+    assert not turns.borrowed
+
+
+def test_what_a_handler_leaves_set_is_not_seen_in_a_turn() -> None:
+    turns, runner, seen = Turns(), Runner(), []
+    runner.runs = lambda: LEFT.set("by a handler") and None
+    turns.lend_with(no_jobs(), runner.submit, lambda: seen.append(LEFT.get()))
+    assert seen == [""]
+
+
+def test_one_thread_at_a_time_also_where_it_is_lent_with_the_jobs() -> None:
+    turns, runner, chance = Turns(), Runner(), random.Random(11)
+    inside, most, lent, holders = 0, 0, 0, set()
+    runner.runs = lambda: time.sleep(chance.choice((0, 0, HELD_UP_S * chance.uniform(0.9, 2.1))))
+
+    def turn() -> None:
+        nonlocal inside, most, lent
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0)
+        holders.add(threading.current_thread().name)
+        lent += 1
+        inside -= 1
+        if lent < 400 and chance.random() < 0.8:
+            turns.lend_with(no_jobs(), runner.submit, turn)
+
+    def body() -> None:
+        while lent < 400:
+            turn()
+
+    turns.start("loop", body)
+    turns.join(60)
+    assert not turns.is_alive() and most == 1
+    assert holders == {"loop", "loop-2", "runner"}
+
+
+# -- in a worker -----------------------------------------------------------------------------------------------------------
+
+
 @pytest.fixture
 def world() -> Iterator[tuple[App, MemoryBroker]]:
     app = App("shop", partitions=2, **{"worker.drain": "2s", "worker.slots": 1, "worker.zombies": 9})
@@ -165,12 +277,14 @@ def test_a_loop_has_a_row_to_note_what_it_runs_when_all_slots_have_theirs() -> N
 class Brief:
     """A job type that takes nothing, unless `blocking` says that the next one blocks."""
 
+    asynchronous = False
+
     def __init__(self, app: App, **options: Any) -> None:
         self.ran: list[tuple[int, str]] = []
         self.most = self._at_once = 0
         self.blocking = False
         self.blocked, self.release = threading.Event(), threading.Event()
-        self._type = app.job(queue="mails", name="brief", **options)(self._run)
+        self._type = app.job(queue="mails", name="brief", **options)(self._run_async if self.asynchronous else self._run)
         self._published = 0
 
     def _run(self, n: int) -> None:
@@ -182,6 +296,9 @@ class Brief:
             assert self.release.wait(20)
         self.ran.append((n, threading.current_thread().name))
         self._at_once -= 1
+
+    async def _run_async(self, n: int) -> None:
+        self._run(n)
 
     def publish(self, count: int) -> None:
         first, self._published = self._published, self._published + count
@@ -267,3 +384,130 @@ def test_a_process_ends_although_a_job_holds_up_its_loops_thread(world: tuple[Ap
         assert process.join(20) == 4
     finally:
         brief.release.set()
+
+
+class AsyncBrief(Brief):
+    """The same with an async handler, of which the next one may also wait, or fail."""
+
+    asynchronous = True
+    waiting = failing = False
+
+    def __init__(self, app: App, **options: Any) -> None:
+        super().__init__(app, **options)
+        self.turned: list[str] = []
+
+    async def _run_async(self, n: int) -> None:
+        failing, self.failing = self.failing, False
+        if self.waiting:
+            self.waiting = False
+            self.blocked.set()
+            while not self.release.is_set():
+                await asyncio.sleep(0.01)
+        self._run(n)
+        if failing:
+            raise ZeroDivisionError
+
+    def watch(self, loop: Any) -> None:
+        """Notes which thread turns the loop."""
+        turn = loop.turn
+        loop.turn = lambda: self.turned.append(threading.current_thread().name) or turn()
+
+    def become_inline(self) -> None:
+        """Publishes until the event loop's thread turns their loop."""
+        for _ in range(50):
+            self.turned.clear()
+            self.publish(20)
+            eventually(self.all_ran, 20, "brief jobs")
+            if "streamjobs-aio" in self.turned:
+                return
+        raise AssertionError("no loop was turned by the event loop's thread")
+
+
+@pytest.fixture
+def asynchronous(world: tuple[App, MemoryBroker]) -> Iterator[tuple[AsyncBrief, Any]]:
+    app, _ = world
+    brief, process = AsyncBrief(app), app.process()
+    brief.watch(process.loops[0])
+    process.start()
+    yield brief, process
+    brief.release.set()
+    process.stop()
+    assert process.join(20) == 0
+    assert brief.all_ran() and brief.most == 1
+
+
+@pytest.mark.parametrize("how", ["blocking", "waiting"])
+def test_a_brief_async_job_that_lasts_after_all_holds_up_no_loop(asynchronous: tuple[AsyncBrief, Any], how: str) -> None:
+    """Whether it blocks the event loop or awaits something; when it ends, all goes on as before."""
+    brief, process = asynchronous
+    loop: Any = process.loops[0]
+    brief.become_inline()
+    setattr(brief, how, True)
+    brief.publish(1)
+    assert brief.blocked.wait(20)
+    turned = loop.turned_at
+    eventually(lambda: loop.turned_at > turned + 0.2, 20, "the loop goes on")
+    brief.publish(5)
+    brief.release.set()
+    eventually(brief.all_ran, 20, "all of them")
+    brief.become_inline()
+
+
+def test_what_a_failed_async_job_calls_for_is_not_done_on_the_event_loop(world: tuple[App, MemoryBroker]) -> None:
+    """An `on_dead` hook may block, or start an event loop of its own."""
+    app, _ = world
+    brief = AsyncBrief(app, retry=Retry(attempts=1))
+    called: list[str] = []
+
+    @app.on_dead
+    def starts_an_event_loop(job: Any, reason: str) -> None:
+        asyncio.run(asyncio.sleep(0))
+        called.append(threading.current_thread().name)
+
+    process = app.process()
+    brief.watch(process.loops[0])
+    process.start()
+    try:
+        for count in range(5):
+            brief.become_inline()
+            brief.failing = True
+            brief.publish(1)
+            eventually(lambda count=count: len(called) > count, 20, "the hook")
+        assert not any("aio" in name for name in called)
+    finally:
+        process.stop()
+        assert process.join(20) == 0
+
+
+def test_a_loop_is_not_turned_on_an_event_loop_that_has_something_else_to_do(asynchronous: tuple[AsyncBrief, Any]) -> None:
+    """*Bites*: the turn is in a rebalance, for seconds, and a handler of another loop misses its time-out."""
+    brief, process = asynchronous
+    brief.become_inline()
+    aio = process.executors["aio"]
+    other = Chunk("aio", [], SimpleQueue())
+    aio.loop.call_soon_threadsafe(aio._running.__setitem__, other, None)
+    eventually(lambda: other in aio._running, 20, "another handler")
+    brief.turned.clear()
+    brief.publish(20)
+    eventually(brief.all_ran, 20, "brief jobs")
+    assert "streamjobs-aio" not in brief.turned
+    aio.loop.call_soon_threadsafe(aio._running.pop, other)
+    brief.become_inline()
+
+
+def test_a_worker_that_is_told_to_stop_does_so_in_the_midst_of_brief_async_jobs(world: tuple[App, MemoryBroker]) -> None:
+    """Its loop's own thread drains, which waits while another one turns the loop."""
+    app, _ = world
+    ran: list[int] = []
+
+    @app.job(queue="mails", name="brief")
+    async def stops_it(n: int) -> None:
+        ran.append(n)
+        if n == 1_500:
+            process.stop()
+
+    process = app.process()
+    stops_it.publish_many([(n,) for n in range(3_000)])
+    process.start()
+    assert process.join(20) == 0
+    assert 1_500 in ran and len(ran) == len(set(ran)) < 3_000
