@@ -41,6 +41,7 @@ ANSWER_TIMEOUT = REQUEST_TIMEOUT * 2
 FIRST_WINDOWS = (0.5, 1.0)
 #: A new topic is known to all brokers within so long; a caller that reads what it made must not be told that it is missing.
 VISIBLE_TIMEOUT = 5.0
+COORDINATOR_MOVES = ("NOT_COORDINATOR", "COORDINATOR_NOT_AVAILABLE", "COORDINATOR_LOAD_IN_PROGRESS")
 #: And so much longer for each of many: a broker makes their directories one by one.
 EACH_VISIBLE_S = 0.01
 #: A request creates topics of so many records in the controller's log: a fifth of what it makes at most (Kafka's
@@ -320,10 +321,16 @@ class KafkaAdmin:
     def _ask_coordinator(
         self, doing: str, question: Callable[[AdminClient], Asked], answer: Callable[[Asked, float], Answer]
     ) -> Answer:
+        """*Bites*: the first group of a new cluster, or one whose coordinator moves; which broker it is, the brokers don't agree on for a
+        moment, and `lag` ends with NOT_COORDINATOR."""
         if not self._contact.met:
             self._metadata(doing)  # the first call has a patience of its own
-        with self._contact.as_broker_error(doing):
-            return self._coordinators.ask(question, answer)
+
+        def ask() -> Answer:
+            with self._contact.as_broker_error(doing):
+                return self._coordinators.ask(question, answer)
+
+        return persistently(ask, VISIBLE_TIMEOUT, COORDINATOR_MOVES)
 
     def set_group_config(self, group: str, config: Mapping[str, str]) -> None:
         self._alter(ResourceType.GROUP, group, config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -185,13 +185,15 @@ def as_broker_error(doing: str) -> Iterator[None]:
         raise from_exception(error, doing) from error
 
 
-def persistently(call: Callable[[], Answer], timeout: float) -> Answer:
-    """Calls again for up to `timeout` while the error is retriable: a new partition's leader needs a moment to know it is one."""
+def persistently(call: Callable[[], Answer], timeout: float, codes: Collection[str] | None = None) -> Answer:
+    """Calls again for up to `timeout` while the error is retriable: a new partition's leader needs a moment to know it is one. `codes`: only
+    while it is one of these."""
     deadline = time.monotonic() + timeout
     while True:
         try:
             return call()
         except BrokerError as error:
-            if not error.retriable or time.monotonic() + PAUSE > deadline:
+            again = error.retriable if codes is None else error.code in codes
+            if not again or time.monotonic() + PAUSE > deadline:
                 raise
         time.sleep(PAUSE)

@@ -133,3 +133,30 @@ def test_nothing_to_create_is_not_asked_for() -> None:
     controller = Controller()
     assert controller.create_topics([]) == {}
     assert not controller.requests
+
+
+class Moving(Answers):
+    """Of a cluster whose brokers don't agree yet who coordinates a group: these errors, then no such group."""
+
+    def __init__(self, *errors: int) -> None:
+        super().__init__()
+        self.errors = list(errors)
+        self._contact.met = True
+        self._coordinators = self  # type: ignore[assignment]
+
+    def ask(self, *_: Any) -> dict[str, Any]:
+        if self.errors:
+            raise KafkaException(KafkaError(self.errors.pop(0)))
+        return {}
+
+
+def test_a_coordinator_that_moves_is_asked_for_again() -> None:
+    """What bit: the first look at the groups of a new cluster."""
+    moving = Moving(KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.COORDINATOR_NOT_AVAILABLE)
+    assert moving.groups(["mails"]) == {} and not moving.errors
+
+
+def test_other_errors_of_a_coordinator_are_told_at_once() -> None:
+    with pytest.raises(BrokerError) as told:
+        Moving(KafkaError._TRANSPORT, KafkaError._TRANSPORT).groups(["mails"])
+    assert told.value.code == "_TRANSPORT"
