@@ -36,7 +36,7 @@ import binascii
 import re
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import log
 from typing import NamedTuple
@@ -194,8 +194,10 @@ class Tracker:
         self._finishes += 1
         return True
 
-    def finish_many(self, offsets: Iterable[int]) -> int:
+    def finish_many(self, offsets: Sequence[int]) -> int:
         """Like `finish` for each, in less time; returns how many of them were unfinished."""
+        if self._finish_run(offsets):
+            return len(offsets)
         flags, start, known, done = self._flags, self._start, len(self._flags), 0
         for offset in offsets:
             at = offset - start
@@ -206,6 +208,18 @@ class Tracker:
                 done += 1
         self._finishes += done
         return done
+
+    def _finish_run(self, offsets: Sequence[int]) -> bool:
+        """As `finish_many`, of one unfinished offset after the other, as they are where no key had to wait; False (and no effect): they
+        are not so."""
+        if not offsets or offsets[-1] - offsets[0] != len(offsets) - 1 or offsets[0] < self._start:
+            return False
+        these = slice(offsets[0] - self._start, offsets[-1] + 1 - self._start)
+        if self._flags[these] != bytes(len(offsets)) or offsets != list(range(offsets[0], offsets[-1] + 1)):
+            return False
+        self._flags[these] = b"\x01" * len(offsets)
+        self._finishes += len(offsets)
+        return True
 
     def is_open(self, offset: int) -> bool:
         """Whether it was received and is not finished."""
@@ -290,7 +304,7 @@ class Tracker:
         ranges.extend(reversed(self._stored))
         return base, Finished(tuple(ranges))
 
-    def after(self, offsets: Iterable[int]) -> Tracker:
+    def after(self, offsets: Sequence[int]) -> Tracker:
         """A copy in which these are finished, too: what a transaction commits that may yet be aborted."""
         copy = object.__new__(Tracker)
         for name in Tracker.__slots__:

@@ -29,7 +29,7 @@ def tracker_with(received, finished=(), base=0):
     tracker = Tracker(base)
     for offset in received:
         tracker.receive(offset)
-    tracker.finish_many(finished)
+    tracker.finish_many(list(finished))
     return tracker
 
 
@@ -151,6 +151,21 @@ class TestTracker:
 
         assert tracker.finish_many([4, 4, 2, 99]) == 2
         assert tracker.unfinished == 3
+
+    @given(
+        received=st.lists(st.integers(3, 20), unique=True).map(sorted),
+        lists=st.lists(st.builds(lambda first, count, put: [*range(first, first + count), *put], st.integers(0, 22), st.integers(0, 6),
+                                 st.sampled_from([[], [], [], [7], [9, 8]])), max_size=6),
+    )  # fmt: skip
+    @example(received=[4, 5, 6], lists=[[4, 4, 6]])
+    @example(received=[4, 5, 6], lists=[[5], [4, 5, 6]])
+    def test_finish_many_does_what_finish_does_for_each(self, received, lists):
+        """Most lists are offsets that follow each other: those are finished as one, unless any of them is not unfinished."""
+        many, one_by_one = tracker_with(received, base=3), tracker_with(received, base=3)
+
+        for offsets in lists:
+            assert many.finish_many(offsets) == sum(one_by_one.finish(offset) for offset in offsets)
+            assert (many.snapshot(), many.unfinished, many.version) == (one_by_one.snapshot(), one_by_one.unfinished, one_by_one.version)
 
     def test_an_offset_is_handed_out_once_in_an_epoch(self):  # edge 5
         """After an error out of a fetch the loop seeks back, and records that it has already come again."""
@@ -282,7 +297,7 @@ class TestFolding:
         for first in range(0, 120_001, 5_000):
             for offset in range(first, first + 5_000):
                 tracker.receive(offset)
-            tracker.finish_many(o for o in range(first, first + 5_000) if o not in unfinished)
+            tracker.finish_many([o for o in range(first, first + 5_000) if o not in unfinished])
             if first < stop:
                 assert tracker.map_size
         later = sorted(unfinished)[::2]
@@ -336,7 +351,7 @@ class TestMapSize:
         tracker = tracker_with([0, 7_200_000])
         for offset in range(7_200_001, 7_210_000):
             tracker.receive(offset)
-        tracker.finish_many(o for o in range(7_200_000, 7_210_000) if o % 20 > 1 and o % 7)
+        tracker.finish_many([o for o in range(7_200_000, 7_210_000) if o % 20 > 1 and o % 7])
         text = encode(0, Mark(TOPIC, tracker.snapshot()[1]))
 
         assert len(text) <= tracker.map_size < 1.05 * len(text) < 1_800
