@@ -159,6 +159,7 @@ class Job(_Seldom, Entry):
         "error",
         "id",
         "job_type",
+        "lot",
         "message",
         "meta",
         "outcome",
@@ -186,6 +187,8 @@ class Job(_Seldom, Entry):
     error: BaseException | None
     outcome: str
     asked_to_stop: bool
+    lot: object
+    """The same for jobs that were read together, of one partition and type, the first run of each; None: it is by itself."""
 
     @classmethod
     def of(
@@ -197,6 +200,7 @@ class Job(_Seldom, Entry):
         args: tuple[Any, ...],
         id: str,
         lane: bytes | None = None,
+        lot: object = None,
     ) -> Self:
         """The job of a record; no `__init__`, which would make it twice as dear."""
         job = cls()
@@ -208,6 +212,7 @@ class Job(_Seldom, Entry):
         job.appended_at = message.timestamp()[1] / 1000
         job.offset = message.offset()
         job.lane = lane
+        job.lot = lot
         job.next = None
         job.args = args
         job.id = id

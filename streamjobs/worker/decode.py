@@ -81,13 +81,14 @@ class Decoder:
                     break
                 if type_ != last_type or value[:SINGLE_OBJECT_HEAD] != head:  # type: ignore[index]
                     job_type, readers, order = types[type_]  # type: ignore[index]
+                    lot = object()
                     last_type, head = type_, value[:SINGLE_OBJECT_HEAD]  # type: ignore[assignment,index]
                     read, at = readers[head]
                     by_key, lane = order in BY_KEY, None if order == "none" else PARTITION_LANE
                 args = read(value, at)  # type: ignore[arg-type]
                 if by_key:
                     lane = message.key()
-                jobs.append(_job_of(job_type, home, message, None, args, id_.decode(), lane))
+                jobs.append(_job_of(job_type, home, message, None, args, id_.decode(), lane, lot))
         except KeyboardInterrupt:
             raise
         except BaseException:  # noqa: BLE001 (the long way meets it again, and names it)

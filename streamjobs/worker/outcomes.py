@@ -66,9 +66,13 @@ class Outcomes:
 
     def ended(self, jobs: Sequence[Job]) -> None:
         """Jobs that ran to an end, chunk by chunk, each in the order of its ends."""
-        self._shared.breakers.ended(jobs, self._now())
+        sound = [job.error for job in jobs].count(None) == len(jobs)
+        self._shared.breakers.ended(jobs, self._now(), sound=sound)
         if self._outbox is not None:
             jobs = self._settle_parents(jobs, self._outbox)
+        elif sound and _is_one_lot(jobs):
+            self._succeeded_together(jobs)
+            return
         succeeded = []
         for job in jobs:
             home = job.home
@@ -83,6 +87,14 @@ class Outcomes:
             succeeded.append(job)
         if succeeded:
             self._succeeded(Ended(succeeded))
+
+    def _succeeded_together(self, jobs: Sequence[Job]) -> None:
+        """What a list of jobs mostly is: each of the same epoch of a partition where nothing is parked, and not settled as timed out."""
+        home = jobs[0].home
+        if jobs[0].epoch == home.epoch:
+            for job in jobs:
+                job.outcome = "succeeded"
+            self._succeeded(Ended(jobs, one_lot=True))
 
     def _succeeded(self, ended: Ended) -> None:
         for job, place in ended.runs():
@@ -267,7 +279,7 @@ class Outcomes:
             return True
         home.parked[job.offset] = Parked(job.offset, parked.starts + 1, blocked_s)
         home.tracker.touch()  # else a crash forgets how often it started, unless another job has finished since
-        job.run, job.attempt = settlement.run, settlement.attempt
+        job.run, job.attempt, job.lot = settlement.run, settlement.attempt, None
         self._forget_frames(job)
         job.error = None
         job.children = ()
@@ -277,6 +289,14 @@ class Outcomes:
             self._shared.suspects.note(job)
         self._sleepers.wake_at(due, job, self._dispatcher.again)
         return True
+
+
+def _is_one_lot(jobs: Sequence[Job]) -> bool:
+    """Whether all are of one lot, where none has an outcome yet and nothing is parked: then what is true of the first is true of all."""
+    lot = jobs[0].lot if jobs else None
+    if lot is None or jobs[0].home.parked:
+        return False
+    return [job.lot for job in jobs].count(lot) == [job.outcome for job in jobs].count("") == len(jobs)
 
 
 def _log(job: Job, failure: Failure, settlement: Settlement, now: float) -> None:
