@@ -117,11 +117,13 @@ class Crashed(Exception):
 
 
 def stack_of(error: BaseException) -> str:
-    """Its traceback, as Python prints it, which asks some exceptions more than they answer: then its text."""
+    """Its traceback, as Python prints it, which asks some exceptions more than they answer: then its text. Of a long one the end, which says
+    where it was raised, and what."""
     try:
-        return "".join(traceback.format_exception(error))
+        stack = "".join(traceback.format_exception(error))
     except BaseException:  # noqa: BLE001 (an exception without a traceback is still that exception)
-        return f"{type(error).__qualname__}: {text_of(error)}"
+        stack = f"{type(error).__qualname__}: {text_of(error)}"
+    return stack if len(stack) <= wire.MAX_STACK else "…" + stack[3 - wire.MAX_STACK :]  # "…" are three bytes
 
 
 class _Seldom:

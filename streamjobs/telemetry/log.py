@@ -27,7 +27,6 @@ Format = Literal["text", "json"]
 
 MASK = "***"
 MAX_MESSAGE = 2048
-MAX_STACK = 8192
 #: So deep is looked into what a caller gave as `extra`; it may contain itself.
 _LEVELS = 8
 
@@ -202,9 +201,7 @@ class _Formatter(logging.Formatter):
     def _stack(self, record: logging.LogRecord) -> str:
         if not record.exc_info or record.exc_info[1] is None:
             return ""
-        stack = stack_of(record.exc_info[1])
-        # Its end says where it was raised, and what.
-        return self._masking.text(stack if len(stack) <= MAX_STACK else "…" + stack[-MAX_STACK:])
+        return self._masking.text(stack_of(record.exc_info[1]))
 
 
 class Json(_Formatter):

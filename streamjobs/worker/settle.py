@@ -164,7 +164,7 @@ def letter_record(routes: Routes, message: Message, home: Partition, meta: Meta,
         "sj_reason": cause.reason.value,
         "sj_error_type": None if error is None else type(error).__qualname__,
         "sj_error_message": clipped(cause.text or ("" if error is None else text_of(error))) or None,
-        "sj_error_stack": None if error is None else clipped(_stack(error), wire.MAX_STACK),
+        "sj_error_stack": None if error is None else clipped(stack_of(error), wire.MAX_STACK),
         "sj_key": key,
         "sj_null": 1 if value is None else None,
         "sj_due": None,
@@ -194,11 +194,6 @@ def slimmed(record: Record) -> Record | None:
     else:
         return None
     return Record(record.topic, record.value, record.key, kept, record.partition)
-
-
-def _stack(error: BaseException) -> str:
-    text = stack_of(error)
-    return text if len(text) <= wire.MAX_STACK else "…" + text[-wire.MAX_STACK + 10 :]
 
 
 def backoff(tries: int) -> float:
