@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from streamjobs.kafka import EmbeddedBroker
     from streamjobs.publish import Publisher
     from streamjobs.settings import Settings
+    from streamjobs.telemetry.tracing import Tracing
     from streamjobs.testing.app import Testing
     from streamjobs.worker.executors import Executor, Gate
     from streamjobs.worker.marks import Legacy
@@ -256,7 +257,7 @@ class App:
 
         provision.require(self)
         store = self._schemas()
-        self._trace_runs()
+        tracing = self._trace_runs()
         published = Metrics(self.group, "main", self.job_types)
         self.publisher.observe = published.published
         return Process(
@@ -273,6 +274,7 @@ class App:
             outbox=self.outbox(),
             member=member,
             load=self.in_child(prepare_child),
+            trace_again=None if tracing is None else tracing.again,
             legacy=legacy or Legacy(),
         )
 
@@ -356,7 +358,7 @@ class App:
 
         return read
 
-    def _trace_runs(self) -> None:
+    def _trace_runs(self) -> Tracing | None:
         """Where this process has a tracer provider, every sampled run is a span; else nothing is done per job."""
         from streamjobs.telemetry.tracing import Tracing
 
@@ -364,6 +366,7 @@ class App:
         if tracing is not None:
             for job_type in self.job_types.values():
                 job_type.run = tracing.around(job_type.bound(), self.group, is_async=job_type.is_async)
+        return tracing
 
     def testing(self, *, now: float | None = None) -> Testing:
         """This app on a broker in memory, its workers run by hand: see `streamjobs.testing.app.Testing`.

@@ -137,7 +137,7 @@ class Tracing:
         delay_s: float = 0.0,
         letter: bool = False,
     ) -> Sent:
-        """A retry or a dead letter of a run whose `job.traceparent` is `run`; of a run without a span nothing
+        """The record of a retry or a dead letter of a run whose `job.traceparent` is `run`; of a run without a span nothing
         changes.
 
         The first trace stays in `sj_origin_traceparent`, so that every later run can link home.
@@ -162,18 +162,6 @@ class Tracing:
             attributes,
             self._inside(parent),
             [home],
-        )
-
-    def replay(self, topic: str, headers: Headers, *, job_id: str, replays: int, actor: str = "") -> Sent:
-        """A letter that is put back. It links to its past and never continues it: what was decided now is its
-        cause."""
-        found = dict(headers)
-        attributes = _about(topic, job_id) | {
-            "streamjobs.replay.count": replays,
-            "streamjobs.replay.actor": actor,
-        }
-        return self._sent(
-            topic, headers, attributes, links=[found.get("traceparent"), found.get("sj_origin_traceparent")]
         )
 
     def _sent(

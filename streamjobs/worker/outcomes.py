@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 from collections.abc import Callable, Sequence
@@ -185,7 +186,9 @@ class Outcomes:
             self._bury(job, settlement.letter)
         elif settlement.due is not None:
             record = retry_record(self._shared.routes, job, settlement, failure, now)
-            self._begin(job, record, lambda: self._let_go(job, acked=True), lambda: self._too_large(job))
+            then = functools.partial(self._let_go, job, acked=True)
+            reason = failure.error_type or failure.kind
+            self._begin(job, *self._traced(job, record, then, reason, delay_s=settlement.due - now), lambda: self._too_large(job))
         elif job in self._children:
             self._begin(job, None, lambda: self._let_go(job, acked=True))
         else:
@@ -235,7 +238,23 @@ class Outcomes:
         job.letter = reason.value
         cause = Cause(reason, job.error, text, job.run, job.attempt, {"sj_strikes": job.strikes} if job.strikes else {})
         record = letter_record(self._shared.routes, job.message, job.home, job.full_meta, cause)
-        self._begin(job, record, lambda: self._buried(job, reason))
+        then = functools.partial(self._buried, job, reason)
+        self._begin(job, *self._traced(job, record, then, reason.value, letter=True))
+
+    def _traced(
+        self, job: Job, record: Record, then: Callable[[], object], reason: str, **more: Any
+    ) -> tuple[Record, Callable[[], object]]:
+        """The record in the trace of the run that it comes of; and what to do once it is acknowledged, with which its span ends."""
+        again = self._shared.trace_again
+        if again is None or not job.traceparent:
+            return record, then
+        headers, done = again(record.topic, record.headers, job_id=job.id, run=job.traceparent, reason=reason, **more)
+
+        def acked() -> None:
+            done()
+            then()
+
+        return record._replace(headers=headers), acked
 
     def _buried(self, job: Job, reason: Reason) -> None:
         self._settled(job, acked=True)

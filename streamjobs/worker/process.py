@@ -43,7 +43,7 @@ from streamjobs.worker.membership import Memberships
 from streamjobs.worker.quarantine import Orders, Quarantine
 from streamjobs.worker.recycle import LOOK_S, resident, why_recycle
 from streamjobs.worker.settle import Routes
-from streamjobs.worker.shared import IDLE_POLL_S, Gatherer, Shared
+from streamjobs.worker.shared import IDLE_POLL_S, Gatherer, Shared, TraceAgain
 from streamjobs.worker.timer import Timer
 from streamjobs.worker.transact import Transactions
 from streamjobs.worker.turns import TakenOver, Turns
@@ -126,6 +126,7 @@ class Process:
         outbox: Outbox | None = None,
         member: str = "",
         load: Load,
+        trace_again: TraceAgain | None = None,
         legacy: Legacy = Legacy(),  # noqa: B008 (it can't be changed)
     ) -> None:
         settings = app.settings
@@ -164,6 +165,7 @@ class Process:
             idle_poll_s=IDLE_POLL_S if executors is None else 0.0,
             session_timeout_s=self.gate.session_s,
             outbox=outbox,
+            trace_again=trace_again,
             run_inline=threads.run_inline if executors is None and isinstance(threads, Threads) else None,
         )
         main = [app.names.main(queue) for queue in queues]

@@ -11,6 +11,7 @@ from streamjobs.core.assignment import Admission
 from streamjobs.core.clock import Clock
 from streamjobs.core.control import Desired
 from streamjobs.core.dispatch import Partition
+from streamjobs.core.record import Header
 from streamjobs.job import Job, JobType, Outbox
 from streamjobs.worker.decode import Decoder
 from streamjobs.worker.executors import Chunk, Executor
@@ -23,6 +24,10 @@ from streamjobs.worker.transact import Transactions
 #: How long a loop waits for records at most while anything is under way of which it is not woken, and so many times as long while
 #: nothing is: orders are seen that much later, and an idle worker takes 1.1 % of a CPU instead of 1.75.
 IDLE_POLL_S, AT_REST = 0.05, 10
+
+
+TraceAgain = Callable[..., tuple[list[Header], Callable[..., None]]]
+"""Puts the trace of a run into the headers of its retry or letter, and gives what ends the span (`telemetry.tracing.Tracing.again`)."""
 
 
 class Gatherer(Protocol):
@@ -91,6 +96,8 @@ class Shared:
     """Takes a chunk, to run it in the thread of a loop that lends itself for that; None where turns are made by hand."""
     transactions: Transactions | None = None
     """Of a transactional app; None: settlements and commits are acknowledged one after the other."""
+    trace_again: TraceAgain | None = None
+    """None: this process has no tracer provider."""
     outbox: Outbox | None = None
     """Of a transactional app: where its handlers' child jobs are until their runs are settled."""
 

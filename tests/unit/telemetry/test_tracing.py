@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from opentelemetry.trace import SpanKind, StatusCode
 
+from streamjobs import App, Retry
 from streamjobs.errors import BrokerError
 from streamjobs.job import Reject, Snooze
 from streamjobs.telemetry.tracing import SCHEMA_URL, Propagation, Tracing, sampled
@@ -311,16 +312,44 @@ def test_an_unsampled_job_passes_through_as_it_is(spans: Spans) -> None:  # edge
     assert spans.all() == ()
 
 
-def test_a_replay_links_to_its_past_and_does_not_continue_it(spans: Spans) -> None:
-    letter = [("traceparent", PARENT), ("sj_origin_traceparent", PARENT.replace(b"00f0", b"00f1"))]
-    with spans.provider.get_tracer("streamjobs").start_as_current_span("streamjobs replay"):
-        sent = spans.tracing().replay("to", letter, job_id="inv-7", replays=1, actor="ada")
-        sent.done()
-    send, order = spans.all()
+# -- in a worker ---------------------------------------------------------------------------------------------
 
-    assert send.parent is not None and send.parent.span_id == order.context.span_id
-    assert linked(send) == ["00f067aa0ba902b7", "00f167aa0ba902b7"]
-    assert dict(sent.headers)["traceparent"] == traceparent_of(send)
+
+def failing_job(spans: Spans, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[bytes]:
+    """Runs a job that fails twice, in a process that has a tracer provider; the traceparents of its retry and of its letter."""
+    monkeypatch.setattr(Tracing, "find", classmethod(lambda cls, propagation: Tracing(spans.provider, propagation, lambda: 0.0)))
+    app = App("shop", partitions=1)
+
+    @app.job(queue="mails", name="count", retry=Retry(attempts=2), **options)
+    def count(n: int) -> None:
+        raise ValueError(n)
+
+    with app.testing() as t:
+        count.publish(1)
+        for _ in range(3):
+            t.run(raise_errors=False)
+            t.advance(600)
+        again = [dict(record.headers() or ()) for topic in ("jobs.mails.shop.retry", "jobs.mails.shop.dlt") for record in t.broker.records(topic)]
+    return [headers.get("traceparent", b"") for headers in again]
+
+
+def test_a_job_that_fails_can_be_followed_to_its_letter(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:  # edge 69
+    retry, letter = failing_job(spans, monkeypatch)
+    published, first_run, retried, second_run, buried = spans.all()
+
+    assert [parent.parent and parent.parent.span_id for parent in (first_run, retried, buried)] == [
+        parent.context.span_id for parent in (published, first_run, second_run)
+    ]
+    assert linked(second_run) == [f"{span.context.span_id:016x}" for span in (retried, published)]
+    assert (retried.attributes or {})["streamjobs.retry.reason"] == "ValueError"
+    assert (buried.attributes or {})["streamjobs.dlt.reason"] == "exhausted"
+    assert (retry, letter) == (traceparent_of(retried), traceparent_of(buried))
+
+
+def test_a_job_that_nobody_traces_carries_no_trace(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
+    spans.provider.sampler = ALWAYS_OFF
+    assert {traceparent[-2:] for traceparent in failing_job(spans, monkeypatch)} <= {b"", b"00"}
+    assert spans.all() == ()
 
 
 # -- without it ----------------------------------------------------------------------------------------------
