@@ -114,14 +114,20 @@ class Loop:
         )
 
     def _run_inline(self, chunk: Chunk) -> None:
-        """In this thread; or, of async handlers, in the event loop's, which turns this loop then as long as there is one after the other."""
+        """In this thread; or, of async handlers, in the event loop's, which turns this loop then as long as there is one after the other.
+
+        *Bites*, in this thread whichever it is: the event loop's turns, and finds brief jobs with `def` handlers. They run where an event loop
+        runs already, so their own `asyncio.run()` fails, and one that blocks holds up all async handlers of the process.
+        """
         assert self._shared.run_inline is not None
-        if chunk.kind == "threads":
-            with self.turns.lent():
-                self._shared.run_inline(chunk)
-        else:
+        if chunk.kind == "aio":
             chunk.inline = True
             self.turns.lend_with(chunk, self._shared.executors[chunk.kind].submit, self._turn_elsewhere)
+        elif self.turns.borrowed:
+            self._shared.executors[chunk.kind].submit(chunk)
+        else:
+            with self.turns.lent():
+                self._shared.run_inline(chunk)
 
     def _turn_elsewhere(self) -> None:
         """Between two chunks, in the event loop's thread; unless what failed might call a hook of the user's there, which may block."""

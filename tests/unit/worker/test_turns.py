@@ -495,6 +495,34 @@ def test_a_loop_is_not_turned_on_an_event_loop_that_has_something_else_to_do(asy
     brief.become_inline()
 
 
+def test_handlers_that_are_not_async_do_not_run_on_the_event_loop(world: tuple[App, MemoryBroker]) -> None:
+    """*Bites*: its thread turns the loop, and finds brief jobs whose handlers block, or call `asyncio.run()`."""
+    app, _ = world
+    brief, ran = AsyncBrief(app), []
+
+    @app.job(queue="mails", name="plain")
+    def plain() -> None:
+        ran.append(threading.current_thread().name)
+
+    process = app.process()
+    loop: Any = process.loops[0]
+    turn, met = loop.turn, []
+
+    def turn_with_another() -> bool:
+        if loop.turns.borrowed and len(met) == len(ran):
+            met.append(plain.publish())
+        return bool(turn())
+
+    loop.turn = turn_with_another
+    process.start()
+    try:
+        eventually(lambda: brief.publish(20) or len(ran) >= 20, 20, "turns on the event loop that found another job")
+    finally:
+        process.stop()
+        assert process.join(20) == 0
+    assert "streamjobs-aio" not in ran
+
+
 def test_a_worker_that_is_told_to_stop_does_so_in_the_midst_of_brief_async_jobs(world: tuple[App, MemoryBroker]) -> None:
     """Its loop's own thread drains, which waits while another one turns the loop."""
     app, _ = world
