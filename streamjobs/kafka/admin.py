@@ -290,14 +290,11 @@ class KafkaAdmin:
         partitions = [ClientPartition(t, p, commit.offset, commit.metadata) for (t, p), commit in offsets.items()]
         wanted = [ConsumerGroupTopicPartitions(group, partitions)]
         doing = f"change the commits of group {group}"
-        altered = self._ask_coordinator(
+        self._ask_coordinator(
             doing,
             lambda client: client.alter_consumer_group_offsets(wanted, request_timeout=CLIENT_TIMEOUT_S)[group],
-            lambda asked, patience_s: asked.result(patience_s),
+            lambda asked, patience_s: _unless_refused(asked.result(patience_s)),
         )
-        for found in altered.topic_partitions or []:
-            if found.error is not None:
-                raise translated(found.error, doing)
 
     def group_names(self) -> list[str]:
         """*Bites*: one broker of three stands still, the others answer, and the groups that it coordinates are missing from the list; the
@@ -407,6 +404,13 @@ def _unless_no_group(future: Future[Answer], patience_s: float) -> Answer | None
         if error.args[0].name() == "GROUP_ID_NOT_FOUND":
             return None
         raise
+
+
+def _unless_refused(altered: ConsumerGroupTopicPartitions) -> None:
+    """*Bites*: a coordinator that moves says so of each partition, not of the group."""
+    for found in altered.topic_partitions or []:
+        if found.error is not None:
+            raise KafkaException(found.error)
 
 
 def _group(name: str, found: ConsumerGroupDescription | None) -> Group:

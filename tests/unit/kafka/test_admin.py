@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from streamjobs.broker import Topic, TopicPartition
+from streamjobs.broker import Commit, Topic, TopicPartition
 from streamjobs.errors import BrokerError
 from streamjobs.kafka.admin import RECORDS_AT_ONCE, KafkaAdmin, _spec
 
@@ -154,6 +154,50 @@ def test_a_coordinator_that_moves_is_asked_for_again() -> None:
     """What bit: the first look at the groups of a new cluster."""
     moving = Moving(KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.COORDINATOR_NOT_AVAILABLE)
     assert moving.groups(["mails"]) == {} and not moving.errors
+
+
+class Coordinated(Answers):
+    """Of a cluster whose coordinator of groups moves: asked for a description, or told of a commit, it answers with these errors first."""
+
+    def __init__(self, *errors: int) -> None:
+        super().__init__()
+        self.errors = list(errors)
+        self.asked: list[str] = []
+        self._contact.met = True
+
+    def _build(self) -> Any:
+        return SimpleNamespace(
+            describe_consumer_groups=lambda groups, **_: dict.fromkeys(groups, self._answered("described", self._refusal())),
+            list_consumer_group_offsets=lambda *_, **__: {"mails": self._answered("read")},
+            alter_consumer_group_offsets=lambda *_, **__: {"mails": self._answered("altered", of_partition=self._refusal())},
+            poll=lambda _: None,
+        )
+
+    def _refusal(self) -> KafkaError | None:
+        return KafkaError(self.errors.pop(0)) if self.errors else None
+
+    def _answered(self, what: str, error: KafkaError | None = None, of_partition: KafkaError | None = None) -> Future[Any]:
+        self.asked.append(what)
+        answer: Future[Any] = Future()
+        if error is None:
+            answer.set_result(SimpleNamespace(topic_partitions=[SimpleNamespace(topic="t", partition=0, offset=7, metadata="", error=of_partition)]))
+        else:
+            answer.set_exception(KafkaException(error))
+        return answer
+
+
+def test_a_coordinator_that_moves_is_asked_again_to_change_commits() -> None:
+    """It says so of each partition, not of the group."""
+    moving = Coordinated(KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_LOAD_IN_PROGRESS)
+    moving.alter_committed("mails", {TopicPartition("t", 0): Commit(7, "")})
+    assert moving.asked == ["altered"] * 3
+
+
+def test_what_a_coordinator_refuses_is_told_at_once() -> None:
+    refused = Coordinated(KafkaError.UNKNOWN_MEMBER_ID)
+    with pytest.raises(BrokerError, match="change the commits of group mails") as told:
+        refused.alter_committed("mails", {TopicPartition("t", 0): Commit(7, "")})
+    assert told.value.code == "UNKNOWN_MEMBER_ID" and refused.asked == ["altered"]
 
 
 def test_other_errors_of_a_coordinator_are_told_at_once() -> None:
