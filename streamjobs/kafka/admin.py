@@ -28,7 +28,7 @@ from confluent_kafka.cimpl import TopicPartition as ClientPartition
 
 from streamjobs.broker import At, Cluster, Commit, Group, Isolation, Member, Topic, TopicPartition
 from streamjobs.errors import OUT_OF_REACH, BrokerError
-from streamjobs.kafka.coordinators import CLIENT_TIMEOUT_S, Coordinators
+from streamjobs.kafka.coordinators import CLIENT_TIMEOUT_S, Coordinators, unless_no_group
 from streamjobs.kafka.errors import ADVICE, Contact, as_broker_error, persistently, translated
 from streamjobs.kafka.forks import never_free, tell_of_forks
 from streamjobs.kafka.log import QuietLog
@@ -63,6 +63,8 @@ Answer = TypeVar("Answer")
 
 class KafkaAdmin:
     """Implements `streamjobs.broker.Admin`. May be called by any thread; in a forked child it begins anew."""
+
+    _describes = True  # groups
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = dict(config)
@@ -280,7 +282,8 @@ class KafkaAdmin:
         found = self._ask_coordinator(
             f"read the commits of group {group}",
             lambda client: client.list_consumer_group_offsets(wanted, request_timeout=CLIENT_TIMEOUT_S)[group],
-            _unless_no_group,
+            unless_no_group,
+            describe=group if self._describes else None,
         )
         return {} if found is None else _commits(group, found.topic_partitions or [])
 
@@ -312,11 +315,15 @@ class KafkaAdmin:
         return self._ask_coordinator(
             f"describe group {' and '.join(names)}",
             lambda client: client.describe_consumer_groups(list(names), request_timeout=CLIENT_TIMEOUT_S),
-            lambda asked, patience_s: {name: _group(name, _unless_no_group(future, patience_s)) for name, future in asked.items()},
+            lambda asked, patience_s: {name: _group(name, unless_no_group(future, patience_s)) for name, future in asked.items()},
         )
 
     def _ask_coordinator(
-        self, doing: str, question: Callable[[AdminClient], Asked], answer: Callable[[Asked, float], Answer]
+        self,
+        doing: str,
+        question: Callable[[AdminClient], Asked],
+        answer: Callable[[Asked, float], Answer],
+        describe: str | None = None,
     ) -> Answer:
         """*Bites*: the first group of a new cluster, or one whose coordinator moves; which broker it is, the brokers don't agree on for a
         moment, and `lag` ends with NOT_COORDINATOR."""
@@ -325,7 +332,7 @@ class KafkaAdmin:
 
         def ask() -> Answer:
             with self._contact.as_broker_error(doing):
-                return self._coordinators.ask(question, answer)
+                return self._coordinators.ask(question, answer, describe)
 
         return persistently(ask, VISIBLE_TIMEOUT, COORDINATOR_MOVES)
 
@@ -394,16 +401,6 @@ def _kafka_error(error: Any) -> KafkaError:
     """The client gives a part's error as it is, and promises an exception around it."""
     found: KafkaError = error.args[0] if isinstance(error, KafkaException) else error
     return found
-
-
-def _unless_no_group(future: Future[Answer], patience_s: float) -> Answer | None:
-    """None: there is no such group."""
-    try:
-        return future.result(patience_s)
-    except KafkaException as error:
-        if error.args[0].name() == "GROUP_ID_NOT_FOUND":
-            return None
-        raise
 
 
 def _unless_refused(altered: ConsumerGroupTopicPartitions) -> None:

@@ -72,6 +72,8 @@ class EmbeddedConsumer(KafkaConsumer):
 
 
 class EmbeddedAdmin(KafkaAdmin):
+    _describes = False  # the mock cluster can't; and its coordinator never moves
+
     def __init__(self, config: Mapping[str, Any], broker: EmbeddedBroker) -> None:
         super().__init__(config)
         self._broker = broker

@@ -186,6 +186,20 @@ class Coordinated(Answers):
         return answer
 
 
+def test_only_who_coordinates_a_group_is_asked_for_its_commits() -> None:
+    """What bit: a broker restarted, the client asked it for commits of groups that were another one's by then, and the whole process ended
+    with a segmentation fault."""
+    moving = Coordinated(KafkaError.NOT_COORDINATOR)
+    assert moving.committed("mails") == {TopicPartition("t", 0): Commit(7, "")}
+    assert moving.asked == ["described", "described", "read"]
+
+
+def test_commits_are_asked_for_of_a_group_that_nobody_can_describe() -> None:
+    """One that has had commits, and never a member."""
+    unknown = Coordinated(KafkaError.GROUP_ID_NOT_FOUND)
+    assert unknown.committed("mails") and unknown.asked == ["described", "read"]
+
+
 def test_a_coordinator_that_moves_is_asked_again_to_change_commits() -> None:
     """It says so of each partition, not of the group."""
     moving = Coordinated(KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_LOAD_IN_PROGRESS)
