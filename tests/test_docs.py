@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from pydantic import Field
 
 from streamjobs import App, Job
 from streamjobs.broker import Broker, TopicPartition
+from streamjobs.cli.command import Exit
 from streamjobs.core.partitioner import partition_of
 from streamjobs.core.record import FIXED, Meta
 from streamjobs.settings import documented, env_name
@@ -70,6 +72,16 @@ def test_every_command_has_help_and_two_examples_that_work() -> None:
         assert len(examples) >= 2, path
         for words in in_fences("```sh\n" + "\n".join(examples) + "\n```"):
             assert fault(words) is None, f"{path}: {words}"
+
+
+def test_every_exit_code_is_documented_and_is_one_that_some_command_ends_with() -> None:
+    """What bit: 75, "start me again", which a worker's processes say to their supervisor, and no command to whoever started it."""
+    table = text_of(ROOT / "docs/commands.md").partition("| exit code |")[2].partition("\n\n")[0]
+    listed = {int(code) for codes in re.findall(r"^\| ([\d, ]+) \|", table, re.MULTILINE) for code in codes.split(",")}
+    code = "\n".join(text_of(path) for path in SOURCES)
+
+    assert listed == {*Exit, 128 + signal.SIGTERM}
+    assert [exit.name for exit in Exit if exit is not Exit.ABANDONED and f"Exit.{exit.name}" not in code] == []
 
 
 def test_every_setting_is_read() -> None:

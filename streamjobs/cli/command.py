@@ -22,7 +22,7 @@ from streamjobs.errors import OUT_OF_REACH, BrokerError, StreamjobsError, UsageE
 
 
 class Exit(IntEnum):
-    """What a command's exit code says (DESIGN.md §10)."""
+    """What a command's exit code says (docs/commands.md)."""
 
     DONE = 0
     FAILED = 1
@@ -31,8 +31,6 @@ class Exit(IntEnum):
     """Changes are pending, or a threshold is exceeded."""
     ABANDONED = 4
     """Work was abandoned at drain."""
-    RESTART = 75
-    """Restart me."""
     INTERRUPTED = 130
 
 

@@ -57,7 +57,7 @@ def worker(session: Session, /, queues: tuple[str, ...], provision: str | None, 
     """Run the jobs of QUEUES; of all queues of the app when none is named.
 
     SIGTERM and Ctrl-C let running jobs end (see --drain); a second one ends at once. Exit codes: 0 all was finished, 4 work was
-    abandoned at the end of the drain (others will run it again), 75 start me again, 1 failed, 2 wrong usage.
+    abandoned at the end of the drain (others will run it again), 1 failed, 2 wrong usage, 130 or 143 ended at once.
     """
     flags = {f"worker.{name}": value for name, value in options.items()} | {"provision": provision}
     given = {path: value for path, value in flags.items() if value is not None}

@@ -351,7 +351,7 @@ class Process:
         return any(thread.is_alive() for thread in self._threads)
 
     def join(self, timeout: float | None = None) -> int:
-        """Waits for the end; the exit code (DESIGN.md §10): 0, 4 work was abandoned, 75 start me again.
+        """Waits for the end; the exit code, for the supervisor: 0, 4 work was abandoned, 75 start another one in my place.
 
         *Bites*, if who was told to stop says 75 for a loop that failed while it drained: its supervisor starts none again, and takes it for 0.
         """

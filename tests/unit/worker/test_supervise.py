@@ -235,6 +235,52 @@ def test_start_hooks_have_their_time_after_a_wait_for_the_broker_too(monkeypatch
     assert not deaths
 
 
+class Named:
+    """A process, as far as a second signal cares."""
+
+    pid = 1
+
+    def __init__(self) -> None:
+        self.killed = False
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_ends_all_at_once(number: int, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the exit codes that docs/commands.md has for it."""
+    ended: list[int] = []
+    monkeypatch.setattr("streamjobs.worker.supervise.os._exit", ended.append)
+    supervisor = Supervisor(never_starting, 2, 1.0, NoTotals(), 4, lambda: None)
+    processes = [Named(), Named()]
+    for slot, process in zip(supervisor._slots, processes, strict=True):
+        slot.process = process  # type: ignore[assignment]
+
+    supervisor._on_signal(number, None)
+    assert not ended and not any(process.killed for process in processes)
+    supervisor._on_signal(number, None)
+    assert ended == [code] and all(process.killed for process in processes)
+
+
+def making_room(slot: int, connection: Connection, legacy: Legacy) -> None:
+    connection.send(Report(None, {}, {}, True))
+    if connection.poll(10):
+        sys.exit(75)
+
+
+def test_a_process_that_makes_room_at_the_end_is_no_failure() -> None:
+    """75 is said to the supervisor, which would start another one; nobody else hears of it."""
+    supervisor = Supervisor(making_room, 1, 1.0, NoTotals(), 4, lambda: None)
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(supervisor.run()), daemon=True)
+    thread.start()
+    eventually(lambda: supervisor.ready()[0], 30, "it works")
+    supervisor.stop()
+    thread.join(30)
+    assert codes == [0]
+
+
 def test_ctrl_c_while_a_worker_starts_is_a_clean_stop(tmp_path: Path) -> None:
     """A terminal sends it to all processes of the worker. What bit: the one that was importing died of it: exit code 1."""
     nowhere = {"STREAMJOBS_BOOTSTRAP": "127.0.0.1:1", "LEDGER": str(tmp_path / "ledger")}
