@@ -282,7 +282,9 @@ class Settings(BaseSettings):
         "localhost:9092", 'Brokers, HOST:PORT[,HOST:PORT…]; "embedded": one inside the process, gone with it.'
     )
     provision: Literal["check", "auto"] = _setting(
-        "check", "Topics that a starting worker misses: check refuses to start and says what to run, auto creates them. For workers only."
+        "check",
+        "Topics that a starting worker misses: check refuses to start and says what to run, auto creates them (so on the embedded broker)."
+        " For workers only.",
     )
     jobs_prefix: Prefix = _setting("jobs", "Begins the names of topics that hold jobs.")
     system_prefix: Prefix = _setting("streamjobs", "Begins the names of topics that all queues share.")

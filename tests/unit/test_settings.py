@@ -96,6 +96,14 @@ def test_an_unknown_variable_is_answered_with_the_variable_that_was_meant() -> N
     assert message.endswith("(env STREAMJOBS_WORKER_SLOTS) is no setting: did you mean STREAMJOBS_WORKER__SLOTS?")
 
 
+def test_a_key_of_the_client_with_one_underscore_is_answered_with_two() -> None:
+    """What bit: "`config show --all` lists them", which it does not."""
+    message = refusal(environ={"STREAMJOBS_KAFKA_SASL_USERNAME": "billing"})
+
+    assert message.endswith("(env STREAMJOBS_KAFKA_SASL_USERNAME) is no setting: did you mean STREAMJOBS_KAFKA__SASL_USERNAME?")
+    assert refusal(flags={"registry_url": 1}).endswith("did you mean registry.url?")
+
+
 def test_an_unknown_setting_in_the_file_is_named_with_the_file() -> None:
     Path("streamjobs.toml").write_text("[wroker]\nslots = 2\n")
 
