@@ -219,7 +219,8 @@ class App:
     def _lend(self, broker: EmbeddedBroker) -> None:
         """The process that started the embedded broker owns it; the processes that it starts use it, too."""
         os.environ["STREAMJOBS_BOOTSTRAP"] = broker.url
-        logger.warning("embedded broker at %s: everything in it is gone when this process ends", broker.bootstrap)
+        told = "embedded broker: all in it is gone when this process ends; for other programs it is at STREAMJOBS_BOOTSTRAP=%s"
+        logger.warning(told, broker.url)
 
     @property
     def publisher(self) -> Publisher:

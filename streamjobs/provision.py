@@ -542,14 +542,15 @@ def check(app: Deployment) -> list[Problem]:
 
 def require(app: Deployment) -> Applied:
     """What a worker does before its first job: nothing but look, or with `provision = "auto"` apply what
-    harms nobody.
+    harms nobody. On the embedded broker always: nobody else could.
 
     Raises ProvisionError with everything that is missing or unfit, BrokerError when the cluster can't be
     asked.
     """
     current = plan(app)
     applied = Applied()
-    if app.settings.provision == "auto" and current.changes:
+    by_itself = app.settings.provision == "auto" or "topic_admin" in app.broker.lacks
+    if by_itself and current.changes:
         applied = apply(app, current, reason="a worker started with provision = auto")
         current = plan(app)
     problems = _problems(current, applying(app))

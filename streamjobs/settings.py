@@ -530,7 +530,10 @@ def _did_you_mean(path: str, origin: str) -> str:
 
 
 def _guess(path: str) -> str | None:
-    """`slots`, `worker_slots` and `worker.slotz` all mean `worker.slots`."""
+    """`slots`, `worker_slots` and `worker.slotz` all mean `worker.slots`; `kafka_sasl_username`, a key that is passed on."""
+    section, _, key = path.partition("_")
+    if section in _PASSED_ON and key:
+        return f"{section}.{key.replace('_', '.')}"
     unified = {known.replace(".", "_"): known for known in _PATHS}
     by_last = {known.rpartition(".")[2]: known for known in reversed(_PATHS)}
     word, last = path.replace(".", "_"), path.rpartition(".")[2]

@@ -41,6 +41,13 @@ def targets(found: provision.Plan, action: str) -> list[str]:
 # --- what is planned ----------------------------------------------------------------------------------------
 
 
+def test_a_worker_provisions_the_embedded_broker_by_itself(app_on: AppOn, memory: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What bit: "run: streamjobs topic apply", which would start another embedded broker, and end it."""
+    monkeypatch.setattr(memory, "lacks", frozenset({"topic_admin", "topic_config"}), raising=False)
+
+    assert provision.require(app_on(memory, "invoices")).done
+
+
 def test_every_topic_gets_the_settings_that_keep_jobs(memory: MemoryBroker, app_on: AppOn) -> None:  # edge 29
     app = app_on(memory, "invoices", max_message_bytes=100_000)
     applied(app)

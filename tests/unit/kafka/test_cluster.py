@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,11 +14,13 @@ from typing import Any
 
 import pytest
 
+from streamjobs.app import App
 from streamjobs.broker import Cluster, Topic, TopicPartition
 from streamjobs.core.record import Record
 from streamjobs.errors import BrokerError
 from streamjobs.kafka import EmbeddedBroker, KafkaBroker, config
 from streamjobs.kafka.embedded import Members
+from streamjobs.settings import load
 
 
 class Says:
@@ -71,6 +74,17 @@ assert producer.flush(10) == 0
     reader.assign({TopicPartition(prefix, 0): 0})
     assert [message.value() for message in reader.fetch(10, 10.0)] == [b"from the child"]
     reader.close()
+
+
+def test_who_starts_an_embedded_broker_says_how_others_find_it(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """What bit: it told the bare address, at which every command waits for what this broker does not have until its time is up."""
+    monkeypatch.setenv("STREAMJOBS_BOOTSTRAP", "embedded")
+    broker = App("owner").broker
+    try:
+        told = dict([re.search(r"(STREAMJOBS_BOOTSTRAP)=(\S+)", caplog.text).groups()])  # type: ignore[union-attr]
+        assert load({}, environ=told).bootstrap == broker.url  # type: ignore[attr-defined]
+    finally:
+        broker.close()
 
 
 def test_a_member_of_another_process_is_seen_while_it_lives(embedded: Any, prefix: str, wait_until: Any) -> None:
