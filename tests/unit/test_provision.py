@@ -427,6 +427,16 @@ def test_a_worker_is_told_what_is_missing_and_what_to_run(
             "streamjobs topic apply",
         ),
         (
+            lambda admin: admin.alter_topic_config(MAIN, {"retention.bytes": "1", "cleanup.policy": "compact"}),
+            f"topic {MAIN} is configured wrongly: cleanup.policy: compact → delete, retention.bytes: 1 → -1",
+            "streamjobs topic apply",
+        ),
+        (
+            lambda admin: admin.alter_topic_config("streamjobs.billing.delay.1m", {"retention.ms": "1"}),
+            "topic streamjobs.billing.delay.1m is configured wrongly: retention.ms: 1 → -1",
+            "streamjobs topic apply",
+        ),
+        (
             lambda admin: admin.alter_topic_config(MAIN, {"message.timestamp.type": "CreateTime"}),
             f"topic {MAIN} is configured wrongly: message.timestamp.type: CreateTime → LogAppendTime",
             "streamjobs topic apply",
@@ -449,6 +459,8 @@ def test_what_a_worker_needs(  # edge 32
 
     assert problem.message.startswith(message)
     assert problem.command == command
+    with pytest.raises(ProvisionError):
+        provision.require(app)
 
 
 def test_a_worker_advises_no_command_that_changes_nothing(memory: MemoryBroker, app_on: AppOn) -> None:
