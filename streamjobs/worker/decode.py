@@ -115,10 +115,13 @@ class Decoder:
         return job
 
     def _no_job(self, message: Message, home: Partition, meta: Meta) -> Undecodable:
-        if message.value() is None:
-            return Undecodable("tombstone", message, home, meta)
         if not meta.job_type:
+            if message.value() is None:
+                return Undecodable("tombstone", message, home, meta)
             error = DecodeError("the record has no ce_type header: nothing says which job it is")
+            return Undecodable("undecodable", message, home, meta, error)
+        if message.value() is None:
+            error = DecodeError("the record has no value, which even a job without arguments has")
             return Undecodable("undecodable", message, home, meta, error)
         error = DecodeError(f"no job type {meta.job_type!r} is known to this worker")
         return Undecodable("type_unknown", message, home, meta, error)

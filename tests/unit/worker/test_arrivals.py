@@ -112,16 +112,28 @@ def test_what_is_no_job_is_told_of_as_any_other_end(on_memory: OnMemory) -> None
 
 
 def test_a_tombstone_is_skipped(on_memory: OnMemory) -> None:  # edge 65
-    """A null value means nothing on a job topic: counted, not run, not a letter."""
+    """Neither value nor type: it means nothing on a job topic. Counted, not run, not a letter."""
     app, ran = counting_app()
     t = on_memory(app)
-    t.produce(Record(TOPIC, None, b"k", [("ce_type", b"count")]))
+    t.produce(Record(TOPIC, None, b"k"))
     app.job_types["count"].publish(n=1)
     t.run(through_delays=False)
     assert ran == [1]
     assert t.dead_letters("mails") == []
     counters = t.process.loops[0].metrics.snapshot().counters
     assert counters["decode_errors_total", ("mails", "payload")] == 1
+
+
+@pytest.mark.parametrize("named", [b"count", b"newer"])
+def test_a_job_without_a_value_is_a_letter(on_memory: OnMemory, named: bytes) -> None:  # edge 65
+    """Its publisher forgot it. What bit: it was skipped, with a line in the log; no letter, no event."""
+    app, ran = counting_app()
+    t = on_memory(app)
+    t.produce(Record(TOPIC, None, b"k", [("ce_type", named), ("ce_id", b"n-1")]))
+    t.run()
+    (letter,) = t.dead_letters("mails")
+    assert (letter.job_id, letter.reason, letter.null, ran) == ("n-1", "undecodable", True, [])
+    assert "has no value" in letter.error_message
 
 
 def test_an_unknown_type_waits_an_hour_for_a_worker_that_knows_it(on_memory: OnMemory) -> None:  # edge 64
