@@ -321,7 +321,7 @@ def _take_first(
 
 
 def available(message: Message) -> float:
-    """Since when the job could run: its due time, else its publish, else its append.
+    """Since when the job could run: its due time, but not before its first record was there; else its publish, else its append.
 
     A record that the layer itself wrote (a retry, a replay) is as old as itself: a replayed job is not weeks
     late.
@@ -331,7 +331,7 @@ def available(message: Message) -> float:
     except HeaderError:
         return tables.appended(message)
     if meta.due:
-        return meta.due
+        return max(meta.due, meta.appended or tables.appended(message))
     if meta.run > 1 or meta.holds or not meta.published:
         return tables.appended(message)
     return _instant(meta.published) or tables.appended(message)

@@ -291,6 +291,8 @@ def test_a_job_that_is_not_due_has_no_age(app: Any, broker: MemoryBroker, clock:
         ({"ce_time": "yesterday"}, 100.0),
         ({"ce_time": "2025-06-15T15:06:40"}, 100.0),
         ({"sj_due": b"soon"}, 100.0),
+        ({"sj_due": b"1"}, 100.0),
+        ({"sj_due": b"1", "sj_appended": b"1749999950000"}, 450.0),
         ({}, 100.0),
     ],
 )
