@@ -41,8 +41,9 @@ _UNDER_WAY, _LOOKS = 10_000, 1_000
 _VERSION, _CONTENT_TYPE = ("ce_specversion", b"1.0"), ("content-type", CONTENT_TYPE)
 
 
-Observe = Callable[[JobType[Any, Any], int, int, float], None]
-"""Is told of each publication: job type, how many jobs, how many of them failed, seconds until all were acknowledged."""
+Observe = Callable[[JobType[Any, Any], int, int, float | None], None]
+"""Is told of each publication: job type, how many jobs, how many of them failed, seconds until all were acknowledged (None: in a
+transaction, later)."""
 Trace = Callable[..., tuple[list[wire.Header], Callable[..., None]]]
 """Puts a job's trace into its headers, and gives what ends the span (`telemetry.tracing.Tracing.send`)."""
 
@@ -238,7 +239,7 @@ class Publisher:
         """Whether the records are child jobs of a run of a transactional app: then they are sent with what settles it."""
         if self.outbox is None or not self.outbox.put(records):
             return False
-        self._observed(job_type, len(records), 0, 0.0)
+        self._observed(job_type, len(records), 0, None)
         return True
 
     def check(self, job_type: JobType[Any, Any], options: Options) -> None:
@@ -509,7 +510,7 @@ class Publisher:
             else:
                 producer.poll(0.1)
 
-    def _observed(self, job_type: JobType[Any, Any], count: int, failed: int, took_s: float) -> None:
+    def _observed(self, job_type: JobType[Any, Any], count: int, failed: int, took_s: float | None) -> None:
         if self.observe is not None:
             self.observe(job_type, count, failed, took_s)
 

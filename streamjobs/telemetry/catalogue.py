@@ -130,9 +130,11 @@ def _watched(name: str, labels: str, meaning: str) -> Metric:
 
 _WORKER = (
     _counter(
-        "jobs_published_total", "queue job_type outcome", "Jobs handed to the broker; outcome ok or error."
+        "jobs_published_total",
+        "queue job_type outcome",
+        "Jobs handed to the broker, or to the transaction of the run that publishes them; outcome ok or error.",
     ),
-    _histogram("publish_duration_seconds", "queue", CALL, "From publish to the broker's acknowledgement."),
+    _histogram("publish_duration_seconds", "queue", CALL, "From publish to the broker's acknowledgement; none in a transaction."),
     _counter("jobs_received_total", "queue tier", "Records received; tier main or retry."),
     _counter(
         "attempts_total",

@@ -197,14 +197,15 @@ class Metrics:
                 reason = job.reason if job.reason in REASONS else OTHER
                 self._counters["dead_letters_total", (queue, job_type, reason)] += 1
 
-    def published(self, job_type: PublishedType, count: int, failed: int, took_s: float) -> None:
-        """Jobs handed to the broker in one go, how many of them it refused, and how long that took."""
+    def published(self, job_type: PublishedType, count: int, failed: int, took_s: float | None) -> None:
+        """Jobs handed to the broker in one go, how many of them it refused, and how long that took (None: nobody waited for it)."""
         name = job_type.name if job_type.name in self._job_types else UNKNOWN_TYPE
         with self._lock:
             self._counters[_series("jobs_published_total", job_type.queue, name, "ok")] += count - failed
             if failed:
                 self._counters[_series("jobs_published_total", job_type.queue, name, "error")] += failed
-            self._histogram("publish_duration_seconds", job_type.queue).observe([took_s])
+            if took_s is not None:
+                self._histogram("publish_duration_seconds", job_type.queue).observe([took_s])
 
     # Everything else ----------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from streamjobs.core import offsets
 from streamjobs.core.dispatch import Partition
 from streamjobs.core.record import Meta, Record
 from streamjobs.telemetry import events
+from streamjobs.telemetry.metrics import Metrics
 from streamjobs.testing.app import Testing
 from streamjobs.testing.faults import broker_error
 from streamjobs.testing.producer import MemoryTransactionalProducer
@@ -145,6 +146,22 @@ def test_child_jobs_come_with_their_parents_offset(on_memory: OnMemory, on_commi
 
     runs(t)
     assert (shipped, committed(t, app.names.main("orders"))) == ([1], 1)
+
+
+def test_nobody_waits_for_child_jobs_so_no_time_is_measured(on_memory: OnMemory) -> None:
+    """What bit: each counted as acknowledged within 0 s, and the median of all that a worker publishes said so."""
+    app, _ = shop()
+    t = on_memory(app)
+    told: list[tuple[str, int, int, float | None]] = []
+    app.publisher.observe = lambda job_type, *count: told.append((job_type.name, *count))
+
+    app.job_types["order"].publish(n=7)
+    t.run()
+    assert [(name, took is None) for name, _, _, took in told] == [("order", False), ("ship", True)]
+
+    metrics = Metrics("shop", "main", app.job_types)
+    metrics.published(app.job_types["ship"], 1, 0, None)
+    assert {name for name, _ in (*metrics.snapshot().counters, *metrics.snapshot().histograms)} == {"jobs_published_total"}
 
 
 def test_async_handlers_publish_in_the_transaction_too(on_memory: OnMemory) -> None:
