@@ -235,7 +235,7 @@ class Delay(Section):
 class Events(Section):
     """[events]"""
 
-    mode: Literal["all", "failures", "off"] = _setting("all", "Which lifecycle events are published for the monitor.")
+    mode: Literal["all", "failures", "off"] = _setting("all", "Which lifecycle events are published.")
 
 
 class Log(Section):
@@ -291,7 +291,7 @@ class Settings(BaseSettings):
     partitions: Annotated[Count, Field(le=100_000)] = _setting(8, "Partitions of a new queue's topic.")
     replication: Whole = _setting(0, "Copies of each topic; 0: three, or as many as there are brokers.", ge=0)
     max_message_bytes: Whole = _setting(1024 * 1024, "Largest record of a queue's topic; a job may have 32 kB less.", ge=65_536, le=MOST_BYTES)
-    history: Duration = _setting("7d", "How long finished jobs, and what is known of them, are kept.")
+    history: Duration = _setting("7d", "How old finished jobs are when `topic trim` deletes them.")
     max_delay: Annotated[Duration, _between("1ms", "365000d")] = _setting("90d", "The longest delay that a publisher may ask for.")
     publish_timeout: Duration = _setting("10s", "How long publish waits for the broker's acknowledgement.")
     max_replays: Whole = _setting(3, "Replays of one job, after which its letter stays parked.", ge=0)

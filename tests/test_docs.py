@@ -74,6 +74,15 @@ def test_every_command_has_help_and_two_examples_that_work() -> None:
             assert fault(words) is None, f"{path}: {words}"
 
 
+def test_no_command_and_no_setting_counts_on_what_is_not_there_yet() -> None:
+    """What bit: "the monitor does this by itself", of `topic trim`; job topics keep all records for ever, and nobody trimmed them."""
+    not_yet = re.findall(r"^\| .+ \|(.+)\|$", text_of(ROOT / "README.md").partition("| not yet |")[2], re.MULTILINE)
+    assert any("the monitor" in line for line in not_yet), "it is there: this test is done"
+
+    assert [path for path, command, _ in walk() if "monitor" in (command.help or "")] == []
+    assert [s.path for s in documented() if "monitor" in s.meaning] == []
+
+
 def test_every_exit_code_is_documented_and_is_one_that_some_command_ends_with() -> None:
     """What bit: 75, "start me again", which a worker's processes say to their supervisor, and no command to whoever started it."""
     table = text_of(ROOT / "docs/commands.md").partition("| exit code |")[2].partition("\n\n")[0]

@@ -228,7 +228,7 @@ def report(session: Session, plan: Plan, done: Done) -> int:
     if not done.fenced:
         session.say("this broker has no transactions: jobs were stored before their letters went; a crash would have left both")
     if done.events_dropped:
-        session.say(f"{counted(done.events_dropped, 'record')} of events could not be written: the monitor does not know of all of it")
+        session.say(f"{counted(done.events_dropped, 'record')} of events could not be written: whoever reads them does not know of all of it")
     if done.complaint:
         session.say(done.complaint)
     verb = _PAST[done.action]
