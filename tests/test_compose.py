@@ -18,6 +18,8 @@ import yaml
 from streamjobs.core.duration import seconds
 from streamjobs.settings import env_name, load
 from streamjobs.telemetry.catalogue import METRICS, series_of
+from streamjobs.worker.process import STUCK_LOOP_S
+from streamjobs.worker.supervise import SICK_S, SILENT_S
 from tests.command_lines import fault
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -195,6 +197,17 @@ def rules() -> list[dict[str, Any]]:
     (name,) = PROMETHEUS["rule_files"]
     found = yaml.safe_load((ROOT / "deploy/prometheus" / name).read_text())
     return [rule for group in found["groups"] for rule in group["rules"]]
+
+
+def test_a_stuck_worker_is_told_of_before_its_supervisor_ends_it() -> None:
+    """What bit: more than 60 s, for a minute, of a series that is gone after 90 s: nobody was ever woken."""
+    (rule,) = (rule for rule in rules() if rule["alert"] == "StreamjobsWorkerStuck")
+    (after_s,) = re.findall(r"> (\d+)$", rule["expr"])
+    told_after_s = int(after_s) + seconds(rule.get("for", "0s"))
+    gone_after_s = STUCK_LOOP_S + SICK_S + SILENT_S
+
+    assert STUCK_LOOP_S < told_after_s < gone_after_s - 30, "with whatever scrape interval"
+    assert f"After {gone_after_s:g} s its supervisor kills" in (ROOT / "docs/operations.md").read_text().replace("\n", " ")
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
