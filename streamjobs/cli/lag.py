@@ -64,9 +64,9 @@ def lag(session: Session, /, queues: tuple[str, ...], watch: bool, every: str, f
 
     The numbers come from the broker alone: they are right, and grow, when no worker lives. OLDEST is the time
     since the oldest waiting job could have run. Jobs that wait for their time are shown as delayed; they are
-    not pending. In a topic that is written in transactions, each of them that is not passed yet counts as one more. DELETED counts offsets
-    that retention took before anyone had finished them. With --fail-above, which looks once, a queue whose topic is missing is a failure,
-    exit code 1: nothing is known of it.
+    not pending before the last part of their wait (`delay.hold`). In a topic that is written in transactions, each of them that is not
+    passed yet counts as one more. DELETED counts offsets that retention took before anyone had finished them. With --fail-above, which
+    looks once, a queue whose topic is missing is a failure, exit code 1: nothing is known of it.
     """
     _check(session, queues)
     if watch and fail_above is not None:
