@@ -308,12 +308,13 @@ class App:
         """The schemas that its job types have now, and a registry's if one is set. Raises SettingsError if that can't be asked."""
         from streamjobs.avro.store import SchemaStore
 
-        store = SchemaStore(self._registry())
+        store = SchemaStore(self.registry())
         for job_type in self.job_types.values():
             store.add(job_type.payload.avro)
         return store
 
-    def _registry(self) -> ConfluentRegistry | None:
+    def registry(self) -> ConfluentRegistry | None:
+        """The schema registry of `schemas.registry`; None: none is set. Raises SettingsError."""
         if not self.settings.schemas.registry:
             return None
         from streamjobs.avro.registry import ConfluentRegistry

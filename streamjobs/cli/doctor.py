@@ -18,7 +18,7 @@ from streamjobs.cli.render import Column
 from streamjobs.cli.session import Session
 from streamjobs.core.record import Record
 from streamjobs.deployment import applying
-from streamjobs.errors import OUT_OF_REACH, BrokerError, SettingsError, StreamjobsError, UsageError
+from streamjobs.errors import OUT_OF_REACH, BrokerError, DecodeError, SettingsError, StreamjobsError, UsageError
 
 if TYPE_CHECKING:
     from streamjobs.app import App
@@ -56,7 +56,7 @@ _ONE_CLOCK = Check("clock", "ok", "not compared: this broker stamps records with
 )
 @pass_session
 def doctor(session: Session, /) -> int:
-    """Check settings, job types, cluster, group protocol, topics and clocks. The exit code is 1 if something fails.
+    """Check settings, job types, schema registry, cluster, group protocol, topics and clocks. The exit code is 1 if something fails.
 
     It writes one tombstone of its own to the workers topic, to see the broker's clock.
     """
@@ -91,6 +91,8 @@ def examine(session: Session) -> Iterator[Check]:
         return
     app = session.app
     yield _job_types(app)
+    if app.settings.schemas.registry:
+        yield _registry(app)
     began = time.perf_counter()
     try:
         cluster = app.broker.admin().cluster()
@@ -138,6 +140,20 @@ def _job_types(app: App) -> Check:
             return Check("job types", "fail", str(error), f"correct {job_type.name}: its jobs can't be published")
     types, queues = counted(len(app.job_types), "job type"), counted(len(app.queues()), "queue")
     return Check("job types", "ok", f"{types} in {queues}, each with a schema")
+
+
+def _registry(app: App) -> Check:
+    """*Bites*: its client is not installed; no worker starts, and all is well here."""
+    try:
+        registry = app.registry()
+        assert registry is not None
+        registry.schema(1)
+    except SettingsError as error:
+        return Check("schema registry", "fail", str(error), "no worker starts without it: install it, or unset schemas.registry")
+    except DecodeError as error:  # any answer will do
+        if getattr(error, "transient", False):
+            return Check("schema registry", "warn", str(error), "jobs with its schema ids wait: is it running, and registry.* right?")
+    return Check("schema registry", "ok", f"{app.settings.schemas.registry} answers")
 
 
 # --- the cluster ------------------------------------------------------------------------------------------------------

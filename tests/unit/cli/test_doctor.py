@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -123,6 +124,22 @@ def test_a_job_type_without_a_schema_fails(app: App, examined: Examined) -> None
 
     assert check.status == "fail"
     assert "broken" in check.advice
+
+
+@pytest.mark.parametrize(("installed", "status"), [(False, "fail"), (True, "warn")])
+def test_a_registry_that_can_not_be_asked_is_told(
+    app: App, examined: Examined, monkeypatch: pytest.MonkeyPatch, installed: bool, status: str
+) -> None:
+    """What bit: its client was not installed, no worker started, and the doctor found nothing wrong."""
+    if installed:
+        pytest.importorskip("confluent_kafka.schema_registry", exc_type=ImportError, reason="the extra `registry` is not installed")
+    else:
+        monkeypatch.setitem(sys.modules, "confluent_kafka.schema_registry", None)
+    assert "schema registry" not in examined()
+    app._settings = None
+    app.configure({"schemas.registry": "http://127.0.0.1:1"})
+
+    assert examined()["schema registry"].status == status
 
 
 def test_a_client_that_can_not_be_made_is_no_silent_broker(monkeypatch: pytest.MonkeyPatch, broker: MemoryBroker, examined: Examined) -> None:
