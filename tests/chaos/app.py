@@ -71,6 +71,17 @@ def brief(job: Job, ms: int, customer: str) -> None:
     work(job, ms)
 
 
+@app.job(queue="brief", key="customer")
+async def brief_async(job: Job, ms: int, blocks: bool, customer: str) -> None:
+    """Takes so little that the event loop's thread turns its loop, and now and then holds that up, or waits."""
+    if ms and not blocks:
+        note("start", job)
+        await asyncio.sleep(ms / 1000)
+        note("succeeded", job)
+    else:
+        work(job, ms)
+
+
 @app.job(queue="keyed", key="account", order="key_strict", retry=Retry(attempts=3, backoff=Backoff.fixed("700ms")))
 def strict(job: Job, ms: int, fails: int, account: str) -> None:
     work(job, ms, fails)

@@ -20,7 +20,7 @@ from tests.chaos.history import Place, Publication
 THREADS = 4
 #: How many of a hundred jobs have each type.
 MIX = {
-    "step": 16, "keyed": 14, "brief": 20, "shaky": 14, "strict": 10, "step_async": 10,
+    "step": 15, "keyed": 13, "brief": 12, "brief_async": 12, "shaky": 12, "strict": 10, "step_async": 10,
     "sleepy": 5, "refused": 5, "tardy": 3, "delayed": 3, "toxic": 0.15,
 }  # fmt: skip
 
@@ -33,6 +33,10 @@ def arguments(kind: str, rng: random.Random) -> tuple[str, dict[str, Any], dict[
 def _ms(rng: random.Random) -> int:
     """Most jobs are short, one of a hundred is not."""
     return rng.randint(2_000, 4_000) if rng.random() < 0.01 else rng.randint(0, 30)
+
+
+def _brief_ms(rng: random.Random) -> int:
+    return rng.randint(30, 1_000) if rng.random() < 0.01 else 0
 
 
 def _fails(rng: random.Random) -> int:
@@ -53,7 +57,8 @@ def _delayed(rng: random.Random) -> tuple[str, dict[str, Any], dict[str, Any]]:
 MAKERS: dict[str, Callable[[random.Random], tuple[str, dict[str, Any], dict[str, Any]]]] = {
     "step": lambda rng: ("step", {"ms": _ms(rng)}, {}),
     "keyed": lambda rng: ("keyed", {"ms": _ms(rng), "customer": _customer(rng, "c")}, {}),
-    "brief": lambda rng: ("brief", {"ms": rng.randint(30, 1_000) if rng.random() < 0.01 else 0, "customer": _customer(rng, "b")}, {}),
+    "brief": lambda rng: ("brief", {"ms": _brief_ms(rng), "customer": _customer(rng, "b")}, {}),
+    "brief_async": lambda rng: ("brief_async", {"ms": _brief_ms(rng), "blocks": rng.random() < 0.5, "customer": _customer(rng, "d")}, {}),
     "shaky": lambda rng: ("shaky", {"ms": rng.randint(0, 20), "fails": _fails(rng)}, {}),
     "strict": lambda rng: ("strict", {"ms": rng.randint(0, 20), "fails": _fails(rng), "account": _customer(rng, "a")}, {}),
     "step_async": lambda rng: ("step_async", {"ms": _ms(rng)}, {}),
