@@ -302,6 +302,9 @@ class KafkaAdmin:
     def group_names(self) -> list[str]:
         """*Bites*: one broker of three stands still, the others answer, and the groups that it coordinates are missing from the list; the
         janitor deletes what these have not read. So an answer that lacks a broker's part is none."""
+        return persistently(self._group_names, VISIBLE_TIMEOUT, COORDINATOR_MOVES)
+
+    def _group_names(self) -> list[str]:
         doing = "list the groups of all brokers"
         listed = self._result(self._client.list_consumer_groups(request_timeout=REQUEST_TIMEOUT), doing)
         if listed.errors:

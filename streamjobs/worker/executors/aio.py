@@ -8,8 +8,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextvars import Context, copy_context
+from typing import Any, TypeVar
 
 from streamjobs.core.dispatch import Partition
 from streamjobs.job import CURRENT, Job, JobCancelled, Timeout, meant
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 #: An event loop that begins nothing new for so long is blocked.
 BLOCKED_S = 2.0
+
+T = TypeVar("T")
 
 
 class Aio:
@@ -51,6 +54,7 @@ class Aio:
         with self._lock:  # two loops may hand out their first chunks at the same moment
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
+                self._loop.set_task_factory(_task_of_its_job)
                 self._thread = threading.Thread(target=self._turn, args=(self._loop,), name="streamjobs-aio", daemon=True)
                 self._thread.start()
             return self._loop
@@ -248,6 +252,19 @@ class Aio:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, *filter(None, self._calls), return_exceptions=True)
+
+
+def _task_of_its_job(
+    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T] | Generator[Any, None, T], /, *, context: Context | None = None, **more: Any
+) -> asyncio.Task[T]:
+    """A task, which knows the job that starts it, also where the context names the chunk (see `_run_lanes`). *Bites*: a brief handler leaves
+    a task behind, as is usual in asyncio; what that logs, and the jobs that it publishes, are another job's, or nobody's."""
+    if context is None:
+        context = copy_context()
+        running = context.get(CURRENT)
+        if isinstance(running, Chunk):
+            context.run(CURRENT.set, running.current)
+    return asyncio.Task(coroutine, loop=loop, context=context, **more)
 
 
 async def _begun(awaitable: Awaitable[Any], begun: threading.Event) -> Any:

@@ -153,6 +153,31 @@ def test_a_handler_sees_its_own_job_in_its_context(bench: Bench, kind: str, brie
     executor.stop(5)
 
 
+def test_a_task_that_a_brief_async_handler_leaves_behind_knows_its_job(bench: Bench, aio: Aio) -> None:
+    """Its log records and the jobs that it publishes are that job's, whatever runs by then, and whoever starts the task."""
+    given = copy_context()
+    seen: list[tuple[str, Job | None]] = []
+    tasks: list[asyncio.Task[None]] = []
+    release = asyncio.Event()
+
+    async def looks(who: str) -> None:
+        await release.wait()
+        seen.append((who, current_job()))
+
+    async def leaves_tasks() -> None:
+        tasks.append(asyncio.create_task(looks("own"), name="by hand"))
+        tasks.append(asyncio.get_running_loop().create_task(looks("none"), context=given))
+
+    chunk = bench.chunk("aio", leaves_tasks, 3)
+    chunk.brief = True
+    aio.submit(chunk)
+    jobs = bench.result().done
+    aio.loop.call_soon_threadsafe(release.set)
+    eventually(lambda: len(seen) == 6, 20, "the tasks")
+    assert seen == [each for job in jobs for each in (("own", job), ("none", None))]
+    assert tasks[0].get_name() == "by hand"
+
+
 def test_a_chunk_does_not_run_inline_past_those_that_wait(bench: Bench) -> None:
     """Else the other loop's chunk waits for as long as there is work: the slot is taken again before its thread is awake."""
     threads = Threads(1, bench.gate)
