@@ -451,6 +451,8 @@ def apply(app: Deployment, approved: Plan, *, yes: bool = False, reason: str = "
 def _carry_out(app: Deployment, stage: Sequence[Change], applied: Applied) -> None:
     """Changes of one sort. Registrations fail together and end it all; others fail one by one."""
     if isinstance(stage[0], Register):
+        for _, refusal in applied.failed:
+            raise refusal  # the control topic's: that it is missing would say nothing of why
         _register(app, [change for change in stage if isinstance(change, Register)])
         applied.done += stage
         return

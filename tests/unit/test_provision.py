@@ -401,6 +401,15 @@ def test_tiers_of_other_apps_are_theirs(memory: MemoryBroker, app_on: AppOn) -> 
     assert provision.plan(app_on(memory, "invoices")).changes == ()
 
 
+def test_a_control_topic_that_can_not_be_made_says_why(memory: MemoryBroker, app_on: AppOn) -> None:
+    """More copies than brokers. What bit: that the topic is missing, and to run `topic plan`, which said to run `topic apply`."""
+    with pytest.raises(BrokerError) as refused:
+        applied(app_on(memory, "invoices", replication=99))
+
+    assert refused.value.code == "INVALID_REPLICATION_FACTOR"
+    assert memory.admin().topics() == {}
+
+
 # --- what a worker asks -------------------------------------------------------------------------------------
 
 
