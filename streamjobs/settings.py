@@ -176,12 +176,16 @@ class Worker(Section):
     """[worker]"""
 
     group: Name = _setting("", "Consumer group; empty: the app's name.")
-    slots: Count = _setting(32, "Jobs that one process runs at the same time; in any of its threads, even if it is one.")
-    processes: Count = _setting(1, "Worker processes that the supervisor keeps alive.")
-    children: Natural = _setting(0, "Child processes of one process for jobs with executor='processes'; 0: one a processor.")
+    slots: Annotated[Count, Field(le=100_000)] = _setting(
+        32, "Jobs that one process runs at the same time; in any of its threads, even if it is one."
+    )
+    processes: Annotated[Count, Field(le=1_000)] = _setting(1, "Worker processes that the supervisor keeps alive.")
+    children: Annotated[Natural, Field(le=1_000)] = _setting(
+        0, "Child processes of one process for jobs with executor='processes'; 0: one a processor."
+    )
     zombies: Natural = _setting(0, "Threads past their timeouts with which a process makes room for another; 0: a quarter of slots, two at least.")
     max_rss: Natural = _setting(0, "Bytes of memory with which a process ends its work and makes room for another; 0: no limit.")
-    drain: Duration = _setting("25s", "How long a stopping worker waits for running jobs.")
+    drain: Annotated[Duration, _between("1ms", "365d")] = _setting("25s", "How long a stopping worker waits for running jobs.")
     transactional: bool = _setting(
         False, "Each run's retry, letter, child jobs, events and offset are one Kafka transaction (docs/transactions.md)."
     )

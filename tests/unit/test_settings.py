@@ -151,6 +151,11 @@ def test_a_section_is_not_a_value() -> None:
         ({"max_delay": "400000d"}, "give a duration from 1ms to 365000d"),
         ({"partitions": 10**20}, "less than or equal to 100000"),
         ({"max_message_bytes": 10**9}, "max_message_bytes (code) is 1000000000"),
+        # what no machine has: `worker` said nothing, or "this was not foreseen"; its drain would never have begun
+        ({"worker": {"slots": 10**9}}, "worker.slots (code) is 1000000000: input should be less than or equal to 100000"),
+        ({"worker": {"processes": 10**20}}, "less than or equal to 1000"),
+        ({"worker": {"children": 10**11}}, "less than or equal to 1000"),
+        ({"worker": {"drain": "1000000d"}}, "worker.drain (code) is '1000000d': give a duration from 1ms to 365d"),
     ],
 )
 def test_a_value_that_can_not_be_is_refused(code: dict[str, Any], says: str) -> None:
