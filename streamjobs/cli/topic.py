@@ -128,7 +128,8 @@ def list_(session: Session, /, everything: bool) -> None:
 def trim(session: Session, /, topics: tuple[str, ...], reason: str, apply: bool, yes: bool) -> int:
     """Delete records that are older than `history` and finished by every group that has a say.
 
-    Nothing else does it yet: run it from a scheduler. A topic of which anything is in doubt keeps everything, and says why.
+    When no TOPICS are named, it looks at all under the app's prefixes, those of other apps, too: with this app's `history`. Nothing
+    else does it yet: run it from a scheduler. A topic of which anything is in doubt keeps everything, and says why.
     """
     found = admin.plan_trim(session.app, topics=topics)
     session.show(_trim_rows(found), _TRIM)

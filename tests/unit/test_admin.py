@@ -464,6 +464,15 @@ def test_young_records_raise_no_alarm(app: Any, broker: MemoryBroker, clock: Man
     assert (found.cuts, found.blocked) == ((), ())
 
 
+def test_topics_of_other_apps_are_trimmed_too(old: Any, app_on: AppOn, clock: ManualClock) -> None:
+    """Seen from an app that has no job in them, as the command's help says; by name, only what is named."""
+    another = app_on(old.broker, "mails", name="another")
+    provision.apply(another, provision.plan(another))
+
+    assert {cut.partition.topic for cut in trim(another, clock).cuts} == {MAIN}
+    assert admin.plan_trim(another, topics=["jobs.mails"]).cuts == ()
+
+
 def test_tables_are_never_trimmed(old: Any, broker: MemoryBroker, clock: ManualClock) -> None:
     tables.write_once(broker, [Record("jobs.invoices.billing.dlt", b"x", b"k", partition=0)])
     clock.advance(30 * DAY)
