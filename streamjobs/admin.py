@@ -354,7 +354,7 @@ class Trimmed:
 
 
 def plan_trim(app: Deployment, *, topics: Collection[str] = ()) -> TrimPlan:
-    """What is older than `history` and finished by every group that has a say (PROTOCOLS §13). Raises
+    """What is older than `history` and finished by every group that has a say. Raises
     BrokerError, and UsageError for a topic in which no jobs pass by.
 
     A say have the groups that are registered on a topic and every other that has a commit there. In doubt

@@ -1,5 +1,4 @@
-"""How far each queue's groups are behind: depth, age of the oldest job, growth. From the broker alone
-(DESIGN.md §7).
+"""How far each queue's groups are behind: depth, age of the oldest job, growth. From the broker alone.
 
 Everything comes from broker offsets and commit metadata, so the numbers go on when no worker lives. Commits
 are asked for before end offsets: a lag is then never negative, at worst a moment's work too high.
@@ -120,7 +119,7 @@ def positions(admin: Admin, readings: Sequence[Reading], desired: Desired) -> li
 
 
 def _position(reading: Reading, tp: TopicPartition, commit: Commit | None, log: Position, desired: Desired) -> Position:
-    """`log` with the group's part in it: what its next owner would make of it (PROTOCOLS §3), so that no job is pending here that would
+    """`log` with the group's part in it: what its next owner would make of it, so that no job is pending here that would
     not run, and none would run that is not pending here."""
     registration, topic_id = desired.registration(reading.consumer, tp.topic), reading.topic.id
     bounds = (log.start, max(log.end, log.high or 0))

@@ -285,7 +285,7 @@ class Job(_Seldom, Entry):
 
     @property
     def origin(self) -> str:
-        """The identity over all runs: where its first record lies (PROTOCOLS §1)."""
+        """The identity over all runs: where its first record lies."""
         if not self._origin:
             home = self.home
             known = self.meta.origin if self.meta is not None else ""
@@ -314,7 +314,7 @@ class Job(_Seldom, Entry):
 
     @property
     def reason(self) -> str:
-        """Why it did not succeed; of a dead letter, the reason's name (PROTOCOLS §10)."""
+        """Why it did not succeed; of a dead letter, the reason's name."""
         return self.letter or ("" if self.failure is None else self.failure.reason)
 
     # What a running handler may ask and say ----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The topics, registrations and group settings that an app needs: planned, applied, checked (PROTOCOLS §2).
+"""The topics, registrations and group settings that an app needs: planned, applied, checked.
 
 `plan` compares what should be with what is; `apply` reads again and does what of the plan is still needed;
 `check` is what a worker asks before its first job. Registrations are acknowledged before a partition is

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from streamjobs.app import App
     from streamjobs.broker import Ack, Message, Producer
 
-#: What retry and letter headers may add to a job; `publish` refuses one that leaves less (PROTOCOLS §2).
+#: What retry and letter headers may add to a job; `publish` refuses one that leaves less.
 HEADROOM = 32 * 1024
 #: How long one thread serves acknowledgements before it looks whether its own has come through another thread.
 _SLICE_S = 0.05
@@ -347,7 +347,7 @@ class Publisher:
         return self._names.delay(self._ladder_of(queue), tier), headers
 
     def _ladder_of(self, queue: str) -> str:
-        """The app whose ladder carries this queue's delays: of those that registered it ours, else the last (PROTOCOLS §6)."""
+        """The app whose ladder carries this queue's delays: of those that registered it ours, else the last."""
         found = self._ladders.get(queue)
         if found is None:
             from streamjobs import orders
@@ -362,7 +362,7 @@ class Publisher:
         return found
 
     def _partition(self, topic: str, key: str | None, job_id: str) -> int:
-        """-1: by its key. A keyless record goes by its job id, so that copies of it meet (PROTOCOLS §1)."""
+        """-1: by its key. A keyless record goes by its job id, so that copies of it meet."""
         if key is not None:
             return -1
         count = self._partitions.get(topic)
@@ -390,7 +390,7 @@ class Publisher:
             )
 
     def _register(self, payload: Any) -> None:
-        """The schema is acknowledged before the first job that needs it (PROTOCOLS §14)."""
+        """The schema is acknowledged before the first job that needs it."""
         key, value = payload.fingerprint.hex().encode(), payload.canonical.encode()
         deadline = time.monotonic() + self._settings.publish_timeout
         sending = Sending("")
@@ -403,7 +403,7 @@ class Publisher:
     # Sending ---------------------------------------------------------------------------------------------------------
 
     def producer(self) -> Producer:
-        """This process's producer: one that was used before a fork delivers nothing in the child (KAFKA.md V24)."""
+        """This process's producer: one that was used before a fork delivers nothing in the child."""
         producer = self._producer
         if producer is not None and producer.fatal() is None:
             return producer

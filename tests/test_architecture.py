@@ -1,4 +1,4 @@
-"""The picture of the house (DESIGN.md §2), held against the code: who imports whom, which package has which owner, what `core`
+"""The picture of the house (DESIGN.md §1), held against the code: who imports whom, which package has which owner, what `core`
 may know, what the public names are, and what an import costs."""
 
 from __future__ import annotations

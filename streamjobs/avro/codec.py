@@ -1,6 +1,6 @@
 """A job type's payload: arguments to bytes and back.
 
-A value is framed by its first bytes (DESIGN.md §3): `C3 01` and the fingerprint of the writer's schema (Avro
+A value is framed by its first bytes (docs/wire-format.md): `C3 01` and the fingerprint of the writer's schema (Avro
 specification, "Single object encoding"), or `00` and 4 bytes of a registry's schema id. Values that this very schema wrote
 are read by a generated reader, straight into the tuple with which the handler is called; all others are resolved to the
 current schema, then validated.

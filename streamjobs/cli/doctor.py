@@ -198,7 +198,7 @@ def _topics(plan: Plan, command: str, *, by_workers: bool) -> Iterator[Check]:
 
 
 def _protocol(app: App, cluster: Cluster, plan: Plan) -> Check:
-    """Fast join (KIP-848) or fast takeover (classic), which one, and why (DESIGN.md §4)."""
+    """Fast join (KIP-848) or fast takeover (classic), which one, and why (DESIGN.md §9)."""
     setting = app.settings.worker.protocol
     speaks = "consumer" in cluster.protocols
     if setting == "consumer" and not speaks:

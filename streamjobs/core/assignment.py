@@ -1,6 +1,4 @@
-"""Where a partition starts, and when it may take on more: PROTOCOLS §3 and the admission of §4, as pure
-functions.
-"""
+"""Where a partition starts, and when it may take on more, as pure functions."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from streamjobs.core.offsets import METADATA_LIMIT, NONE, Finished, Mark, Parked, decode
 
-#: After so many owners in a row that died at one base, its unfinished jobs are suspects (PROTOCOLS §9).
+#: After so many owners in a row that died at one base, its unfinished jobs are suspects.
 SUSPECT_AFTER = 3
 
 
@@ -226,7 +224,7 @@ def _deleted(base: int, finished: Finished, log: _Log) -> tuple[Alarm, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """How much one partition may hold before nothing more is read from it (PROTOCOLS §4).
+    """How much one partition may hold before nothing more is read from it.
 
     `window`: unfinished jobs; `window_bytes`: of their values; `map_chars`: of commit metadata, parked heads
     included; `span`: offsets between base and position.

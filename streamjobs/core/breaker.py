@@ -1,4 +1,4 @@
-"""The breaker of one job type in one process (PROTOCOLS §8): a handler that always fails is not fed the whole queue.
+"""The breaker of one job type in one process: a handler that always fails is not fed the whole queue.
 
     closed ──20 failures in a row, or more than half of 200──▶ open ──30 s, doubling to 5 min──▶ half-open
     half-open: one probe runs. It succeeds ──▶ closed; it fails ──▶ open, for twice as long.

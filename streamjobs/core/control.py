@@ -1,9 +1,9 @@
 """What operators and workers ask for: the control topic's keys and values, and the state they add up to.
 
-The topic is compacted, so its last record of each key is an *order* that holds. One rule for all of them
-(PROTOCOLS §12): the key is the order's own, so a tombstone takes away that order and nothing else. Where two
-orders of one thing may stand side by side, the key ends in an id. *Bites*: the monitor reads an expired
-pause, an operator pauses again, the monitor's tombstone takes away the new pause.
+The topic is compacted, so its last record of each key is an *order* that holds. One rule for all of them:
+the key is the order's own, so a tombstone takes away that order and nothing else. Where two orders of one
+thing may stand side by side, the key ends in an id. *Bites*: the monitor reads an expired pause, an operator
+pauses again, the monitor's tombstone takes away the new pause.
 
 Keys (each part percent-encoded, so that a job's key with a slash in it can't spell another order)::
 

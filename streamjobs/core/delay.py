@@ -1,4 +1,4 @@
-"""The delay ladder: how a job waits for its due time without a database (PROTOCOLS §6).
+"""The delay ladder: how a job waits for its due time without a database.
 
 A waiting record goes down tier topics of fixed delay, moved by timers; the last seconds it waits in the
 memory of the loop that runs it. Here are the decisions alone, as functions of values; `worker/poll.py` and
@@ -22,9 +22,9 @@ TIERS = ("5s", "15s", "1m", "4m", "15m", "1h", "4h", "12h", "1d", "7d")
 #: How long a loop keeps a record in memory, and how many of a partition.
 HOLD_S = 5.0
 MAX_WAITING = 1_000
-#: Waits of a job that may not run now, in minutes; together an hour (PROTOCOLS §8, §14).
+#: Waits of a job that may not run now, in minutes; together an hour.
 HOLD_MINUTES = (1, 2, 4, 8, 10, 10, 10, 10, 10)
-#: `key_strict`: the longest backoff in place, and how long a failing head may block its key (PROTOCOLS §7).
+#: `key_strict`: the longest backoff in place, and how long a failing head may block its key.
 STRICT_BACKOFF_S = 60.0
 STRICT_BLOCK_S = 600.0
 #: A record that can't reach its destination for so long makes room, and comes again after as long.

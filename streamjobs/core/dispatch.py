@@ -1,4 +1,4 @@
-"""Which job may run next: lanes, fairness between keys, credit (DESIGN.md §4, PROTOCOLS §4, §7).
+"""Which job may run next: lanes, fairness between keys, credit (DESIGN.md §4).
 
 A lane is a linked list: `Partition.lanes` maps a lane's key to its *last* entry, and `Entry.next` leads from each to the one
 behind it. Only the loop writes `next`; the thread that runs a lane follows it without a lock and reports where it stopped:
@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
-#: The executor in which suspects run, one by one (PROTOCOLS §9); what waits for it costs no credit.
+#: The executor in which suspects run, one by one; what waits for it costs no credit.
 QUARANTINE = "quarantine"
 
 #: The kind of entries that can't be read yet: no executor runs them. They take their places in their lanes, and cost no credit.
@@ -250,7 +250,7 @@ class Dispatcher(Generic[E]):
 
 
 class Parallelism:
-    """How many chunks to have out, found by trying (PERFORMANCE.md §3.1).
+    """How many chunks to have out, found by trying.
 
     Loop and threads that all want the interpreter fight for it: no-op jobs run fastest one chunk at a time, 20 ms waits with every
     slot filled. So it starts at 1. It doubles when a wait for results missed with work waiting, or when the process burned less

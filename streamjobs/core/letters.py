@@ -1,4 +1,4 @@
-"""Dead letters: what one says, and what may become of it (PROTOCOLS §10).
+"""Dead letters: what one says, and what may become of it.
 
 A letter is a row of a compacted table: its key is `<origin>#<run>`, its value the job's original bytes, and its headers say
 why, where from and how often. Here are the decisions and the records they ask for; `streamjobs/dead_letters` carries them out.

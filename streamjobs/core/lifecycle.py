@@ -1,4 +1,4 @@
-"""What becomes of a job: its states, and the one outcome of every end (DESIGN.md §7, §9, PROTOCOLS §1, §7)."""
+"""What becomes of a job: its states, and the one outcome of every end."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Outcome(str, Enum):
 
 
 class Reason(str, Enum):
-    """Why a job is a dead letter (PROTOCOLS §10)."""
+    """Why a job is a dead letter."""
 
     REJECTED = "rejected"
     EXHAUSTED = "exhausted"

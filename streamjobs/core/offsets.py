@@ -1,4 +1,4 @@
-"""Which offsets of a partition are finished, and how a consumer group's commit keeps that (PROTOCOLS §4).
+"""Which offsets of a partition are finished, and how a consumer group's commit keeps that.
 
 A commit is an offset, the *base*: everything below it is finished. What is finished beyond the base goes into
 the commit's metadata as a *map*, together with what the next owner of the partition must know. So jobs may
@@ -13,7 +13,7 @@ layout::
     rest      = topic-id flags takeovers sought count { parked } map
     topic-id  = 4 bytes                 the first four of the topic's id
     flags     = 1 byte                  bit 0: handed over cleanly · others: 0
-    takeovers = varint                  owners in a row that died at this base (PROTOCOLS §9)
+    takeovers = varint                  owners in a row that died at this base
     sought    = varint                  1 + the number of the last seek order carried out; 0: none
     count     = varint                  of the parked heads that follow, by ascending offset
     parked    = varint varint varint    offset - the one before (first: - base) · starts · blocked, in ms

@@ -1,7 +1,7 @@
 """Java's default partitioner (murmur2), for records whose partition we choose ourselves: keyless ones that move.
 
 Source: `org.apache.kafka.common.utils.Utils.murmur2` and `BuiltInPartitioner.partitionForKey` (Apache Kafka). Keyless records that
-move are partitioned by job id, so that two copies of one run meet in one partition (PROTOCOLS §1).
+move are partitioned by job id, so that two copies of one run meet in one partition.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Poison: jobs that take their worker with them. Who is a suspect, and who is convicted (PROTOCOLS §9).
+"""Poison: jobs that take their worker with them. Who is a suspect, and who is convicted.
 
 A worker that dies had many jobs running, and one of them did it. So nobody is charged for a death that others may have
 caused: those that ran are *suspects*, and a suspect runs alone, in a process of its own. A *strike* is charged before that

@@ -1,5 +1,4 @@
-"""What events say about jobs: a fold that gives the same answer in any order and however often an event comes
-(PROTOCOLS §1).
+"""What events say about jobs: a fold that gives the same answer in any order and however often an event comes.
 
 Events arrive out of order (retry and main loops have their own batches, workers their own partitions) and
 twice (a batch that was sent again). So no event is ever "applied to a state": of each run the transition of

@@ -1,4 +1,4 @@
-"""What travels: a record to be sent, and the meaning of a record's headers (DESIGN.md §3, CloudEvents 1.0 Kafka binding).
+"""What travels: a record to be sent, and the meaning of a record's headers (docs/wire-format.md, CloudEvents 1.0 Kafka binding).
 
 A record's value is the payload alone and its key the job's key; everything else is in headers. A header that is absent has
 its default and costs nothing; a header that changes is replaced, never appended.
@@ -21,7 +21,7 @@ HeaderValue = str | bytes | int | float | None
 FIXED = ("ce_type", "ce_id", "ce_specversion", "ce_source", "ce_time", "content-type")
 
 CONTENT_TYPE = b"application/avro"
-#: A value without framing, read with the job type's current schema (PROTOCOLS §14).
+#: A value without framing, read with the job type's current schema.
 CONTENT_TYPE_UNFRAMED = b"application/avro; framing=none"
 #: Bytes before the payload: `C3 01` and the fingerprint of its schema.
 SINGLE_OBJECT_HEAD = 10
@@ -118,7 +118,7 @@ def encoded(items: Iterable[tuple[str, HeaderValue]]) -> list[tuple[str, bytes]]
 
 
 def origin_of(topic: str, topic_id: bytes, partition: int, offset: int) -> str:
-    """The identity of a job's first record (PROTOCOLS §1): `jobs.invoices@1f2e3d4c/3/70012`.
+    """The identity of a job's first record: `jobs.invoices@1f2e3d4c/3/70012`.
 
     The topic id's first 4 bytes are in it because a recreated topic repeats its offsets.
     """

@@ -1,4 +1,4 @@
-"""Names of topics and of what owns them (DESIGN.md §3); the one place that knows how a topic is called."""
+"""Names of topics and of what owns them; the one place that knows how a topic is called."""
 
 from __future__ import annotations
 

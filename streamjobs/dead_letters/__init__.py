@@ -1,4 +1,4 @@
-"""Dead letters: look, decide, replay (DESIGN.md §6, PROTOCOLS §10).
+"""Dead letters: look, decide, replay (DESIGN.md §6).
 
 `App.dead_letters(queue)` gives a `DeadLetters`; the command line and the dashboard use the same. To read takes no lock and
 disturbs nobody. What writes fences first and reads then, so that of two operators at once one is told that the other took over,

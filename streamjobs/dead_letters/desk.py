@@ -76,7 +76,7 @@ class Desk(Protocol):
 
 @contextmanager
 def at_desk(broker: Broker, topic: str, at_once: threading.Event | None = None) -> Iterator[Desk]:
-    """Enter before the table is read (PROTOCOLS §10). `at_once`, once set: no answer is waited for any longer.
+    """Enter before the table is read. `at_once`, once set: no answer is waited for any longer.
 
     *Bites*: two operators read six letters each, then one fences the other, and both replay: twelve jobs.
     """

@@ -140,7 +140,7 @@ class Replay:
         return broker.admin().topics(names)
 
     def _tier(self) -> str | None:
-        """The ladder's topic in which delayed jobs wait: of the app that registered the queue (PROTOCOLS §6)."""
+        """The ladder's topic in which delayed jobs wait: of the app that registered the queue."""
         app, group = self.table.app, self.table.group
         if self.delay_s > app.settings.max_delay:
             longest = duration.text(app.settings.max_delay)

@@ -87,7 +87,7 @@ class Payloads:
         return self._encoded(job_type, arguments, letter.meta.key if job_type.key is None else _bytes(job_type.key_of(arguments)))
 
     def store(self) -> None:
-        """A schema is acknowledged before the first job that needs it (PROTOCOLS §14). Raises BrokerError."""
+        """A schema is acknowledged before the first job that needs it. Raises BrokerError."""
         new = {fingerprint: text for fingerprint, text in self._used.items() if fingerprint not in self._stored}
         if new:
             store_schemas(self._app.broker, self._app.names, new)

@@ -215,7 +215,7 @@ class _Run:
     def _learn(self, failed: _BatchFailed) -> None:
         """What makes the next round come further than this one; raises the cause if nothing does.
 
-        What tells of a replay must not hold it up (PROTOCOLS §11), nor one record that is too large all those around it.
+        What tells of a replay must not hold it up, nor one record that is too large all those around it.
         """
         cause = failed.cause
         self._failing_since = self._failing_since or time.monotonic()

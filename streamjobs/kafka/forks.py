@@ -1,4 +1,4 @@
-"""Clients in a forked child: they have their threads in the parent, and answer nothing here (PROTOCOLS §15).
+"""Clients in a forked child: they have their threads in the parent, and answer nothing here.
 
 Nor may they be freed. *Bites*: a child publishes with a producer of its own and exits; the interpreter frees the inherited one,
 which waits for a thread that does not exist, or crashes *(measured: signal 11)*.

@@ -21,7 +21,7 @@ PREFIX = "streamjobs_"
 UNKNOWN_TYPE = "_unknown"
 OTHER = "_OTHER"
 
-#: Why a job is a dead letter (PROTOCOLS §10): the labels of `dead_letters_total`.
+#: Why a job is a dead letter: the labels of `dead_letters_total`.
 REASONS = frozenset(
     (
         "rejected",

@@ -31,7 +31,7 @@ class Kind:
     ends: bool
 
 
-#: Every kind there is. DESIGN.md §9 has the outcomes; `core/projection.py` their ranks.
+#: Every kind there is. `core/lifecycle.py` has the outcomes; `core/projection.py` their ranks.
 KINDS: dict[str, Kind] = {
     "started": Kind("a handler began to run it; sent only for jobs still running at a tick", ends=False),
     "held": Kind(

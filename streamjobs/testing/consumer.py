@@ -333,7 +333,7 @@ class MemoryConsumer:
         return fault.error if fault else error
 
     def _commit_error(self, partition: TopicPartition, commit: Commit) -> BrokerError | None:
-        """Whether the partition is the member's own is not looked at: Kafka does not either (KAFKA.md V4)."""
+        """Whether the partition is the member's own is not looked at: Kafka does not either."""
         self._state.tick()
         if not self._link.up():
             return broker_error("_TIMED_OUT", "the memory broker is down, or this consumer was killed")

@@ -171,7 +171,7 @@ class Arrivals:
         self._dispatcher.stopped(job)
 
     def _is_copy(self, job: Job) -> bool:
-        """The same run of the same job, received twice in one epoch of a partition (PROTOCOLS §1)."""
+        """The same run of the same job, received twice in one epoch of a partition."""
         meta, copies = job.full_meta, job.home.copies
         identity = (meta.origin, meta.run, meta.holds)
         if identity in copies:
@@ -196,7 +196,7 @@ class Arrivals:
         return True
 
     def _is_poison(self, job: Job, now: float) -> bool:
-        """A job that may kill its worker is to run alone; one that did it too often is settled without a start (PROTOCOLS §9)."""
+        """A job that may kill its worker is to run alone; one that did it too often is settled without a start."""
         home = job.home
         order = self._desired().suspect(self._group, home.topic, home.number, job.offset, now)
         strikes = open_strikes(job.strikes, order, job.appended_at, crowd=self._in_crowd(home))

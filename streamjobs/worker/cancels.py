@@ -1,4 +1,4 @@
-"""Cancel orders that come after their jobs were admitted: what waits ends without a start, what runs is told (PROTOCOLS §12)."""
+"""Cancel orders that come after their jobs were admitted: what waits ends without a start, what runs is told."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Committing: at each tick the events are acknowledged first, then (base, map) of the same instant (PROTOCOLS §4).
+"""Committing: at each tick the events are acknowledged first, then (base, map) of the same instant.
 
     idle ──tick──▶ events sent ──all acked, or 2 s──▶ commit asked for ──answered──▶ idle
 
@@ -29,7 +29,7 @@ COMMIT_PATIENCE_S = 120.0
 UNCOMMITTED_S = 60.0
 #: How long the first commit of an epoch may take; after that the next tick tries again.
 FIRST_S = 2.0
-#: An unchanged base is committed again, or the broker forgets it (PROTOCOLS §3).
+#: An unchanged base is committed again, or the broker forgets it.
 REFRESH_S = 3600.0
 #: A member that has nothing to commit asks so often within a session whether it still is one.
 ASKS = 3
@@ -201,7 +201,7 @@ class Committer:
 
     def commit_first(self, homes: Collection[Partition]) -> None:
         """What an owner begins with, before its first job. *Bites*: a job kills its worker within a tick of its start; no owner
-        ever committed, so the next one doesn't know that it is the fourth to die here (PROTOCOLS §9)."""
+        ever committed, so the next one doesn't know that it is the fourth to die here."""
         snapshot = Snapshot(self._now())
         for home in homes:
             if home.fetching and home.epoch >= 0:

@@ -1,4 +1,4 @@
-"""Control: a thread that follows the control topic, and each loop's own view of what it asks for (PROTOCOLS §12)."""
+"""Control: a thread that follows the control topic, and each loop's own view of what it asks for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Executing: chunks of jobs to the executors, and what they finished back to the loop (PERFORMANCE.md §3)."""
+"""Executing: chunks of jobs to the executors, and what they finished back to the loop."""
 
 from __future__ import annotations
 

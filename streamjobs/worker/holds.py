@@ -1,4 +1,4 @@
-"""Holds: which jobs may not run now, and why: pauses that operators ordered, and breakers (PROTOCOLS §8);
+"""Holds: which jobs may not run now, and why: pauses that operators ordered, and breakers;
 and what becomes of those that wait for it."""
 
 from __future__ import annotations

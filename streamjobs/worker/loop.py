@@ -299,7 +299,7 @@ class Loop:
 
     def _settle_zombies(self) -> None:
         """Threads that are past their timeouts end with the process. *Bites*: settled as nothing, such a job starts as attempt 1 in
-        the next process, and hangs there, for ever (PROTOCOLS §15)."""
+        the next process, and hangs there, for ever."""
         late = [job for job in self.zombies() if not job.outcome and job.epoch == job.home.epoch]
         for job in late:
             self.outcomes.time_out(job)
@@ -400,7 +400,7 @@ class Loop:
         return self.settler.settled - settled
 
     def _committed(self, home: Partition) -> None:
-        """After the first acknowledged commit, a mark says that the group has worked here (PROTOCOLS §3); a seek order that is
+        """After the first acknowledged commit, a mark says that the group has worked here; a seek order that is
         carried out and committed is taken away, with those that it overtook."""
         if not home.started:
             home.started = True

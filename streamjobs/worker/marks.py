@@ -1,4 +1,4 @@
-"""Marks: what each slot of a worker process runs, in memory that outlives the process (PROTOCOLS §9).
+"""Marks: what each slot of a worker process runs, in memory that outlives the process.
 
 The supervisor makes the table and hands it to the process. A slot writes its row before a handler starts and wipes it when it
 has nothing more to run. When the process is killed, the supervisor reads what it was doing::

@@ -1,4 +1,4 @@
-"""What a run's end asks for: finished, a record to write, or (`key_strict`) its place kept (PROTOCOLS §5, §7)."""
+"""What a run's end asks for: finished, a record to write, or (`key_strict`) its place kept."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ class Outcomes:
         return True
 
     def _too_large(self, job: Job) -> Record:
-        """A retry that the topic refuses for its size becomes a letter (PROTOCOLS §2)."""
+        """A retry that the topic refuses for its size becomes a letter."""
         job.outcome, job.letter = Outcome.DEAD.value, Reason.TOO_LARGE.value
         cause = Cause(Reason.TOO_LARGE, job.error, run=job.run, attempt=job.attempt)
         return letter_record(self._shared.routes, job.message, job.home, job.full_meta, cause)

@@ -1,6 +1,6 @@
-"""Polling: the consumer of one loop, its assigned partitions, and how much is admitted (PROTOCOLS §3, §4).
+"""Polling: the consumer of one loop, its assigned partitions, and how much is admitted.
 
-The loop's thread is the only one that ever calls the consumer (KAFKA.md V1).
+The loop's thread is the only one that ever calls the consumer.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Poller:
             self.admit(list(self.full))
 
     def used(self, home: Partition) -> float:
-        """The share of the partition's nearest limit that is used (PROTOCOLS §4); 1.0 and more: full."""
+        """The share of the partition's nearest limit that is used; 1.0 and more: full."""
         tracker = home.tracker
         unfinished = tracker.unfinished
         # The bytes follow from what is unfinished now. *Bites*: a partition is full by the bytes of its last batch; nothing more is
@@ -261,7 +261,7 @@ class Poller:
     def _commits(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Commit | Lookup | None]:
         """The group's commits. Raises BrokerError.
 
-        What a dead worker's open transaction may yet commit is not told before that has ended (PROTOCOLS §11), and then nothing
+        What a dead worker's open transaction may yet commit is not told before that has ended, and then nothing
         is: so partitions are asked one by one, and those that it has nothing to do with begin at once.
         """
         again = [tp for tp in partitions if tp in self._lookups]
@@ -316,7 +316,7 @@ class Poller:
 
     def topics_seen(self, ids: Mapping[str, bytes]) -> None:
         """What the cluster says of topic ids now. One that changed: the topic was made anew, and a KIP-848 consumer would be silent
-        about it (KAFKA.md V9)."""
+        about it."""
         changed = [TopicPartition(*tp) for tp, home in self.partitions.items() if ids.get(tp[0], home.topic_id) != home.topic_id]
         if changed:
             logger.warning("topics of group %s were made anew: %s", self.group, sorted({tp.topic for tp in changed}))

@@ -76,7 +76,7 @@ class Application(Deployment, Protocol):
 
 
 class Producers:
-    """The producer of one process; another one is built when a fatal error has made it unusable (PROTOCOLS §5)."""
+    """The producer of one process; another one is built when a fatal error has made it unusable."""
 
     def __init__(self, broker: Broker, now: Callable[[], float]) -> None:
         self._broker = broker

@@ -1,4 +1,4 @@
-"""Quarantine: where suspects run, each alone in a child process, with a strike charged before it starts (PROTOCOLS §9).
+"""Quarantine: where suspects run, each alone in a child process, with a strike charged before it starts.
 
     suspect ──order: strikes + 1, acknowledged──▶ runs alone ──an end that is seen──▶ the strike is taken back
                                                        │ death

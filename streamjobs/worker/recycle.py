@@ -1,4 +1,4 @@
-"""Recycling: when a worker process should end so that another one begins in its place (PROTOCOLS §15)."""
+"""Recycling: when a worker process should end so that another one begins in its place."""
 
 from __future__ import annotations
 

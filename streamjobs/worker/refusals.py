@@ -1,4 +1,4 @@
-"""Records that are no jobs here: letters, or put aside until a worker knows their type or schema (PROTOCOLS §7, §14).
+"""Records that are no jobs here: letters, or put aside until a worker knows their type or schema.
 
 Where order is strict such a record keeps its place: it enters its lane at once, and its key waits. *Bites*: it goes to the ladder, and
 the next job of its key books on an account that it was to open.
@@ -119,7 +119,7 @@ class Refusals:
     # Looking again ----------------------------------------------------------------------------------------------------
 
     def _learn(self, bad: Undecodable | Unread) -> None:
-        """Its schema may have come after the last look at the schema topic: look again, then decide (PROTOCOLS §14)."""
+        """Its schema may have come after the last look at the schema topic: look again, then decide."""
         self._unknown.append(bad)
         if len(self._unknown) == 1:
             self._learn_schemas(lambda: self._learned.put(True))
@@ -192,7 +192,7 @@ class Refusals:
         self._sleepers.wake_at(now + wait_s, head, self._look_at)
 
     def _is_paused(self, head: Unread, now: float) -> bool:
-        """A key is blocked only while its job may run (PROTOCOLS §7)."""
+        """A key is blocked only while its job may run."""
         meta, queue = head.bad.meta, head.home.queue
         return self._desired().paused(queue, meta.job_type, head.lane, now, app=self._app) is not None
 

@@ -1,4 +1,4 @@
-"""Settling: a run's outcome → the records it asks for → acknowledged → its offset is finished (PROTOCOLS §5).
+"""Settling: a run's outcome → the records it asks for → acknowledged → its offset is finished.
 
 A settlement that fails stays, backs off and tries again; it holds its place in the window. A stale epoch writes nothing.
 """
@@ -28,13 +28,13 @@ logger = logging.getLogger(__name__)
 LONGEST_BACKOFF_S = 30.0
 #: A record is refused for its size, not because of its topic.
 TOO_LARGE = frozenset({"MSG_SIZE_TOO_LARGE", "RECORD_LIST_TOO_LARGE"})
-#: Headers that survive on a letter that is too large with all of them (PROTOCOLS §2).
+#: Headers that survive on a letter that is too large with all of them.
 _BARE = frozenset({"ce_type", "ce_id", "content-type", "sj_run", "sj_attempt", "sj_origin", "sj_reason", "sj_null", "sj_key"})
 
 
 @dataclass
 class Routes:
-    """Where what leaves a loop goes: topics of one group, and the partition of keyless records (PROTOCOLS §1)."""
+    """Where what leaves a loop goes: topics of one group, and the partition of keyless records."""
 
     names: Names
     app: str
@@ -132,7 +132,7 @@ def retry_record(routes: Routes, job: Job, settlement: Settlement, failure: Fail
 
 
 def held_record(routes: Routes, message: Message, home: Partition, meta: Meta, due: float, reason: str, now: float) -> Record:
-    """The record of a job that may not run now: the same run, no attempt charged (PROTOCOLS §1, §8)."""
+    """The record of a job that may not run now: the same run, no attempt charged."""
     changes: dict[str, HeaderValue] = {
         "sj_run": meta.run, "sj_attempt": meta.attempt, "sj_holds": meta.holds + 1, "sj_reason": reason,
         "sj_strikes": meta.strikes or None,
@@ -180,7 +180,7 @@ def letter_record(routes: Routes, message: Message, home: Partition, meta: Meta,
 def slimmed(record: Record) -> Record | None:
     """A letter that was too large, with less: without stack and trace, then only with what a replay needs; None: nothing left.
 
-    There are no pointer letters: the value always stays with its letter (PROTOCOLS §2). Of what still has a way to go nothing may be
+    There are no pointer letters: the value always stays with its letter. Of what still has a way to go nothing may be
     missing. *Bites*: a held job without `sj_next` goes round in the ladder for ever.
     """
     names = {name for name, _ in record.headers}

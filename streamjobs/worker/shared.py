@@ -73,12 +73,12 @@ class Shared:
     take_away: Callable[[Iterable[str]], None]
     """Takes orders off the control topic that are carried out."""
     mark_started: Callable[[str, Partition], None]
-    """Writes that a group has committed in a partition (PROTOCOLS §3)."""
+    """Writes that a group has committed in a partition."""
     marks: Marks
     """Where executors note what they start."""
     suspects: Orders
     recycling: Callable[[], bool] = lambda: False
-    """Whether the process ends because threads hang in it, or it has grown too large (PROTOCOLS §15)."""
+    """Whether the process ends because threads hang in it, or it has grown too large."""
     events_mode: Any = "all"
     hold_s: float = 5.0
     credit: int = 1000

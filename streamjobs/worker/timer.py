@@ -1,4 +1,4 @@
-"""The timer: moves what waits in the delay ladder down its tiers and out of it (PROTOCOLS §6). It runs no handler.
+"""The timer: moves what waits in the delay ladder down its tiers and out of it. It runs no handler.
 
 It reads every existing ladder topic of its app, keeps heads in memory until they are released, and finishes an offset only when
 the record is acknowledged where it goes. One record that can't leave pins only its own offset.

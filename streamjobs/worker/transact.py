@@ -1,4 +1,4 @@
-"""Transactional settling: what settlements ask for, the events and the offsets, in one transaction (PROTOCOLS §11).
+"""Transactional settling: what settlements ask for, the events and the offsets, in one transaction.
 
     gathered ──tick, or a revoke──▶ begin · send · flush · send_offsets · commit ──▶ settled
                                       │ refused            no answer: │ asked again at the next turn, and nothing else meanwhile
@@ -49,7 +49,7 @@ MOST_ALONE = 50
 SHARE = 10
 #: After the events topic made a transaction abort, transactions go without events for so long, then twice as long …
 WITHOUT_EVENTS_S = 1.0
-#: So many producers lost to fatal errors in five minutes end the process (PROTOCOLS §5).
+#: So many producers lost to fatal errors in five minutes end the process.
 LOST, LOST_S = 3, 300.0
 #: Signals by which a handler says what becomes of its job: what it published stands. Any other exception undoes it.
 DECIDED = (Reject, Snooze, Cancel)

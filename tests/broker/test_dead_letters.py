@@ -1,4 +1,4 @@
-"""Dead letters on a real broker: the sequences in which a letter could be lost or go back twice (PROTOCOLS §10)."""
+"""Dead letters on a real broker: the sequences in which a letter could be lost or go back twice."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_run_that_is_settled_twice_is_one_letter(app: App, steps: Letters, let
 def test_two_operators_at_once_send_every_letter_back_once(app: App, kafka_with: Callable[..., Broker], steps: Letters) -> None:  # edge 55
     """
     Four replays of one table begin at the same time, again and again until nothing is left.
-    Fenced only after the reading, six letters gave twelve jobs (KAFKA.md V23).
+    Fenced only after the reading, six letters gave twelve jobs.
     """
     bury(steps, range(600))
     queue = app.queues()[0]
@@ -221,7 +221,7 @@ def test_a_record_too_large_for_its_topic_stays_alone(
 
 
 def test_a_record_cant_be_purged_but_by_its_tombstone(app: App, kafka: Broker, steps: Letters, letters: DeadLetters) -> None:
-    """Why there is `discard` and no truncation (KAFKA.md V20)."""
+    """Why there is `discard` and no truncation."""
     bury(steps, range(3))
     bounds = tables.bounds(kafka, letters.table.topic)
 

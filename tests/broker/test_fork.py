@@ -1,4 +1,4 @@
-"""A client belongs to the process that made it (PROTOCOLS §15)."""
+"""A client belongs to the process that made it."""
 
 from __future__ import annotations
 

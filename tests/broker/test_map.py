@@ -1,4 +1,4 @@
-"""Jobs that end out of order: the map in the commit's metadata keeps them from running again (PROTOCOLS §4)."""
+"""Jobs that end out of order: the map in the commit's metadata keeps them from running again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Poison: of many running jobs one kills the process, again and again (PROTOCOLS §9)."""
+"""Poison: of many running jobs one kills the process, again and again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An app with one job that kills whatever runs it, among bystanders (PROTOCOLS §9)."""
+"""An app with one job that kills whatever runs it, among bystanders."""
 
 from __future__ import annotations
 

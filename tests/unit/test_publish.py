@@ -535,7 +535,7 @@ def test_a_forked_child_does_not_wait_for_a_thread_that_it_has_not(streamjobs_te
 
 
 def test_a_forked_child_builds_its_own_producer(streamjobs_testing) -> None:  # edge 75
-    """One that was used before the fork would deliver nothing in the child (KAFKA.md V24)."""
+    """One that was used before the fork would deliver nothing in the child."""
     app = App("shop")
 
     @app.job

@@ -1,4 +1,4 @@
-"""Executors: where handlers run, off the loop's thread (brief ones on it). Work comes and results go in chunks (PERFORMANCE.md §3)."""
+"""Executors: where handlers run, off the loop's thread (brief ones on it). Work comes and results go in chunks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ try:
 except ImportError:  # only Linux tells of single threads
     getrusage = None  # type: ignore[assignment]
 
-#: A visit to one lane ends after so many jobs, or so long: then another key's turn comes (PROTOCOLS §4).
+#: A visit to one lane ends after so many jobs, or so long: then another key's turn comes.
 VISIT_JOBS = 512
 VISIT_S = 0.05
 

@@ -522,7 +522,7 @@ def test_framing_is_told_by_the_first_bytes() -> None:
 
 
 def test_an_unframed_value_may_begin_like_a_framed_one() -> None:
-    """PROTOCOLS §14: the content type decides, not the bytes."""
+    """The content type decides, not the bytes."""
     payload = Payload(handler(a=int, b=int, c=int, d=int, e=int), "job")
 
     assert payload.decode(b"\0\0\0\0\x02", SchemaStore(), CONTENT_TYPE_UNFRAMED) == (0, 0, 0, 0, 1)

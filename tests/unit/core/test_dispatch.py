@@ -1,4 +1,4 @@
-"""The dispatcher by hand: what is ready, for whom, and what is not any more (PROTOCOLS §4)."""
+"""The dispatcher by hand: what is ready, for whom, and what is not any more."""
 
 from __future__ import annotations
 

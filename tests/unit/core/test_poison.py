@@ -1,4 +1,4 @@
-"""Who is a suspect, and who is convicted (PROTOCOLS §9)."""
+"""Who is a suspect, and who is convicted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of records as they arrive: garbage, strangers, copies, delays (EDGE_CASES 44–50, 61–66, 76)."""
+"""What becomes of records as they arrive: garbage, strangers, copies, delays."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_a_copy_in_one_epoch_runs_once(on_memory: OnMemory) -> None:  # edge 38
 
 
 def test_a_held_copy_is_another_record(on_memory: OnMemory) -> None:
-    """PROTOCOLS §1: a held job comes back to its partition with the same run while a slow head pins the base. It differs in
+    """A held job comes back to its partition with the same run while a slow head pins the base. It differs in
     `sj_holds`, and must not be dropped as a copy."""
     app, ran = counting_app()
     t = on_memory(app)
@@ -247,7 +247,7 @@ def test_a_due_time_in_the_year_3000_stops_nobody(on_memory: OnMemory) -> None: 
 
 
 def test_a_delay_bound_for_this_group_only(on_memory: OnMemory) -> None:  # edge 60
-    """PROTOCOLS §6: a foreign record with a due time on the main topic climbs for *this* group's retry topic; with the main topic
+    """A foreign record with a due time on the main topic climbs for *this* group's retry topic; with the main topic
     as its goal, G groups would make G² runs."""
     app, _ = counting_app()
     t = on_memory(app)

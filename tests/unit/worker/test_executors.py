@@ -1,4 +1,4 @@
-"""Executors: threads and asyncio, time-outs, cancellation, threads that hang or die (PROTOCOLS §15, EDGE_CASES 72, 73, 76)."""
+"""Executors: threads and asyncio, time-outs, cancellation, threads that hang or die."""
 
 from __future__ import annotations
 

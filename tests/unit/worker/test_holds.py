@@ -1,4 +1,4 @@
-"""What may not run now: breakers and pauses (PROTOCOLS §8)."""
+"""What may not run now: breakers and pauses."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_paused_type_holds_its_place_and_runs_when_resumed(streamjobs_testing:
 
 
 def test_held_jobs_leave_the_credit_to_others(streamjobs_testing: Callable[[App], Testing]) -> None:
-    """PROTOCOLS §4: 3,000 jobs of a paused type in front (three times the credit) must not stop another type's."""
+    """3,000 jobs of a paused type in front (three times the credit) must not stop another type's."""
     app = App("shop", partitions=1)
     ran: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Whatever happens to a loop, a strict key's jobs start in their order, none is lost, and the counts come out even (PROTOCOLS §7)."""
+"""Whatever happens to a loop, a strict key's jobs start in their order, none is lost, and the counts come out even."""
 
 from __future__ import annotations
 

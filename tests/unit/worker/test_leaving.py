@@ -1,4 +1,4 @@
-"""How a loop gives partitions up, and how it ends (PROTOCOLS §4, §15)."""
+"""How a loop gives partitions up, and how it ends."""
 
 from __future__ import annotations
 

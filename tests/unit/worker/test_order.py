@@ -1,4 +1,4 @@
-"""Order and fairness: lanes by key, key_strict, partition (PROTOCOLS §4, §7)."""
+"""Order and fairness: lanes by key, key_strict, partition."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_key_strict_keeps_its_place_and_other_keys_go_on(on_memory: OnMemory) ->
 
 
 def test_key_strict_counts_its_attempts_over_workers(on_memory: OnMemory) -> None:
-    """PROTOCOLS §7: attempt 2 waits in place, a deploy comes: the next owner goes on with attempt 3, not with 1 from the header."""
+    """Attempt 2 waits in place, a deploy comes: the next owner goes on with attempt 3, not with 1 from the header."""
     app = App("shop", partitions=1)
     ran: list[tuple[int, int]] = []
 

@@ -1,4 +1,4 @@
-"""Partitions that come, go, are lost, deleted or made anew (PROTOCOLS §3, EDGE_CASES "Ownership" and "Offsets")."""
+"""Partitions that come, go, are lost, deleted or made anew."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def commits_asked(t: Testing) -> list[Any]:
 
 
 def test_lost_partitions_are_not_committed(on_memory: OnMemory) -> None:  # edge 2, 3
-    """Others may own them already, and the broker would take the commit of a non-owner (KAFKA.md V4)."""
+    """Others may own them already, and the broker would take the commit of a non-owner."""
     app, ran = counting_app()
     t = on_memory(app)
     publish(app, 1)
@@ -372,7 +372,7 @@ def _live(t: Testing, app: App) -> list[Any]:
 
 
 def test_an_unchanged_commit_is_written_again_every_hour(on_memory: OnMemory) -> None:  # edge 28
-    """A KIP-848 group's offsets age from their last commit, even while its members live (KAFKA.md V21)."""
+    """A KIP-848 group's offsets age from their last commit, even while its members live."""
     app, _ = counting_app()
     t = on_memory(app)
     publish(app, 0)

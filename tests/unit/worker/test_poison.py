@@ -1,4 +1,4 @@
-"""Poison: marks of what runs, suspects, strikes, quarantine (PROTOCOLS §9), and recycling (§15)."""
+"""Poison: marks of what runs, suspects, strikes, quarantine, and recycling (§15)."""
 
 from __future__ import annotations
 

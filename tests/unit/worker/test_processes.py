@@ -1,4 +1,4 @@
-"""Executor `processes`: whatever a job does to its child process costs that job, and no other (PROTOCOLS §9, §15)."""
+"""Executor `processes`: whatever a job does to its child process costs that job, and no other."""
 
 from __future__ import annotations
 

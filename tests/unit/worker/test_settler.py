@@ -1,4 +1,4 @@
-"""Acknowledgements: only that of a settlement's last sending counts (PROTOCOLS §5)."""
+"""Acknowledgements: only that of a settlement's last sending counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settling: a retry or a letter is stored before its source offset is finished, whatever goes wrong (PROTOCOLS §5)."""
+"""Settling: a retry or a letter is stored before its source offset is finished, whatever goes wrong."""
 
 from __future__ import annotations
 

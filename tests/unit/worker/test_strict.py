@@ -1,4 +1,4 @@
-"""`order="key_strict"`: a head that failed keeps its place, and its key waits (PROTOCOLS §7)."""
+"""`order="key_strict"`: a head that failed keeps its place, and its key waits."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_key_waits_for_a_head_that_comes_later_than_its_failure(streamjobs_tes
 
 
 def test_no_more_is_read_than_heads_whose_starts_a_commit_can_keep(streamjobs_testing: Callable[[App], Testing]) -> None:
-    """Every other head fails and waits in its place; the commit keeps how often each has started (PROTOCOLS §7)."""
+    """Every other head fails and waits in its place; the commit keeps how often each has started."""
     app = App("shop", partitions=1)
 
     @app.job(key="account", order="key_strict", retry=Retry(attempts=3, backoff=Backoff.fixed("50s")))

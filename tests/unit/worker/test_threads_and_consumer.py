@@ -1,4 +1,4 @@
-"""One thread owns a loop's consumer, also while a revoke waits for handlers that run in others (KAFKA.md V1)."""
+"""One thread owns a loop's consumer, also while a revoke waits for handlers that run in others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The timer: what comes down the ladder is the job that was put on it (PROTOCOLS §1, §6)."""
+"""The timer: what comes down the ladder is the job that was put on it."""
 
 from __future__ import annotations
 
