@@ -59,6 +59,7 @@ def test_a_member_that_has_not_heard_what_to_give_up(wired: tuple[Any, Wire, str
         eventually(keep_it_busy, 90, "both workers have partitions", first.tail)
         assert "leaving the group to join it anew" in first.tail(10_000)
         eventually(lambda: set(world.starts()) == set(world.ends()), 60, "all jobs run")
-        assert len(world.starts()) == len(set(world.starts())), "none runs twice"
+        starts = world.starts()  # once: some may wait yet, and start between two looks
+        assert len(starts) == len(set(starts)), "none runs twice"
     finally:
         world.close()
