@@ -127,10 +127,9 @@ class Dispatcher(Generic[E]):
             lane = entry.lane
             if lane is not None:
                 lanes = entry.home.lanes
-                last = lanes.get(lane)
-                lanes[lane] = entry
-                if last is not None:
-                    last.next = entry
+                last = lanes.setdefault(lane, entry)  # mostly the lane is empty: then one look at it is all
+                if last is not entry:
+                    lanes[lane] = last.next = entry
                     continue
             if append is None or entry.kind is not kind:
                 kind = entry.kind
@@ -190,8 +189,10 @@ class Dispatcher(Generic[E]):
                 continue
             if behind is not None:
                 self.ready[behind.kind].append(behind)  # type: ignore[arg-type]
-            elif home.lanes.get(lane) is entry:
-                del home.lanes[lane]
+            else:
+                last = home.lanes.pop(lane, None)  # another one, if this entry never was in its lane
+                if last is not None and last is not entry:
+                    home.lanes[lane] = last
 
     def again(self, entry: E) -> None:
         """A head that kept its place is ready again."""

@@ -65,3 +65,15 @@ def test_a_lane_of_an_epoch_that_is_over_readies_nothing() -> None:
     assert list(dispatcher.ready["threads"]) == [entries[3]]
     dispatcher.stopped_all(dispatcher.take("threads", 9))
     assert here.lanes == {}
+
+
+def test_an_entry_that_never_was_in_its_lane_takes_nobody_out_of_it() -> None:
+    """A copy is skipped where it arrives. *Bites*: the lane of the job that runs is forgotten, and the next one of its key starts beside it."""
+    dispatcher: Dispatcher[Entry] = Dispatcher(["threads"])
+    home = a_home()
+    running, behind = an_entry(home, 0, b"key"), an_entry(home, 2, b"key")
+    dispatcher.add(running)
+    assert dispatcher.take("threads", 9) == [running]
+    dispatcher.stopped(an_entry(home, 1, b"key"))
+    dispatcher.add(behind)
+    assert dispatcher.take("threads", 9) == [] and running.next is behind
