@@ -73,6 +73,7 @@ class Book:
         for goal in goals:
             found = self.reached(goal)
             if found is not None:
+                found = round(found, 9)  # 1.0000000000000009 % is a sum of ticks, and no more than 1
                 met = found <= goal.bound if goal.most else found >= goal.bound
                 lines.append((goal.text, number(found), f"{'≤' if goal.most else '≥'} {number(goal.bound)}", "met" if met else "NOT MET"))
         return [("target", "found", "bound", ""), *lines] if lines else []
