@@ -315,12 +315,12 @@ def test_an_unsampled_job_passes_through_as_it_is(spans: Spans) -> None:  # edge
 # -- in a worker ---------------------------------------------------------------------------------------------
 
 
-def failing_job(spans: Spans, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[bytes]:
+def failing_job(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Runs a job that fails twice, in a process that has a tracer provider; the traceparents of its retry and of its letter."""
     monkeypatch.setattr(Tracing, "find", classmethod(lambda cls, propagation: Tracing(spans.provider, propagation, lambda: 0.0)))
     app = App("shop", partitions=1)
 
-    @app.job(queue="mails", name="count", retry=Retry(attempts=2), **options)
+    @app.job(queue="mails", name="count", retry=Retry(attempts=2))
     def count(n: int) -> None:
         raise ValueError(n)
 

@@ -62,17 +62,10 @@ def test_jobs_that_were_read_together_are_settled_as_one(lot: Lot) -> None:
     assert [job.outcome for job in lot.jobs] == ["succeeded"] * 5 and len(lot.loop.events) == 5
 
 
-def test_one_lot_is_what_looking_at_each_finds() -> None:
+def test_one_lot_is_what_looking_at_each_finds(lot: Lot) -> None:
     """For `Ended`, which need not look then."""
-    app = App("shop", partitions=1)
-
-    @app.job(queue="mails", name="count")
-    def count(n: int) -> None: ...
-
-    with app.testing() as t:
-        jobs = Lot(app, t).jobs
-    together, each = Ended(jobs, one_lot=True), Ended(jobs)
-    assert (together.alike, together.plain) == (each.alike, each.plain) == ([(jobs[0], 5)], True)
+    together, each = Ended(lot.jobs, one_lot=True), Ended(lot.jobs)
+    assert (together.alike, together.plain) == (each.alike, each.plain) == ([(lot.jobs[0], 5)], True)
 
 
 def test_the_end_of_a_job_that_was_settled_as_timed_out_means_nothing(lot: Lot) -> None:

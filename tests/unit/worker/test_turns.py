@@ -128,27 +128,41 @@ def test_a_loan_that_begins_while_the_watch_lies_down_is_watched() -> None:
     assert not turns._takes_over() and not turns._lending.is_set()
 
 
+class Holders:
+    """Who has turned a loop, how often it was turned, and by how many at once at most."""
+
+    def __init__(self) -> None:
+        self.inside = self.most = self.turned = 0
+        self.names: set[str] = set()
+
+    def turn(self) -> None:
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        time.sleep(0)
+        self.names.add(threading.current_thread().name)
+        self.turned += 1
+        self.inside -= 1
+
+
+def lasts_too_long(chance: random.Random) -> None:
+    """Or not: a third do."""
+    time.sleep(chance.choice((0, 0, HELD_UP_S * chance.uniform(0.9, 2.1))))
+
+
 def test_one_thread_at_a_time_whatever_the_moments() -> None:
     """Loans that end just when the other thread takes them: 400 of them, a third of which last longer than they may."""
-    turns, chance = Turns(), random.Random(7)
-    inside, most, lent, holders = 0, 0, 0, set()
+    turns, chance, holders = Turns(), random.Random(7), Holders()
 
     def body() -> None:
-        nonlocal inside, most, lent
-        while lent < 400:
-            inside += 1
-            most = max(most, inside)
-            time.sleep(0)
-            holders.add(threading.current_thread().name)
-            lent += 1
-            inside -= 1
+        while holders.turned < 400:
+            holders.turn()
             with turns.lent():
-                time.sleep(chance.choice((0, 0, HELD_UP_S * chance.uniform(0.9, 2.1))))
+                lasts_too_long(chance)
 
     turns.start("loop", body)
     turns.join(60)
-    assert not turns.is_alive() and most == 1
-    assert holders == {"loop", "loop-2"}
+    assert not turns.is_alive() and holders.most == 1
+    assert holders.names == {"loop", "loop-2"}
 
 
 # -- lent to the thread that runs the jobs ---------------------------------------------------------------------------------
@@ -228,29 +242,22 @@ def test_what_a_handler_leaves_set_is_not_seen_in_a_turn() -> None:
 
 
 def test_one_thread_at_a_time_also_where_it_is_lent_with_the_jobs() -> None:
-    turns, runner, chance = Turns(), Runner(), random.Random(11)
-    inside, most, lent, holders = 0, 0, 0, set()
-    runner.runs = lambda: time.sleep(chance.choice((0, 0, HELD_UP_S * chance.uniform(0.9, 2.1))))
+    turns, runner, chance, holders = Turns(), Runner(), random.Random(11), Holders()
+    runner.runs = lambda: lasts_too_long(chance)
 
     def turn() -> None:
-        nonlocal inside, most, lent
-        inside += 1
-        most = max(most, inside)
-        time.sleep(0)
-        holders.add(threading.current_thread().name)
-        lent += 1
-        inside -= 1
-        if lent < 400 and chance.random() < 0.8:
+        holders.turn()
+        if holders.turned < 400 and chance.random() < 0.8:
             turns.lend_with(no_jobs(), runner.submit, turn)
 
     def body() -> None:
-        while lent < 400:
+        while holders.turned < 400:
             turn()
 
     turns.start("loop", body)
     turns.join(60)
-    assert not turns.is_alive() and most == 1
-    assert holders == {"loop", "loop-2", "runner"}
+    assert not turns.is_alive() and holders.most == 1
+    assert holders.names == {"loop", "loop-2", "runner"}
 
 
 # -- in a worker -----------------------------------------------------------------------------------------------------------
