@@ -113,6 +113,7 @@ class Dispatcher(Generic[E]):
     def __init__(self, kinds: Iterable[str]) -> None:
         self.ready: dict[str, deque[E]] = {kind: deque() for kind in (*kinds, UNREAD)}
         self._counted = [ready for kind, ready in self.ready.items() if kind not in (QUARANTINE, UNREAD)]
+        self._laned: set[Partition] = set()  # have lanes, or had
         self.held: dict[str, deque[E]] = {}
         """Entries that may not run now, by reason; each is still the head of its lane."""
 
@@ -121,20 +122,23 @@ class Dispatcher(Generic[E]):
         self.add_all((entry,))
 
     def add_all(self, entries: Sequence[E]) -> None:
-        """As `add`, of each."""
-        kind, append = "", None
+        """As `add`, of each; all are of one partition."""
+        home, kind = entries[0].home, entries[0].kind
+        append, lanes = self.ready[kind].append, home.lanes
+        lane_of = lanes.setdefault
         for entry in entries:
             lane = entry.lane
             if lane is not None:
-                lanes = entry.home.lanes
-                last = lanes.setdefault(lane, entry)  # mostly the lane is empty: then one look at it is all
+                last = lane_of(lane, entry)  # mostly the lane is empty: then one look at it is all
                 if last is not entry:
                     lanes[lane] = last.next = entry
                     continue
-            if append is None or entry.kind is not kind:
+            if entry.kind is not kind:
                 kind = entry.kind
                 append = self.ready[kind].append
             append(entry)
+        if lanes:
+            self._laned.add(home)
 
     def take(self, kind: str, limit: int, why_held: Callable[[E], str | None] | None = None) -> list[E]:
         """Up to `limit` ready entries of an executor; those of partitions that have left or are leaving are dropped.
@@ -194,6 +198,15 @@ class Dispatcher(Generic[E]):
                 if last is not None and last is not entry:
                     home.lanes[lane] = last
 
+    def all_stopped(self) -> bool:
+        """Every lane that was run has stopped, for nothing is out. So where nothing is unfinished, lanes are empty, and dropped together. True:
+        that was everywhere, and nobody need be told which ones stopped."""
+        for home in list(self._laned):
+            if not home.tracker.unfinished:
+                home.lanes.clear()
+                self._laned.discard(home)
+        return not self._laned
+
     def again(self, entry: E) -> None:
         """A head that kept its place is ready again."""
         self.ready[entry.kind].append(entry)
@@ -237,6 +250,7 @@ class Dispatcher(Generic[E]):
     def drop(self, partition: Partition) -> None:
         """Forgets all that waits of a partition that is gone."""
         partition.lanes = {}
+        self._laned.discard(partition)
         for ready in (*self.ready.values(), *self.held.values()):
             if any(entry.home is partition for entry in ready):
                 kept = [entry for entry in ready if entry.home is not partition]

@@ -82,18 +82,19 @@ class Ended(list[FinishedJob]):
     """The jobs, and of each its offset, its duration and its wait.
 
     `alike`: neighbours that share partition, type, run, attempt and outcome, as (the first of them, how many): mostly all do.
-    `plain`: none has headers that say more than type and id. `one_lot`: both are true of all of them, and need not be found out.
+    `plain`: none has headers that say more than type and id. `lots`: what `alike` is, given where all are plain; then neither need be found
+    out.
     """
 
     __slots__ = ("alike", "durations", "offsets", "plain", "waits")
 
-    def __init__(self, jobs: Sequence[FinishedJob], *, one_lot: bool = False) -> None:
+    def __init__(self, jobs: Sequence[FinishedJob], lots: list[tuple[FinishedJob, int]] | None = None) -> None:
         super().__init__(jobs)
         self.offsets = [job.offset for job in jobs]
         self.durations = [job.duration_s for job in jobs]
         self.waits = [job.wait_s for job in jobs]
-        self.plain = one_lot or [job.meta for job in jobs].count(None) == len(jobs)
-        self.alike = [(jobs[0], len(jobs))] if one_lot else list(_alike(jobs))
+        self.plain = lots is not None or [job.meta for job in jobs].count(None) == len(jobs)
+        self.alike = list(_alike(jobs)) if lots is None else lots
 
     @classmethod
     def of(cls, jobs: Sequence[FinishedJob]) -> Ended:

@@ -108,7 +108,8 @@ class Arrivals:
         if desired.anything_cancelled or desired.anything_skipped:
             now = self._now()
             plain = [job for job in plain if not self._is_over(job, now)]
-        self._dispatcher.add_all(plain)
+        if plain:
+            self._dispatcher.add_all(plain)
 
     def _receive_any(self, message: Message, home: Partition) -> None:
         job = self._decoder.decode(message, home)

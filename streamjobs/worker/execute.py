@@ -176,7 +176,8 @@ class Execution:
             all_stops += stops
         if all_done:
             self._finished(all_done)
-        self._dispatcher.stopped_all(all_stops)
+        if all_stops and (self.out or not self._dispatcher.all_stopped()):
+            self._dispatcher.stopped_all(all_stops)
 
     def recall(self) -> None:
         """Takes back all that chunks have not begun, so that nothing of partitions that leave begins any more."""

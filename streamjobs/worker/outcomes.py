@@ -16,7 +16,7 @@ from streamjobs.core.offsets import Parked
 from streamjobs.core.poison import convicted
 from streamjobs.core.record import Record
 from streamjobs.job import Job, Outbox, Timeout
-from streamjobs.telemetry.ended import Ended
+from streamjobs.telemetry.ended import Ended, FinishedJob
 from streamjobs.telemetry.events import EventBatch
 from streamjobs.worker.executors import Chunk
 from streamjobs.worker.executors.aio import Aio
@@ -71,8 +71,10 @@ class Outcomes:
         self._shared.breakers.ended(jobs, self._now(), sound=sound)
         if self._outbox is not None:
             jobs = self._settle_parents(jobs, self._outbox)
-        elif sound and _is_one_lot(jobs):
-            self._succeeded_together(jobs)
+        elif sound and (lots := _lots(jobs)):
+            for job in jobs:
+                job.outcome = "succeeded"
+            self._succeeded(Ended(jobs, lots))
             return
         succeeded = []
         for job in jobs:
@@ -88,14 +90,6 @@ class Outcomes:
             succeeded.append(job)
         if succeeded:
             self._succeeded(Ended(succeeded))
-
-    def _succeeded_together(self, jobs: Sequence[Job]) -> None:
-        """What a list of jobs mostly is: each of the same epoch of a partition where nothing is parked, and not settled as timed out."""
-        home = jobs[0].home
-        if jobs[0].epoch == home.epoch:
-            for job in jobs:
-                job.outcome = "succeeded"
-            self._succeeded(Ended(jobs, one_lot=True))
 
     def _succeeded(self, ended: Ended) -> None:
         for job, place in ended.runs():
@@ -310,12 +304,20 @@ class Outcomes:
         return True
 
 
-def _is_one_lot(jobs: Sequence[Job]) -> bool:
-    """Whether all are of one lot, where none has an outcome yet and nothing is parked: then what is true of the first is true of all."""
-    lot = jobs[0].lot if jobs else None
-    if lot is None or jobs[0].home.parked:
-        return False
-    return [job.lot for job in jobs].count(lot) == [job.outcome for job in jobs].count("") == len(jobs)
+def _lots(jobs: Sequence[Job]) -> list[tuple[FinishedJob, int]]:
+    """What a list of jobs mostly is: one lot, or two of which the batch had the end and the beginning; as (the first of each, how many). Empty
+    where anything is different about any job: it is by itself, is settled as timed out, or its partition has left, or has something parked."""
+    lots = [job.lot for job in jobs]
+    count = lots.count(lots[0])
+    found = [(jobs[0], count)]
+    if count < len(jobs):
+        rest = lots[count:]
+        if lots[0] in rest or rest.count(rest[0]) < len(rest):
+            return []
+        found.append((jobs[count], len(rest)))
+    if any(first.lot is None or first.home.parked or first.epoch != first.home.epoch for first, _ in found):
+        return []
+    return found if [job.outcome for job in jobs].count("") == len(jobs) else []  # type: ignore[return-value]
 
 
 def _log(job: Job, failure: Failure, settlement: Settlement, now: float) -> None:

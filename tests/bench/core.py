@@ -173,9 +173,8 @@ def _dispatch(queue: str) -> Stage:
     dispatcher: Dispatcher[Any] = Dispatcher(["threads"])
 
     def run() -> None:
-        add = dispatcher.add
-        for job in jobs:
-            add(job)
+        for some in _lists(jobs):
+            dispatcher.add_all(some)
         while taken := dispatcher.take("threads", LIST):
             for job in taken:
                 while job.next is not None:  # as a thread follows it
@@ -257,7 +256,7 @@ def _loop(queue: str) -> Stage:
     world = Warm(queue)
     loop, lists = world.loop, _lists(world.messages)[::-1]
     loop.poller.consumer.fetch = lambda limit, timeout: lists.pop() if lists and limit else []  # type: ignore[method-assign]
-    world.job_type.mean_s = 1e-6
+    world.job_type.mean_s, world.job_type.run = 1e-6, world.job_type.bound()  # as after its first job, which runs by itself
     wanted = loop.finished + JOBS
 
     def run() -> None:

@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context, copy_context
 from typing import Any, TypeVar
 
-from streamjobs.core.dispatch import Partition
 from streamjobs.job import CURRENT, Job, JobCancelled, Timeout, meant
 from streamjobs.worker.executors import HERE, VISIT_JOBS, VISIT_S, Chunk, Gate, Stopwatch, leave_fork
 from streamjobs.worker.marks import OFFSET, Marks, Row, nowhere
@@ -151,31 +150,31 @@ class Aio:
         """Runs each head and those behind it, until its lane or the visit ends; as the threads do, with one look at the clock a job."""
         gate, clock, done, set_current, cells = self._gate, time.perf_counter, chunk.done, CURRENT.set, row.cells
         name_each = gate.exact or not chunk.brief
-        marked: Partition | None = None
-        run = 0
+        lot: object = None
+        marked = False
         to_epoch = chunk.begin(clock)
         now = clock()
         for head in chunk.jobs:
             job, left, until = head, VISIT_JOBS, now + VISIT_S
             while True:
                 chunk.current = job
-                home = job.home
-                if job.epoch != home.serving or gate.closed or job.asked_to_stop or (gate.held and gate.bars(job)):
+                if lot is None or job.lot is not lot:
+                    lot, home, epoch, job_type, due = job.lot, job.home, job.epoch, job.job_type, job.due
+                    marked = False
+                if epoch != home.serving or gate.closed or job.asked_to_stop or (gate.held and gate.bars(job)):
                     chunk.returned.append(job)
                     break
-                if home is marked and job.run == run:
+                if marked:
                     cells[OFFSET] = job.offset
                 else:
-                    marked, run = home, job.run
-                    row.mark(home.place, job.offset, run)
+                    marked = True
+                    row.mark(home.place, job.offset, job.run)
                 job.started_at = at = now + to_epoch
                 since = job.appended_at
-                if job.due:
-                    since = max(since, job.due)
+                since = max(since, due)
                 job.wait_s = at - since if at > since else 0.0
                 if name_each:
                     set_current(job)
-                job_type = job.job_type
                 try:
                     await (job_type.run(job) if job_type.timeout_s is None else _timed(job, job_type.timeout_s))
                 except BaseException as error:  # noqa: BLE001 (whatever a handler raises is its result)

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from queue import SimpleQueue
 
-from streamjobs.core.dispatch import Partition
 from streamjobs.job import CURRENT, Job, meant
 from streamjobs.worker.executors import HERE, VISIT_JOBS, VISIT_S, Chunk, Gate, Stopwatch, leave_fork
 from streamjobs.worker.marks import OFFSET, Marks, Row, nowhere
@@ -167,31 +166,31 @@ def _run_lanes(chunk: Chunk, gate: Gate, clock: Callable[[], float], to_epoch: f
     """
     done, stops, cells = chunk.done, chunk.stops, row.cells
     name_each = gate.exact or not chunk.brief
-    marked: Partition | None = None
-    run = 0
+    lot: object = None
+    marked = False
     now = clock()
     for head in chunk.jobs:
         job, left, until = head, VISIT_JOBS, now + VISIT_S
         while True:
             chunk.current = job
-            home = job.home
-            if job.epoch != home.serving or gate.closed or job.asked_to_stop or (gate.held and gate.bars(job)):
+            if lot is None or job.lot is not lot:
+                lot, home, epoch, job_type, due = job.lot, job.home, job.epoch, job.job_type, job.due
+                run_handler = job_type.run  # a method call would look for it on the class first
+                marked = False
+            if epoch != home.serving or gate.closed or job.asked_to_stop or (gate.held and gate.bars(job)):
                 chunk.returned.append(job)
                 break
-            if home is marked and job.run == run:
+            if marked:
                 cells[OFFSET] = job.offset
             else:
-                marked, run = home, job.run
-                row.mark(home.place, job.offset, run)
+                marked = True
+                row.mark(home.place, job.offset, job.run)
             job.started_at = at = now + to_epoch
             since = job.appended_at
-            if job.due:
-                since = max(since, job.due)
+            since = max(since, due)
             job.wait_s = at - since if at > since else 0.0
             if name_each:
                 CURRENT.set(job)
-            job_type = job.job_type
-            run_handler = job_type.run  # a method call would look for it on the class first
             try:
                 run_handler(job)
             except BaseException as error:  # noqa: BLE001 (whatever a handler raises is its result)

@@ -28,12 +28,14 @@ def test_entries_of_one_list_go_to_the_executors_that_run_them() -> None:
 def test_no_more_are_taken_than_asked_for_and_those_of_leaving_partitions_are_dropped() -> None:
     dispatcher: Dispatcher[Entry] = Dispatcher(["threads"])
     leaving, staying = a_home(0), a_home(1)
-    dispatcher.add_all([an_entry((leaving, staying)[offset % 2], offset) for offset in range(10)])
+    for offset in range(10):
+        dispatcher.add(an_entry((leaving, staying)[offset % 2], offset))
     leaving.serving = -1
     assert [entry.offset for entry in dispatcher.take("threads", 3)] == [1, 3, 5]
     assert [entry.offset for entry in dispatcher.take("threads", 9)] == [7, 9]
     assert dispatcher.count() == 0
-    dispatcher.add_all([an_entry(home, 10) for home in (leaving, *[staying] * 8)])
+    dispatcher.add(an_entry(leaving, 10))
+    dispatcher.add_all([an_entry(staying, 10) for _ in range(8)])
     assert len(dispatcher.take("threads", 3)) == 3
 
 
@@ -58,7 +60,8 @@ def test_a_lane_of_an_epoch_that_is_over_readies_nothing() -> None:
     dispatcher: Dispatcher[Entry] = Dispatcher(["threads"])
     gone, here = a_home(0), a_home(1)
     entries = [an_entry(home, offset, b"key") for home in (gone, here) for offset in (0, 1)]
-    dispatcher.add_all(entries)
+    dispatcher.add_all(entries[:2])
+    dispatcher.add_all(entries[2:])
     assert dispatcher.take("threads", 9) == [entries[0], entries[2]]
     gone.epoch = gone.serving = -1
     dispatcher.stopped_all([entries[0], entries[2]])
@@ -77,3 +80,27 @@ def test_an_entry_that_never_was_in_its_lane_takes_nobody_out_of_it() -> None:
     dispatcher.stopped(an_entry(home, 1, b"key"))
     dispatcher.add(behind)
     assert dispatcher.take("threads", 9) == [] and running.next is behind
+
+
+def test_lanes_are_empty_where_nothing_is_unfinished_and_nothing_is_out() -> None:
+    """They are dropped together then, and only there."""
+    dispatcher: Dispatcher[Entry] = Dispatcher(["threads"])
+    over, under_way = a_home(0), a_home(1)
+    for home in (over, under_way):
+        home.tracker.receive(0)
+        dispatcher.add(an_entry(home, 0, b"key"))
+    dispatcher.take("threads", 9)
+    over.tracker.finish(0)
+    assert not dispatcher.all_stopped() and over.lanes == {} and list(under_way.lanes) == [b"key"]
+    under_way.tracker.finish(0)
+    assert dispatcher.all_stopped() and under_way.lanes == {}
+
+
+def test_a_partition_that_has_left_is_no_longer_asked_whether_its_lanes_are_empty() -> None:
+    """What it had under way there is finished by its next owner."""
+    dispatcher: Dispatcher[Entry] = Dispatcher(["threads"])
+    gone = a_home()
+    gone.tracker.receive(0)
+    dispatcher.add(an_entry(gone, 0, b"key"))
+    dispatcher.drop(gone)
+    assert dispatcher.all_stopped()

@@ -21,6 +21,7 @@ from streamjobs.worker.executors import Chunk, Gate
 from streamjobs.worker.executors import aio as executor_module
 from streamjobs.worker.executors.aio import Aio
 from streamjobs.worker.executors.threads import Threads, run_chunk
+from streamjobs.worker.marks import Mark, Marks, memory
 from tests.support.workers import eventually
 
 
@@ -397,6 +398,40 @@ def test_a_job_whose_partition_left_is_interrupted(bench: Bench, aio: Aio) -> No
     assert chunk.current is not None
     aio.cancel(chunk.current)
     assert isinstance(bench.result().done[0].error, JobCancelled)
+
+
+@pytest.mark.parametrize("kind", ["threads", "aio"])
+@pytest.mark.parametrize("lots", [(1, 1, 2, 2, 3), (None,) * 5, (1, None, None, 2, 2)], ids=repr)
+def test_each_job_of_a_list_runs_as_what_it_is(bench: Bench, kind: str, lots: tuple[int | None, ...]) -> None:
+    """Those of a lot share partition and type, so they are looked at once; of the others each may be of another one, or a later run."""
+    ran: list[tuple[str, Mark]] = []
+    marks = Marks(memory(2))
+
+    def handler(name: str) -> Callable[[Job], Any]:
+        async def runs_async(job: Job) -> None:
+            runs(job)
+
+        def runs(job: Job) -> None:
+            (mark,) = marks.running()
+            ran.append((name, mark))
+
+        return runs_async if kind == "aio" else runs
+
+    jobs: list[Job] = []
+    for place, lot in enumerate(lots):
+        if not jobs or lot is None or lot != jobs[-1].lot:
+            name, home = f"type-{place}", Partition("t", place, "q", retry=False, topic_id=b"", epoch=1, tracker=None)
+            home.place = marks.place("t", place)
+            job_type: JobType[Any, Any] = JobType(handler(name), name=name, queue="q", publisher=lambda: None)  # type: ignore[arg-type, return-value]
+        job = Job.of(job_type, home, Message(10 + place), None, (), name, lot=lot)  # type: ignore[arg-type]
+        job.run, job.due = (1, 0.0) if lot else (place, time.time() - 5)
+        jobs.append(job)
+    executor = Threads(1, bench.gate, marks) if kind == "threads" else Aio(1, bench.gate, marks)
+    executor.submit(Chunk(kind, jobs, bench.results))
+    assert bench.result().done == jobs
+    executor.stop(5)
+    assert ran == [(job.type, Mark("t", job.home.number, job.offset, job.run)) for job in jobs]
+    assert [5 <= job.wait_s < 60 for job in jobs] == [lot is None for lot in lots], "the others wait since 1970"
 
 
 @pytest.mark.parametrize("kind", ["threads", "aio"])

@@ -9,10 +9,13 @@ import pytest
 
 from streamjobs import App
 from streamjobs.core.assignment import Parked
+from streamjobs.core.dispatch import Partition
+from streamjobs.core.offsets import Tracker
 from streamjobs.job import Job
 from streamjobs.telemetry.ended import Ended
 from streamjobs.telemetry.metrics import merge
 from streamjobs.testing.app import Testing
+from streamjobs.worker.outcomes import _lots
 
 
 class Lot:
@@ -64,7 +67,7 @@ def test_jobs_that_were_read_together_are_settled_as_one(lot: Lot) -> None:
 
 def test_one_lot_is_what_looking_at_each_finds(lot: Lot) -> None:
     """For `Ended`, which need not look then."""
-    together, each = Ended(lot.jobs, one_lot=True), Ended(lot.jobs)
+    together, each = Ended(lot.jobs, [(lot.jobs[0], 5)]), Ended(lot.jobs)
     assert (together.alike, together.plain) == (each.alike, each.plain) == ([(lot.jobs[0], 5)], True)
 
 
@@ -92,11 +95,39 @@ def test_one_that_failed_is_settled_by_itself(lot: Lot) -> None:
     assert lot.jobs[1].outcome == "retried" and lot.told()["succeeded"] == 4
 
 
-def test_lists_of_several_lots_are_looked_at_one_by_one(lot: Lot) -> None:
-    lot.jobs[4].lot, lot.jobs[4].run = object(), 7
+def test_the_end_of_one_lot_and_the_beginning_of_another_are_still_looked_at_together(lot: Lot) -> None:
+    """A batch has both where it goes on with the next partition."""
+    for job in lot.jobs[3:]:
+        job.lot = lot
+    first, _, _, other, _ = lot.jobs
+    assert _lots(lot.jobs) == [(first, 3), (other, 2)]
     lot.end()
     assert lot.left() == [] and lot.told() == {"succeeded": 5}
-    assert [run for (_, _, _, run, _) in lot.loop.events._gathered[-1].shapes] == [1, 7]
+
+
+@pytest.mark.parametrize("lots", ["aabaa", "ababa", "abbaa", "abaab", "aabbc", "abccc", "abbcb"])
+def test_lots_in_any_other_order_are_not(lot: Lot, lots: str) -> None:
+    for job, of in zip(lot.jobs, lots, strict=True):
+        job.lot = of
+    assert _lots(lot.jobs) == []
+    lot.end()
+    assert lot.left() == [] and lot.told() == {"succeeded": 5}
+
+
+def test_the_second_of_two_lots_may_have_lost_its_partition(lot: Lot) -> None:
+    left = Partition("jobs.mails", 7, "mails", retry=False, topic_id=b"", epoch=-1, tracker=Tracker(0))
+    for job in lot.jobs[3:]:
+        job.lot, job.home = lot, left
+    lot.end()
+    assert lot.left() == [3, 4] and lot.told() == {"succeeded": 3} and lot.jobs[4].outcome == ""
+
+
+def test_lists_of_several_runs_are_looked_at_one_by_one(lot: Lot) -> None:
+    for place, run in ((3, 5), (4, 7)):
+        lot.jobs[place].lot, lot.jobs[place].run = None, run
+    lot.end()
+    assert lot.left() == [] and lot.told() == {"succeeded": 5}
+    assert [run for (_, _, _, run, _) in lot.loop.events._gathered[-1].shapes] == [1, 5, 7]
 
 
 def test_a_strict_job_that_runs_again_is_of_no_lot_any_more(on_memory: Callable[[App], Testing]) -> None:

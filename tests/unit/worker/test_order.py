@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from streamjobs import App, Backoff, Job, Retry
 from streamjobs.core.dispatch import Dispatcher, Entry, Partition
+from streamjobs.core.offsets import Tracker
 from streamjobs.testing.app import Testing
 from streamjobs.worker.executors import VISIT_JOBS
 
@@ -137,61 +138,70 @@ def test_a_hot_key_does_not_starve_another(on_memory: OnMemory) -> None:
 
 
 class World:
-    """A dispatcher with one partition, and threads that run lanes as executors do."""
+    """A dispatcher with two partitions, and threads that run lanes as executors do."""
 
     def __init__(self) -> None:
-        self.home = Partition("t", 0, "q", retry=False, topic_id=b"", epoch=1, tracker=None)
+        self.homes = [Partition("t", n, "q", retry=False, topic_id=b"", epoch=1, tracker=Tracker(0)) for n in range(2)]
         self.dispatcher: Dispatcher[Entry] = Dispatcher(["threads"])
+        self.out: list[list[Entry]] = []
+        self.started: dict[tuple[int, bytes | None], list[int]] = defaultdict(list)
+        self.arrived = 0
 
-    def entry(self, offset: int, lane: bytes | None) -> Entry:
-        entry = Entry()
-        entry.home, entry.epoch, entry.offset, entry.lane = self.home, 1, offset, lane
-        entry.next, entry.kind = None, "threads"
-        return entry
+    def arrive(self, home: Partition, lanes: list[bytes | None]) -> None:
+        entries = []
+        for lane in lanes:
+            entry = Entry()
+            entry.home, entry.epoch, entry.offset, entry.lane = home, 1, home.tracker.position, lane
+            entry.next, entry.kind = None, "threads"
+            home.tracker.receive(entry.offset)
+            entries.append(entry)
+        self.dispatcher.add_all(entries)
+        self.arrived += len(lanes)
+
+    def take(self, limit: int) -> None:
+        if chunk := self.dispatcher.take("threads", limit):
+            self.out.append(chunk)
+
+    def end(self, place: int, rng: random.Random) -> None:
+        """What a thread does with a chunk: some heads with part of their lanes; what its loop does then, `Execution.harvest` and after."""
+        chunk = self.out.pop(place)
+        ran = rng.randint(0, len(chunk)) if rng.random() < 0.3 else len(chunk)
+        done, stops = [], []
+        for head in chunk[:ran]:
+            entry, left = head, rng.randint(1, 4)
+            done.append(entry)
+            while entry.next is not None and (left := left - 1):
+                entry = entry.next
+                done.append(entry)
+            stops.append(entry)
+        for entry in done:
+            self.started[entry.home.number, entry.lane].append(entry.offset)
+            entry.home.tracker.finish(entry.offset)
+        if self.out or not self.dispatcher.all_stopped():
+            self.dispatcher.stopped_all(stops)
+        self.dispatcher.give_back(chunk[ran:])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(20, 200))
 def test_lanes_keep_order_and_lose_nobody(seed: int, keys: int, count: int) -> None:
     """Any interleaving of arrivals, chunks, visits that stop early and entries handed back: within a key, starts are in the
     order of arrival; every entry runs exactly once; no lane is left behind."""
     rng = random.Random(seed)
     world = World()
-    started: dict[bytes, list[int]] = defaultdict(list)
-    laneless: list[int] = []
-    arrived = 0
-    out: list[list[Entry]] = []
-    while arrived < count or out or world.dispatcher.count():
+    while world.arrived < count or world.out or world.dispatcher.count():
         action = rng.random()
-        if action < 0.5 and arrived < count:
-            lane = None if rng.random() < 0.1 else b"k%d" % rng.randrange(keys)
-            world.dispatcher.add(world.entry(arrived, lane))
-            arrived += 1
-        elif action < 0.75:
-            chunk = world.dispatcher.take("threads", rng.randint(1, 5))
-            if chunk:
-                out.append(chunk)
-        elif out:
-            chunk = out.pop(rng.randrange(len(out)))
-            _run_some(world, chunk, rng, started, laneless)
-    assert sorted([*laneless, *(o for offsets in started.values() for o in offsets)]) == list(range(count))
-    assert all(offsets == sorted(offsets) for offsets in started.values())
-    assert world.home.lanes == {}
-
-
-def _run_some(world: World, chunk: list[Entry], rng: random.Random, started: Any, laneless: list[int]) -> None:
-    """What a thread does with a chunk: some heads with part of their lanes; the rest is handed back."""
-    ran = rng.randint(0, len(chunk))
-    for head in chunk[:ran]:
-        entry, left = head, rng.randint(1, 4)
-        while True:
-            (laneless if entry.lane is None else started[entry.lane]).append(entry.offset)
-            left -= 1
-            if entry.next is None or left == 0:
-                world.dispatcher.stopped(entry)
-                break
-            entry = entry.next
-    world.dispatcher.give_back(chunk[ran:])
+        if action < 0.4 and world.arrived < count:
+            lanes = [None if rng.random() < 0.1 else b"k%d" % rng.randrange(keys) for _ in range(rng.randint(1, 5))]
+            world.arrive(rng.choice(world.homes), lanes)
+        elif action < 0.7:
+            world.take(rng.randint(1, 8))
+        elif world.out:
+            world.end(rng.randrange(len(world.out)), rng)
+    for home in world.homes:
+        ran = [offset for (number, _), offsets in world.started.items() if number == home.number for offset in offsets]
+        assert sorted(ran) == list(range(home.tracker.position)) and home.lanes == {}
+    assert all(offsets == sorted(offsets) for (_, lane), offsets in world.started.items() if lane is not None)
 
 
 @pytest.mark.parametrize("round_", range(3))
