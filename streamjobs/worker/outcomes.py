@@ -71,7 +71,7 @@ class Outcomes:
         self._shared.breakers.ended(jobs, self._now(), sound=sound)
         if self._outbox is not None:
             jobs = self._settle_parents(jobs, self._outbox)
-        elif sound and (lots := _lots(jobs)):
+        if sound and jobs and (lots := _lots(jobs)):
             for job in jobs:
                 job.outcome = "succeeded"
             self._succeeded(Ended(jobs, lots))
