@@ -191,7 +191,7 @@ _WORKER = (
     _counter(
         "decode_errors_total",
         "queue reason",
-        "Records that can't be run; reason header (no such job type), schema (nobody knows it) or payload.",
+        "Records that can't be run; reason header (no such job type, or one that can't be read), schema (nobody knows it) or payload.",
     ),
     _counter(
         "lifecycle_events_dropped_total",

@@ -118,7 +118,7 @@ class Decoder:
         if not meta.job_type:
             if message.value() is None:
                 return Undecodable("tombstone", message, home, meta)
-            error = DecodeError("the record has no ce_type header: nothing says which job it is")
+            error: DecodeError = HeaderError("the record has no ce_type header: nothing says which job it is")
             return Undecodable("undecodable", message, home, meta, error)
         if message.value() is None:
             error = DecodeError("the record has no value, which even a job without arguments has")

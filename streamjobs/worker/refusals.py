@@ -18,6 +18,7 @@ from streamjobs.core.dispatch import UNREAD, Dispatcher, Entry, Partition
 from streamjobs.core.lifecycle import Reason
 from streamjobs.core.offsets import Parked
 from streamjobs.core.record import Meta
+from streamjobs.errors import HeaderError
 from streamjobs.job import Job
 from streamjobs.telemetry.events import Event, EventBatch
 from streamjobs.worker.decode import Decoder, Undecodable
@@ -114,7 +115,8 @@ class Refusals:
         return readable_later and self._decoder.is_strict(bad) and bad.meta.due <= self._now() + self._hold_s
 
     def _count(self, bad: Undecodable) -> None:
-        self._metrics.count("decode_errors_total", bad.home.queue, _DECODE_LABELS[bad.kind])
+        reason = "header" if isinstance(bad.error, HeaderError) else _DECODE_LABELS[bad.kind]
+        self._metrics.count("decode_errors_total", bad.home.queue, reason)
 
     # Looking again ----------------------------------------------------------------------------------------------------
 

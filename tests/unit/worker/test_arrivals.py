@@ -103,12 +103,33 @@ def test_what_is_no_job_is_told_of_as_any_other_end(on_memory: OnMemory) -> None
 
     told = [event for message in t.broker.records(app.names.events) for event in events.decode(message.value() or b"")]
     held, dead = sorted(told, key=lambda event: event.kind, reverse=True)
-    assert (dead.kind, dead.reason, dead.error_type, dead.run, dead.group) == ("dead", "undecodable", "DecodeError", 1, "shop")
+    assert (dead.kind, dead.reason, dead.error_type, dead.run, dead.group) == ("dead", "undecodable", "HeaderError", 1, "shop")
     assert "ce_type" in dead.error_message
     (letter,) = t.broker.records("jobs.mails.shop.dlt")
     assert letter.key() == f"{dead.origin}#1".encode()
     assert (held.kind, held.reason, held.job_id, held.job_type) == ("held", "type_unknown", "n-1", "newer")
     assert held.due == pytest.approx(began + 60, abs=5)
+
+
+@pytest.mark.parametrize(
+    ("headers", "value", "reason"),
+    [
+        ([("ce_type", b"count"), ("ce_id", b"1"), ("sj_attempt", b"many")], b"", "header"),
+        ([("ce_id", b"1")], b"", "header"),
+        ([("ce_type", b"newer"), ("ce_id", b"1")], b"", "header"),
+        ([("ce_type", b"count"), ("ce_id", b"1")], b"no Avro", "payload"),
+    ],
+    ids=["no count", "no type", "type unknown", "no Avro"],
+)
+def test_what_could_not_be_read_is_counted_by_where_it_is_wrong(
+    on_memory: OnMemory, headers: list[tuple[str, bytes]], value: bytes, reason: str
+) -> None:
+    app, _ = counting_app()
+    t = on_memory(app)
+    t.produce(Record(TOPIC, value, headers=headers))
+    t.run(through_delays=False)
+    counters = t.process.loops[0].metrics.snapshot().counters
+    assert counters["decode_errors_total", ("mails", reason)] == 1
 
 
 def test_a_tombstone_is_skipped(on_memory: OnMemory) -> None:  # edge 65
