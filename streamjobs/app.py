@@ -364,7 +364,7 @@ class App:
         """Where this process has a tracer provider, every sampled run is a span; else nothing is done per job."""
         from streamjobs.telemetry.tracing import Tracing
 
-        tracing = Tracing.find(self.settings.tracing.propagation)
+        tracing = Tracing.find(self.settings.tracing.propagation, self.settings.mask.patterns)
         if tracing is not None:
             for job_type in self.job_types.values():
                 job_type.run = tracing.around(job_type.bound(), self.group, is_async=job_type.is_async)

@@ -18,7 +18,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from streamjobs.core.record import Header, Headers, replaced
-from streamjobs.job import Cancel, JobCancelled, Snooze
+from streamjobs.errors import text_of
+from streamjobs.job import Cancel, JobCancelled, Snooze, stack_of
+from streamjobs.telemetry.log import Masking
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -93,6 +95,8 @@ class Tracing:
         provider: TracerProvider,
         propagation: Propagation = "auto",
         now: Callable[[], float] = time.time,
+        *,
+        mask: Sequence[str] = (),
     ) -> None:
         from opentelemetry import context, trace
 
@@ -100,10 +104,11 @@ class Tracing:
         self._context = context
         self._propagation = propagation
         self._now = now
+        self._masked = Masking(mask).text
         self._tracer = provider.get_tracer("streamjobs", schema_url=SCHEMA_URL)
 
     @classmethod
-    def find(cls, propagation: Propagation = "auto") -> Tracing | None:
+    def find(cls, propagation: Propagation = "auto", mask: Sequence[str] = ()) -> Tracing | None:
         """Tracing through the provider that this process has set; None: it has none, and nothing was imported
         for the answer."""
         if "opentelemetry.trace" not in sys.modules:
@@ -113,7 +118,7 @@ class Tracing:
         provider = trace.get_tracer_provider()
         if isinstance(provider, (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
             return None
-        return cls(provider, propagation)
+        return cls(provider, propagation, mask=mask)
 
     # Publishing ---------------------------------------------------------------------------------------------
 
@@ -242,9 +247,13 @@ class Tracing:
         return self._context.Context()
 
     def _failed(self, span: Span, error: BaseException) -> None:
-        span.set_attribute("error.type", type(error).__qualname__)
-        span.set_status(self._trace.StatusCode.ERROR, str(error))
-        span.record_exception(error)
+        """As `record_exception` does, without the secrets of its text, and of an exception whose text can't be made, too."""
+        kind, text = type(error), self._masked(text_of(error))
+        span.set_attribute("error.type", kind.__qualname__)
+        span.set_status(self._trace.StatusCode.ERROR, text)
+        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        told = {"exception.type": name, "exception.message": text, "exception.stacktrace": self._masked(stack_of(error))}
+        span.add_event("exception", told)
 
     # Contexts -----------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -312,17 +313,46 @@ def test_an_unsampled_job_passes_through_as_it_is(spans: Spans) -> None:  # edge
     assert spans.all() == ()
 
 
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+def the_error_told_of(spans: Spans, error: Exception) -> tuple[str, dict[str, str]]:
+    """Of a run that failed with it: its span's status, and the attributes of the event about it."""
+    tracing = Tracing(spans.provider, now=lambda: NOW, mask=["*password*"])
+    with suppress(type(error)), tracing.run(Running(), "shop"):
+        raise error
+    span = spans.only()
+    (event,) = span.events
+    assert event.name == "exception"
+    return span.status.description or "", {name: str(value) for name, value in (event.attributes or {}).items()}
+
+
+def test_the_error_of_a_run_is_told_without_secrets(spans: Spans) -> None:
+    """Spans go to whoever collects them. What bit: the log had `***`, and the span all of it."""
+    status, told = the_error_told_of(spans, ValueError("no: password=hunter2 for acme"))
+    assert status == told["exception.message"] == "no: password=*** for acme"
+    assert told["exception.type"] == "ValueError" and "Traceback" in told["exception.stacktrace"]
+    assert "hunter2" not in str(told)
+
+
+def test_an_error_whose_text_cant_be_made_is_told_of(spans: Spans) -> None:
+    status, told = the_error_told_of(spans, Unspeakable())
+    assert "can't be made" in status and told["exception.type"].endswith("test_tracing.Unspeakable")
+
+
 # -- in a worker ---------------------------------------------------------------------------------------------
 
 
 def failing_job(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Runs a job that fails twice, in a process that has a tracer provider; the traceparents of its retry and of its letter."""
-    monkeypatch.setattr(Tracing, "find", classmethod(lambda cls, propagation: Tracing(spans.provider, propagation, lambda: 0.0)))
+    monkeypatch.setattr(Tracing, "find", classmethod(lambda cls, propagation, mask=(): Tracing(spans.provider, propagation, lambda: 0.0, mask=mask)))
     app = App("shop", partitions=1)
 
     @app.job(queue="mails", name="count", retry=Retry(attempts=2))
     def count(n: int) -> None:
-        raise ValueError(n)
+        raise ValueError(f"token=t-{n}")
 
     with app.testing() as t:
         count.publish(1)
@@ -419,3 +449,8 @@ def test_a_processor_that_raises_touches_no_job(spans: Spans, where: str) -> Non
 def test_an_error_without_a_text_stays_that_error(spans: Spans) -> None:
     with pytest.raises(Mute), spans.tracing().run(Running(), "billing"):
         raise Mute
+
+
+def test_a_worker_masks_what_its_settings_say(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_job(spans, monkeypatch)
+    assert [span.status.description for span in spans.all() if span.kind is SpanKind.CONSUMER] == ["token=***"] * 2
