@@ -187,7 +187,7 @@ def _run_lanes(chunk: Chunk, gate: Gate, clock: Callable[[], float], to_epoch: f
                 row.mark(home.place, job.offset, job.run)
             job.started_at = at = now + to_epoch
             since = job.appended_at
-            since = max(since, due)
+            since = due if due > since else since  # noqa: FURB136 (`max` takes longer than all the rest of it)
             job.wait_s = at - since if at > since else 0.0
             if name_each:
                 CURRENT.set(job)
