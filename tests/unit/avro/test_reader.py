@@ -52,6 +52,26 @@ def test_what_fastavro_writes_is_read_as_fastavro_reads_it(pair: tuple[Any, Any]
     assert same(reader(schema)(data), tuple(by_fastavro(schema, data).values()))
 
 
+BORDERS = [sign * (2**bits + beside) for bits in (0, 6, 7, 13, 14, 20, 21, 27, 30) for beside in (-1, 0, 1) for sign in (1, -1)]
+
+
+@pytest.mark.parametrize("kind", ["int", "long"])
+def test_numbers_are_read_at_the_borders_of_their_bytes(kind: str) -> None:
+    """Each byte has seven bits, one of which is the sign."""
+    schema = Schema.of({"type": "record", "name": "r", "fields": [{"name": "n", "type": kind}]})
+    read = reader(schema)
+    for number in BORDERS:
+        assert read(bytes_of(schema, {"n": number})) == (number,)
+
+
+@pytest.mark.parametrize("kind", ["string", "bytes"])
+@pytest.mark.parametrize("length", [0, 1, 63, 64, 127, 128, 8_191, 8_192])
+def test_texts_are_read_at_the_borders_of_their_lengths(kind: str, length: int) -> None:
+    schema = Schema.of({"type": "record", "name": "r", "fields": [{"name": "t", "type": kind}]})
+    text = "a" * length if kind == "string" else b"a" * length
+    assert reader(schema)(bytes_of(schema, {"t": text})) == (text,)
+
+
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(written(), st.data())
 def test_a_truncated_value_is_refused(pair: tuple[Any, Any], data: st.DataObject) -> None:  # edge 61
