@@ -148,7 +148,7 @@ class Dispatcher(Generic[E]):
         ready = self.ready[kind]
         taken: list[E] = []
         while ready and len(taken) < limit:
-            first = [entry for entry in self._first(ready, limit - len(taken)) if entry.epoch == entry.home.serving]
+            first = _served(self._first(ready, limit - len(taken)))
             taken += first if why_held is None else self._set_aside(first, why_held)
         return taken
 
@@ -262,6 +262,14 @@ class Dispatcher(Generic[E]):
         if kind is not None:
             return len(self.ready[kind])
         return sum(map(len, self._counted))
+
+
+def _served(entries: list[E]) -> list[E]:
+    """Those whose partition has not left; mostly all are of one."""
+    homes = [entry.home for entry in entries]
+    if homes.count(homes[0]) == len(homes):
+        return entries if homes[0].serving == entries[0].epoch else []
+    return [entry for entry in entries if entry.epoch == entry.home.serving]
 
 
 class Parallelism:

@@ -67,15 +67,18 @@ class Outcomes:
 
     def ended(self, jobs: Sequence[Job]) -> None:
         """Jobs that ran to an end, chunk by chunk, each in the order of its ends."""
-        sound = [job.error for job in jobs].count(None) == len(jobs)
+        lots = _lots(jobs)
+        sound = bool(lots) or [job.error for job in jobs].count(None) == len(jobs)
         self._shared.breakers.ended(jobs, self._now(), sound=sound)
-        if self._outbox is not None:
-            jobs = self._settle_parents(jobs, self._outbox)
-        if sound and jobs and (lots := _lots(jobs)):
+        others = jobs if self._outbox is None else self._settle_parents(jobs, self._outbox)
+        if lots and others is jobs:
             for job in jobs:
                 job.outcome = "succeeded"
             self._succeeded(Ended(jobs, lots))
-            return
+        else:
+            self._ended_each(others)
+
+    def _ended_each(self, jobs: Sequence[Job]) -> None:
         succeeded = []
         for job in jobs:
             home = job.home
@@ -306,8 +309,11 @@ class Outcomes:
 
 def _lots(jobs: Sequence[Job]) -> list[tuple[FinishedJob, int]]:
     """What a list of jobs mostly is: one lot, or two of which the batch had the end and the beginning; as (the first of each, how many). Empty
-    where anything is different about any job: it is by itself, is settled as timed out, or its partition has left, or has something parked."""
-    lots = [job.lot for job in jobs]
+    where anything is different about any job: it failed, is by itself, is settled as timed out, or its partition has left, or has something
+    parked."""
+    lots = [job.lot for job in jobs if job.error is None and not job.outcome]
+    if not lots or len(lots) < len(jobs):
+        return []
     count = lots.count(lots[0])
     found = [(jobs[0], count)]
     if count < len(jobs):
@@ -317,7 +323,7 @@ def _lots(jobs: Sequence[Job]) -> list[tuple[FinishedJob, int]]:
         found.append((jobs[count], len(rest)))
     if any(first.lot is None or first.home.parked or first.epoch != first.home.epoch for first, _ in found):
         return []
-    return found if [job.outcome for job in jobs].count("") == len(jobs) else []  # type: ignore[return-value]
+    return found  # type: ignore[return-value]
 
 
 def _log(job: Job, failure: Failure, settlement: Settlement, now: float) -> None:
