@@ -131,6 +131,11 @@ class _Seldom:
 
     __slots__ = ()
 
+    meta: Meta | None = None
+    """Its headers, where they say more than type and id."""
+    run: int = 1
+    attempt: int = 1
+    due: float = 0.0
     failure: Failure | None = None
     due_again: float = 0.0
     letter: str = ""
@@ -155,17 +160,13 @@ class Job(_Seldom, Entry):
         "appended_at",
         "args",
         "asked_to_stop",
-        "attempt",
-        "due",
         "duration_s",
         "error",
         "id",
         "job_type",
         "lot",
         "message",
-        "meta",
         "outcome",
-        "run",
         "started_at",
         "wait_s",
     )  # fmt: skip
@@ -175,10 +176,6 @@ class Job(_Seldom, Entry):
     job_type: JobType[Any, Any]
     args: tuple[Any, ...]
     message: Message
-    meta: Meta | None
-    run: int
-    attempt: int
-    due: float
     appended_at: float
     """When the broker appended this record, epoch seconds."""
     started_at: float
@@ -222,11 +219,8 @@ class Job(_Seldom, Entry):
         job.error = None
         job.outcome = ""
         job.asked_to_stop = False
-        job.meta = meta
-        if meta is None:
-            job.run = job.attempt = 1
-            job.due = 0.0
-        else:
+        if meta is not None:
+            job.meta = meta
             job.run = meta.run
             job.attempt = meta.attempt
             job.due = meta.due
