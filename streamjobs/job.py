@@ -162,17 +162,17 @@ class Job(_Seldom, Entry):
         "asked_to_stop",
         "duration_s",
         "error",
-        "id",
         "job_type",
         "lot",
         "message",
         "outcome",
+        "raw_id",
         "started_at",
         "wait_s",
     )  # fmt: skip
 
-    id: str
-    """The caller's id or a UUIDv7; the origin where the record has none."""
+    raw_id: bytes
+    """Its id, as it stands in the record."""
     job_type: JobType[Any, Any]
     args: tuple[Any, ...]
     message: Message
@@ -197,7 +197,7 @@ class Job(_Seldom, Entry):
         message: Message,
         meta: Meta | None,
         args: tuple[Any, ...],
-        id: str,
+        raw_id: bytes,
         lane: bytes | None = None,
         lot: object = None,
     ) -> Self:
@@ -214,7 +214,7 @@ class Job(_Seldom, Entry):
         job.lot = lot
         job.next = None
         job.args = args
-        job.id = id
+        job.raw_id = raw_id
         job.started_at = job.duration_s = job.wait_s = 0.0
         job.error = None
         job.outcome = ""
@@ -232,9 +232,14 @@ class Job(_Seldom, Entry):
         """The job that a handler gets when it is called as an ordinary function: attempt 1, no record behind it."""
         home = Partition("local", 0, job_type.queue, retry=False, topic_id=b"", epoch=0, tracker=None)
         meta = Meta(job_type=job_type.name, job_id=id, origin="local/0/0")
-        return cls.of(job_type, home, _LocalMessage(), meta, (), id)
+        return cls.of(job_type, home, _LocalMessage(), meta, (), id.encode())
 
     # What it is -----------------------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """The caller's id or a UUIDv7; the origin where the record has none."""
+        return self.raw_id.decode()
 
     @property
     def type(self) -> str:

@@ -46,7 +46,10 @@ class FinishedJob(Protocol):
     @property
     def attempt(self) -> int: ...
     @property
-    def id(self) -> str: ...
+    def raw_id(self) -> bytes:
+        """Its id in UTF-8."""
+        ...
+
     @property
     def meta(self) -> Meta | None:
         """Its headers where they were read in full; None: it has none that say more than type and id."""

@@ -141,15 +141,13 @@ class _Texts:
         self.lengths = array("H")  # in bytes
         self.joined = bytearray()
 
-    def extend(self, texts: list[str]) -> None:
-        """In characters they are as long as in bytes while all are ASCII, as ids and origins are."""
-        joined, lengths = "".join(texts), list(map(len, texts))
-        if joined.isascii() and max(lengths, default=0) <= _MAX_ID:
-            self.joined += joined.encode()
-        else:
-            encoded = [clipped(text, _MAX_ID).encode("utf-8", "replace") for text in texts]
-            self.joined += b"".join(encoded)
-            lengths = list(map(len, encoded))
+    def extend(self, texts: list[bytes]) -> None:
+        """In UTF-8."""
+        lengths = list(map(len, texts))
+        if max(lengths, default=0) > _MAX_ID:
+            texts = [clipped(text.decode("utf-8", "replace"), _MAX_ID).encode() for text in texts]
+            lengths = list(map(len, texts))
+        self.joined += b"".join(texts)
         self.lengths.extend(_shorts(lengths))
 
     def skip_to(self, row: int) -> None:
@@ -307,9 +305,9 @@ class EventBatch:
             event.attempt,
         )
         columns.origins.skip_to(len(columns))
-        columns.origins.extend([event.origin])
+        columns.origins.extend([_utf8(event.origin)])
         columns.details[len(columns)] = _Detail(event.error_type, event.error_message, event.reason, event.due)
-        columns.ids.extend([event.job_id])
+        columns.ids.extend([_utf8(event.job_id)])
         columns.shape.append(columns.shapes[shape])
         columns.measure([event.offset], [event.started_at], [event.duration_s], [event.wait_s])
 
@@ -381,8 +379,8 @@ class EventBatch:
         columns = self._columns()
         if not ended.plain:
             columns.origins.skip_to(len(columns))
-            columns.origins.extend(["" if job.meta is None else job.meta.origin for job in ended])
-        columns.ids.extend([job.id for job in ended])
+            columns.origins.extend([b"" if job.meta is None else _utf8(job.meta.origin) for job in ended])
+        columns.ids.extend([job.raw_id for job in ended])
         for job, count in ended.alike:
             number = columns.shapes[kind or job.outcome, job.job_type, job.home, job.run, job.attempt]
             columns.shape.extend(array("I", (number,)) * count)
@@ -433,6 +431,10 @@ def _encoded_shape(shape: Any) -> bytes:
             wire.long(shape.attempt),
         )
     )
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "replace")
 
 
 def _shorts(numbers: list[int]) -> array[int]:

@@ -86,9 +86,11 @@ class Decoder:
                     read, at = readers[head]
                     by_key, lane = order in BY_KEY, None if order == "none" else PARTITION_LANE
                 args = read(value, at)  # type: ignore[arg-type]
+                if not id_.isascii():
+                    id_.decode()  # fails here, if ever
                 if by_key:
                     lane = message.key()
-                jobs.append(_job_of(job_type, home, message, None, args, id_.decode(), lane, lot))
+                jobs.append(_job_of(job_type, home, message, None, args, id_, lane, lot))
         except KeyboardInterrupt:
             raise
         except BaseException:  # noqa: BLE001 (the long way meets it again, and names it)
@@ -110,8 +112,8 @@ class Decoder:
             return Undecodable("schema_unknown", message, home, meta, error)
         except DecodeError as error:
             return Undecodable("undecodable", message, home, meta, error)
-        job = _job_of(job_type, home, message, meta, args, meta.job_id, lane_of(job_type.order, message))
-        job.id = job.id or job.origin
+        job = _job_of(job_type, home, message, meta, args, meta.job_id.encode(), lane_of(job_type.order, message))
+        job.raw_id = job.raw_id or job.origin.encode()
         return job
 
     def _no_job(self, message: Message, home: Partition, meta: Meta) -> Undecodable:

@@ -54,7 +54,7 @@ class Task(NamedTuple):
 
     type: str
     args: tuple[Any, ...]
-    id: str
+    raw_id: bytes
     run: int
     attempt: int
     strikes: int
@@ -163,7 +163,7 @@ class ChildJob(Job):
     def at(cls, job_type: JobType[Any, Any], task: Task, runner: Runner, index: int) -> ChildJob:
         """The job of the list's task at this index."""
         home = Partition(task.topic, task.partition, task.queue, retry=task.retry, topic_id=task.topic_id, epoch=0, tracker=None)
-        job = cls.of(job_type, home, _Message(task), Meta.parse(task.headers), task.args, task.id)
+        job = cls.of(job_type, home, _Message(task), Meta.parse(task.headers), task.args, task.raw_id)
         job.run, job.attempt, job.strikes = task.run, task.attempt, task.strikes
         job._runner = runner
         job._index = index

@@ -500,7 +500,7 @@ def _packed(job: Job) -> bytes | Packed:
     """A job as it travels, or what is wrong with it, which then is its failure."""
     home, message = job.home, job.message
     task = Task(
-        job.type, job.args, job.id, job.run, job.attempt, job.strikes, home.place, job.offset, message.timestamp(), message.key(),
+        job.type, job.args, job.raw_id, job.run, job.attempt, job.strikes, home.place, job.offset, message.timestamp(), message.key(),
         message.headers(), home.topic, home.number, home.queue, home.retry, home.topic_id,
     )  # fmt: skip
     try:

@@ -26,7 +26,7 @@ class FakeHome:
 
 @dataclass
 class FakeJob:
-    id: str = "inv-7"
+    raw_id: bytes = b"inv-7"
     outcome: str = "succeeded"
     offset: int = 70012
     run: int = 1

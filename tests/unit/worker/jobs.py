@@ -51,7 +51,7 @@ class ByHand:
 
     def job(self, job_type: JobType[Any, Any], arguments: Mapping[str, Any], **more: Any) -> Job:
         offset = next(self._offsets)
-        return Job.of(job_type, self.home, Message(offset, **more), None, tuple(arguments.values()), f"job-{offset}")
+        return Job.of(job_type, self.home, Message(offset, **more), None, tuple(arguments.values()), b"job-%d" % offset)
 
     def jobs(self, job_type: JobType[Any, Any], rows: Iterator[Mapping[str, Any]] | list[Mapping[str, Any]]) -> list[Job]:
         return [self.job(job_type, row) for row in rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,3 +86,19 @@ def test_a_header_without_a_value_is_an_empty_one() -> None:
     stranger._headers = [*(stranger.headers() or ()), ("traceparent", None)]
     job = Decoder(NOW.job_types, STORE).decode(stranger, HOME)
     assert isinstance(job, Job) and job.headers["traceparent"] == b""
+
+
+@pytest.mark.parametrize(
+    ("id_", "plain", "read"),
+    [("jö-1".encode(), True, "jö-1"), (b"j\xff-1", False, "j\ufffd-1"), (b"", False, "jobs.mails@30303030/0/0"), (b"i" * 2000, False, None)],
+    ids=["text", "no text", "none", "too long"],
+)
+def test_an_id_is_text_before_its_job_runs(id_: bytes, plain: bool, read: str | None) -> None:
+    """Whoever asks for it asks in the middle of something: a job that runs, a letter that is written."""
+    whole = message("count", 0)
+    headers = [(name, id_ if name == "ce_id" else value) for name, value in whole.headers() or ()]
+    record = MemoryMessage(Record(HOME.topic, whole.value(), None, headers), 0, 0, (2, 1000))
+    decoder = Decoder(NOW.job_types, STORE)
+    assert len(decoder.decode_plain([record], HOME)) == plain
+    job = decoder.decode(record, HOME)
+    assert (job.id if isinstance(job, Job) else None) == read

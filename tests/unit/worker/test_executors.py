@@ -63,7 +63,7 @@ class Bench:
         job_type: JobType[Any, Any] = JobType(handler, name="h", queue="q", publisher=lambda: None, **options)  # type: ignore[arg-type, return-value]
         jobs = []
         for offset in range(count):
-            jobs.append(Job.of(job_type, self.home, Message(offset), None, (), f"j{offset}"))  # type: ignore[arg-type]
+            jobs.append(Job.of(job_type, self.home, Message(offset), None, (), b"j%d" % offset))  # type: ignore[arg-type]
         return Chunk(kind, jobs, self.results)
 
     def result(self) -> Chunk:
@@ -423,7 +423,7 @@ def test_each_job_of_a_list_runs_as_what_it_is(bench: Bench, kind: str, lots: tu
             name, home = f"type-{place}", Partition("t", place, "q", retry=False, topic_id=b"", epoch=1, tracker=None)
             home.place = marks.place("t", place)
             job_type: JobType[Any, Any] = JobType(handler(name), name=name, queue="q", publisher=lambda: None)  # type: ignore[arg-type, return-value]
-        job = Job.of(job_type, home, Message(10 + place), None, (), name, lot=lot)  # type: ignore[arg-type]
+        job = Job.of(job_type, home, Message(10 + place), None, (), name.encode(), lot=lot)  # type: ignore[arg-type]
         job.run, job.due = (1, 0.0) if lot else (place, time.time() - 5)
         jobs.append(job)
     executor = Threads(1, bench.gate, marks) if kind == "threads" else Aio(1, bench.gate, marks)

@@ -229,7 +229,7 @@ def test_real_threads_follow_lanes_in_order(round_: int) -> None:
     while done < total:
         for _ in range(rng.randint(0, 50)):
             if arrived < total:
-                dispatcher.add(Job.of(job_type, home, _Message(arrived), None, (), "", b"k%d" % rng.randrange(3)))
+                dispatcher.add(Job.of(job_type, home, _Message(arrived), None, (), b"", b"k%d" % rng.randrange(3)))
                 arrived += 1
         jobs = dispatcher.take("threads", 2)
         if jobs:
