@@ -295,7 +295,10 @@ class Outcomes:
             return True
         home.parked[job.offset] = Parked(job.offset, parked.starts + 1, blocked_s)
         home.tracker.touch()  # else a crash forgets how often it started, unless another job has finished since
+        self._tell_in_place(job, settlement, due)
         job.run, job.attempt, job.lot = settlement.run, settlement.attempt, None
+        job.due = due  # from then on it waits; its backoff was no wait
+        job.started_at = job.duration_s = job.wait_s = 0.0
         self._forget_frames(job)
         job.error = None
         job.children = ()
@@ -305,6 +308,12 @@ class Outcomes:
             self._shared.suspects.note(job)
         self._sleepers.wake_at(due, job, self._dispatcher.again)
         return True
+
+    def _tell_in_place(self, job: Job, settlement: Settlement, due: float) -> None:
+        """A run that ended with nothing to settle: its event goes with the commit that counts this start."""
+        job.outcome, job.due_again = settlement.outcome.value, due
+        self._tell([job])
+        job.outcome, job.due_again = "", 0.0
 
 
 def _lots(jobs: Sequence[Job]) -> list[tuple[FinishedJob, int]]:

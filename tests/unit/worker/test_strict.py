@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from streamjobs import App, Backoff, Job, Retry, orders
+from streamjobs import App, Backoff, Job, Retry, Snooze, orders
 from streamjobs.core import control
 from streamjobs.core.offsets import Parked
 from streamjobs.core.record import Record
 from streamjobs.job import JobType
+from streamjobs.telemetry.events import decode
 from streamjobs.testing.app import Testing
 
 
@@ -266,3 +267,35 @@ def test_a_cancelled_job_behind_one_that_can_not_be_read(streamjobs_testing: Cal
     orders.write(t.broker, app.names, {control.cancel_key(app.name, "x", "1"): value})
     t.run()
     assert ran == [("a", 2)]
+
+
+def test_runs_that_end_in_their_place_are_told_of_like_all_others(streamjobs_testing: Callable[[App], Testing]) -> None:
+    """
+    The head fails and runs again in its place; nothing is settled for that. It was in no event and no metric: a strict key could be blocked
+    for ten minutes by failures of which neither an alert nor a reader of the events topic saw one; and its backoff was counted as wait.
+    """
+    app = App("shop", partitions=1)
+
+    @app.job(queue="books", key="account", order="key_strict", retry=Retry(attempts=3, backoff=Backoff.fixed("10s", jitter=0)))
+    def book(job: Job, account: str) -> None:
+        if job.run == 1:
+            raise Snooze("20s")
+        raise ValueError(account)
+
+    t = streamjobs_testing(app)
+    book.publish(account="a")
+    assert t.run(raise_errors=False) == 4
+    t.advance(1)
+    t.run(through_delays=False)  # sends the last events
+
+    told = [event for record in t.broker.records("streamjobs.events") for event in decode(record.value() or b"") if event.kind != "started"]
+    assert [(event.run, event.attempt, event.kind, event.error_type) for event in told] == [
+        (1, 1, "snoozed", ""), (2, 1, "retried", "ValueError"), (3, 2, "retried", "ValueError"), (4, 3, "dead", "ValueError"),
+    ]  # fmt: skip
+    assert [round(event.due - event.at) for event in told[:-1]] == [20, 10, 10]
+    seen = t.process.loops[0].metrics.snapshot()
+    ends = {labels[2]: count for (name, labels), count in seen.counters.items() if name == "attempts_total"}
+    assert ends == {"snoozed": 1, "retried": 2, "dead": 1}
+    assert seen.counters["failures_total", ("books", "book", "ValueError", "retry")] == 2
+    waits, waited_s = seen.histograms["queue_wait_seconds", ("books", "shop", "book", "main")]
+    assert (sum(waits), waited_s < 2) == (4, True)
