@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import sys
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from streamjobs.cli.render import clean
+from streamjobs.cli.render import clean, is_terminal
 from streamjobs.cli.session import Session
 from streamjobs.core.duration import seconds
 from streamjobs.errors import OUT_OF_REACH, BrokerError, StreamjobsError, UsageError
@@ -33,6 +34,9 @@ class Exit(IntEnum):
     """Work was abandoned at drain."""
     INTERRUPTED = 130
 
+
+#: What writing to stdout may fail with: its disk is full, or broken.
+_NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 pass_session = click.make_pass_decorator(Session, ensure=True)
 """Hands the Session to a command as its first argument."""
@@ -181,6 +185,8 @@ def _message(error: BaseException) -> str:
         return error.format_message()
     if isinstance(error, StreamjobsError):
         return f"{error}; `streamjobs doctor` looks for the cause" if _is_far(error) else str(error)
+    if isinstance(error, OSError) and error.errno in _NOT_WRITTEN and error.filename is None:
+        return f"the output can't be written: {error.strerror}"
     return f"{type(error).__name__}: {error}; this was not foreseen: -v shows where"
 
 
@@ -245,7 +251,7 @@ def approved(changes: int, *, apply: bool, yes: bool, question: str = "Apply?") 
         return False
     if not apply:
         pending(f"{counted(changes, 'change')} pending: run again with --apply")
-    if not yes and sys.stdin.isatty() and not click.confirm(question, err=True):
+    if not yes and is_terminal(sys.stdin) and not click.confirm(question, err=True):
         pending("nothing was changed")
     return True
 

@@ -141,7 +141,7 @@ def _arrow(growth: float | None) -> str:
 @contextmanager
 def _watch(session: Session) -> Iterator[Watch]:
     """On a terminal, a picture on stderr that refreshes itself; else a line for every step."""
-    if not sys.stderr.isatty():
+    if not render.is_terminal(sys.stderr):
         yield Lines(session)
         return
     from rich.console import Console

@@ -175,7 +175,7 @@ def _watch(session: Session, queues: Sequence[str], look: Callable[[], Backlog],
     """In place on a terminal; in a pipe table after table, or one JSON array a line. Ends with Ctrl-C."""
     app, first = session.app.name, look()
     _absent(session, queues, first)
-    if sys.stdout.isatty() and session.output == "table":
+    if render.is_terminal(sys.stdout) and session.output == "table":
         from rich.live import Live
 
         with Live(auto_refresh=False) as live:

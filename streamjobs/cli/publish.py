@@ -158,6 +158,8 @@ class _Tally:
 def _publish_lines(session: Session, job_type: JobType[Any, Any], options: dict[str, Any]) -> int:
     from streamjobs.job import Published, make_options
 
+    if sys.stdin is None:
+        raise UsageError("standard input is closed: there are no lines to publish")
     made, tally = make_options(**options), _Tally()
     job_type.publisher.check(job_type, made)
     published: Published[...] = Published(job_type, made)

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TextIO
 
 import click
 
@@ -57,7 +57,7 @@ def show(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column], output: O
         click.echo(as_json([{column.key: row.get(column.key) for column in columns} for row in rows]))
         return
     cells = [[_cell(row, column) for column in columns] for row in rows]
-    if sys.stdout.isatty():
+    if is_terminal(sys.stdout):
         _print_rich(cells, columns)
     else:
         click.echo("\n".join(_aligned(cells, columns)))
@@ -77,6 +77,11 @@ def as_json(data: object, *, indent: int | None = 2) -> str:
     """JSON as UTF-8 text in which control characters are escapes, so that it is safe on a terminal and loses nothing."""
     made = json.dumps(data, ensure_ascii=False, indent=indent, default=str)
     return "\n".join(_UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in made.split("\n"))
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """None: the process was started with that stream closed, as some schedulers do."""
+    return stream is not None and stream.isatty()
 
 
 def clean(text: str) -> str:
@@ -235,7 +240,7 @@ class _Bar:
 @contextmanager
 def progress(what: str, total: int | None = None) -> Iterator[Progress]:
     """A bar on stderr while the block runs, if stderr is a terminal. `total` None: it is not known, nor is when it ends."""
-    if not sys.stderr.isatty():
+    if not is_terminal(sys.stderr):
         yield _Silent()
         return
     from rich import progress as rich_progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import logging
@@ -16,7 +17,7 @@ import pytest
 from click.testing import Result
 
 from streamjobs.app import App
-from streamjobs.cli import COMMANDS, root
+from streamjobs.cli import COMMANDS, render, root
 from streamjobs.cli.command import Command, Exit, Group, approved, pass_session, plan_options
 from streamjobs.cli.session import Session
 from streamjobs.errors import BrokerError, PayloadError, PublishError
@@ -175,6 +176,7 @@ def with_command(monkeypatch: pytest.MonkeyPatch) -> Callable[[click.Command], N
         (PayloadError("customer_id is missing"), Exit.USAGE, "error: customer_id is missing\n"),
         (KeyError("x"), Exit.FAILED, "error: KeyError: 'x'; this was not foreseen: -v shows where\n"),
         (BrokerError("X", "\x1b[2Jof a record"), Exit.FAILED, "error: of a record (X)\n"),
+        (OSError(errno.ENOSPC, "No space left on device"), Exit.FAILED, "error: the output can't be written: No space left on device\n"),
         (KeyboardInterrupt(), Exit.INTERRUPTED, None),
         (interrupted_in_the_client(), Exit.INTERRUPTED, "interrupted\n"),
         (SystemError("of another sort"), Exit.FAILED, None),
@@ -340,6 +342,18 @@ def test_a_plan_needs_apply(run: Run, planned: list[str]) -> None:
 def test_apply_without_a_terminal_acts(run: Run, planned: list[str]) -> None:
     assert run("plan", "1", "--apply").exit_code == 0
     assert planned == ["applied"]
+
+
+def test_a_command_whose_streams_are_closed_works_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a scheduler starts it, or `<&- >&- 2>&-`: Python has None there. It was "'NoneType' object has no attribute 'isatty'" instead of a
+    replay."""
+    for stream in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, None)
+
+    render.show([{"a": 1}], [render.Column("a", "A")], "table")
+    with render.progress("moved") as bar:
+        bar.advance()
+    assert approved(1, apply=True, yes=False)
 
 
 def test_nothing_to_do_is_said_and_is_a_success(run: Run, planned: list[str]) -> None:
