@@ -46,6 +46,14 @@ def settings_of(service: dict[str, Any]) -> Any:
 # --- the file -------------------------------------------------------------------------------------------------------------
 
 
+def test_kafka_writes_into_its_volume() -> None:
+    """Else the volume stays empty, and jobs are gone with the container, at `down` or a new image; only `down -v` should forget them."""
+    kafka = COMPOSE["services"]["kafka"]
+    name, _, mounted = kafka["volumes"][0].partition(":")
+    assert name in COMPOSE["volumes"]
+    assert kafka["environment"]["KAFKA_LOG_DIRS"] == mounted
+
+
 def test_there_is_what_a_newcomer_needs() -> None:
     assert set(SERVICES) == {"kafka", "topics", "worker-1", "worker-2", "prometheus"}
     assert set(WORKERS) == {"worker-1", "worker-2"}
