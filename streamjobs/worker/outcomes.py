@@ -293,10 +293,16 @@ class Outcomes:
             job.outcome = Outcome.DEAD.value
             self._bury(job, Reason.EXHAUSTED)
             return True
+        again = self._shared.decoder.decode(job.message, home)  # the handler may have changed its arguments
+        if not isinstance(again, Job):
+            job.outcome, job.error = Outcome.DEAD.value, again.error
+            job.failure = Failure("discarded", str(again.error), error_type=type(again.error).__name__)
+            self._bury(job, Reason.UNDECODABLE)
+            return True
         home.parked[job.offset] = Parked(job.offset, parked.starts + 1, blocked_s)
         home.tracker.touch()  # else a crash forgets how often it started, unless another job has finished since
         self._tell_in_place(job, settlement, due)
-        job.run, job.attempt, job.lot = settlement.run, settlement.attempt, None
+        job.run, job.attempt, job.lot, job.args = settlement.run, settlement.attempt, None, again.args
         job.due = due  # from then on it waits; its backoff was no wait
         job.started_at = job.duration_s = job.wait_s = 0.0
         self._forget_frames(job)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
+
+import pytest
+from pydantic import BaseModel, field_validator
 
 from streamjobs import App, Backoff, Job, Retry, Snooze, orders
 from streamjobs.core import control
@@ -299,3 +302,64 @@ def test_runs_that_end_in_their_place_are_told_of_like_all_others(streamjobs_tes
     assert seen.counters["failures_total", ("books", "book", "ValueError", "retry")] == 2
     waits, waited_s = seen.histograms["queue_wait_seconds", ("books", "shop", "book", "main")]
     assert (sum(waits), waited_s < 2) == (4, True)
+
+
+def test_each_run_gets_the_arguments_that_were_published(streamjobs_testing: Callable[[App], Testing]) -> None:
+    """
+    The first run changes a list that it was given, and fails. The second one, in its place, got what the first had left of it; after any
+    other retry, or at another owner, it gets what was published.
+    """
+    app = App("shop", partitions=1)
+    seen: list[list[int]] = []
+
+    @app.job(key="account", order="key_strict", retry=Retry(attempts=3, backoff=Backoff.fixed("1s")))
+    def book(job: Job, account: str, items: list[int]) -> None:
+        seen.append(list(items))
+        items.pop()
+        if job.attempt < 3:
+            raise ValueError(account)
+
+    t = streamjobs_testing(app)
+    book.publish(account="a", items=[1, 2, 3])
+    t.run(raise_errors=False)
+
+    assert seen == [[1, 2, 3]] * 3
+    assert t.dead_letters() == []
+
+
+class Entry(BaseModel):
+    oldest: ClassVar[int] = 1
+    account: str
+    n: int
+
+    @field_validator("n")
+    @classmethod
+    def recent(cls, n: int) -> int:
+        if n < cls.oldest:
+            raise ValueError("too old")
+        return n
+
+
+def test_what_can_not_be_read_again_is_a_letter_and_its_key_goes_on(
+    streamjobs_testing: Callable[[App], Testing], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A validator of the user's takes only what is recent, and time has passed."""
+    app = App("shop", partitions=1)
+    ran: list[int] = []
+
+    @app.job(key="account", order="key_strict", retry=Retry(attempts=3, backoff=Backoff.fixed("1s")))
+    def book(entry: Entry) -> None:
+        ran.append(entry.n)
+        if entry.n == 1:
+            monkeypatch.setattr(Entry, "oldest", 2)
+            raise ValueError(entry.n)
+
+    t = streamjobs_testing(app)
+    book.publish(Entry(account="a", n=1))
+    book.publish(Entry(account="a", n=2))
+    t.run(raise_errors=False)
+
+    assert ran == [1, 2]
+    (letter,) = t.dead_letters()
+    assert (letter.reason, letter.attempt, letter.error_type) == ("undecodable", 1, "DecodeError")
+    assert "too old" in letter.error_message
