@@ -352,6 +352,11 @@ class Job(_Seldom, Entry):
             since = max(since, self.due)
         self.wait_s = at - since if at > since else 0.0
 
+    def is_expired(self, now: float) -> bool:
+        """Whether it is too late for a run of it to begin (epoch seconds)."""
+        meta = self.meta
+        return meta is not None and 0 < meta.expires < now
+
     def cancel(self) -> None:
         """Marks the run as cancelled; its handler sees it at its next look at `cancelled` or `heartbeat()`."""
         self.asked_to_stop = True

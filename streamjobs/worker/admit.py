@@ -185,8 +185,8 @@ class Arrivals:
 
     def _is_over(self, job: Job, now: float) -> bool:
         """Expired, cancelled or skipped by an order: settled without a run."""
-        meta, desired = job.meta, self._desired()
-        if meta is not None and meta.expires and now > meta.expires:
+        desired = self._desired()
+        if job.is_expired(now):
             self._settle(job, Failure("expired", "it did not start in time"))
         elif desired.cancelled(self._app, job.id, job.first_appended_at, now):
             self._settle(job, Failure("cancelled", "cancelled by an order"))

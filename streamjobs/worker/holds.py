@@ -149,7 +149,8 @@ class Holds:
 class HeldJobs:
     """The jobs of one loop that were set aside because they may not run now. One owner: the loop's thread.
 
-    `types_of`: the names of the job types of each queue that it reads; `hold`: moves a record to the ladder.
+    `types_of`: the names of the job types of each queue that it reads; `hold`: moves a record to the ladder; `returned`: takes jobs
+    that were not started.
     """
 
     def __init__(
@@ -162,6 +163,7 @@ class HeldJobs:
         *,
         types_of: Mapping[str, Collection[str]],
         hold: Callable[[Message, Partition, Meta, float, str], None],
+        returned: Callable[[Sequence[Job]], None],
     ) -> None:
         self._holds = holds
         self._dispatcher = dispatcher
@@ -171,6 +173,7 @@ class HeldJobs:
         self._mono = clock.monotonic
         self._types_of = types_of
         self._hold = hold
+        self._returned = returned
         self._tended = 0.0
 
     def tend(self) -> None:
@@ -178,14 +181,24 @@ class HeldJobs:
         held = self._dispatcher.held
         probed = self._holds.probe(held)
         if probed is not None:
+            self._end_expired()
+        if probed is not None and probed in held:
             held[probed][0].probe = True
             self._dispatcher.release(probed, limit=1)
         for reason in [reason for reason, jobs in held.items() if jobs and self._holds.why(jobs[0]) != reason]:
             self._dispatcher.release(reason)
         if held and self._mono() - self._tended >= TEND_S:
             self._tended = self._mono()
+            self._end_expired()
             self._move_to_ladder(self._in_the_way()[:TEND_JOBS])
         self._poller.bar({queue for queue, names in self._types_of.items() if self._holds.queue_held(queue, names)})
+
+    def _end_expired(self) -> None:
+        """*Bites*: the breaker tries its type with a job that has expired, which no handler sees; half a minute later with the next one."""
+        now = self._now()
+        expired = [job for jobs in self._dispatcher.held.values() for job in jobs if job.is_expired(now)]
+        self._dispatcher.let_go(expired)
+        self._returned(expired)
 
     def _in_the_way(self) -> list[Job]:
         """Held jobs that use half of a limit of their partition, or let a runnable job of their key wait for 30 s."""

@@ -165,6 +165,7 @@ class Loop:
             self._shared.clock,
             types_of={queue: [name for name, job_type in job_types if job_type.queue == queue] for queue in queues},
             hold=self.arrivals.refusals.hold,
+            returned=self.outcomes.returned,
         )
 
     def _new_cancels(self) -> Cancels:

@@ -119,13 +119,22 @@ class Outcomes:
         self._tell([job], told=True)
 
     def returned(self, jobs: Sequence[Job]) -> None:
-        """Jobs that were handed out and not started; the cancelled ones among them are settled."""
+        """Jobs that were handed out and not started; those among them that are cancelled, or have expired since they came, are settled."""
+        back, now = [], self._now()
         for job in jobs:
-            if job.cancelled and job.epoch == job.home.epoch:
-                self.settle(job, Failure("cancelled", "cancelled before it started"))
-                if not job.job_type.strict:
-                    self._dispatcher.stopped(job)
-        self._dispatcher.give_back([job for job in jobs if not job.cancelled])
+            if job.cancelled:
+                self._end_unstarted(job, Failure("cancelled", "cancelled before it started"))
+            elif job.is_expired(now):
+                self._end_unstarted(job, Failure("expired", "it did not start in time"))
+            else:
+                back.append(job)
+        self._dispatcher.give_back(back)
+
+    def _end_unstarted(self, job: Job, why: Failure) -> None:
+        if job.epoch == job.home.epoch:
+            self.settle(job, why)
+            if not job.job_type.strict:
+                self._dispatcher.stopped(job)
 
     def _tell(self, jobs: Sequence[Job], *, told: bool = False) -> None:
         """Events and metrics of jobs that reached their outcome; `told`: their events went with the transaction that settled them."""

@@ -135,7 +135,7 @@ class Process:
         self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{slot}"
         self.clock = clock or SystemClock()
         session_s = settings.worker.session_timeout if executors is None else math.inf  # a test's clock that jumps is no freeze
-        self.gate = Gate(session_s, exact=outbox is not None)
+        self.gate = Gate(session_s, exact=outbox is not None, now=self.clock.now)
         self.failure: BaseException | None = None
         self.abandoned = self.told = False
         self._learn = learn

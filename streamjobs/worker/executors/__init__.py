@@ -37,17 +37,18 @@ class Gate:
     partitions. `exact`: what a brief job leaves behind may not be taken for a later one (see `threads._run_lanes`).
     """
 
-    __slots__ = ("closed", "exact", "held", "session_s")
+    __slots__ = ("closed", "exact", "held", "now", "session_s")
 
-    def __init__(self, session_s: float = math.inf, *, exact: bool = False) -> None:
+    def __init__(self, session_s: float = math.inf, *, exact: bool = False, now: Callable[[], float] = time.time) -> None:
         self.closed = False
         self.held: frozenset[str] = frozenset()
         self.session_s = session_s
         self.exact = exact
+        self.now = now
 
     def bars(self, job: Job) -> bool:
-        """Whether this job may not start: its partition has left, the worker drains, or its type is held."""
-        if job.epoch != job.home.serving or self.closed or job.asked_to_stop:
+        """Whether this job may not start: its partition has left, the worker drains, it has expired, or its type is held."""
+        if job.epoch != job.home.serving or self.closed or job.asked_to_stop or job.is_expired(self.now()):
             return True
         return bool(self.held) and job.job_type.name in self.held and not job.probe
 

@@ -160,8 +160,8 @@ class Aio:
                 chunk.current = job
                 if lot is None or job.lot is not lot:
                     lot, home, epoch, job_type, due = job.lot, job.home, job.epoch, job.job_type, job.due
-                    marked = False
-                if epoch != home.serving or gate.closed or job.asked_to_stop or (gate.held and gate.bars(job)):
+                    marked, has_headers = False, job.meta is not None
+                if epoch != home.serving or gate.closed or job.asked_to_stop or ((gate.held or has_headers) and gate.bars(job)):
                     chunk.returned.append(job)
                     break
                 if marked:

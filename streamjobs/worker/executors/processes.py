@@ -264,7 +264,7 @@ class Keeper:
         while not over:
             batch.show()
             child.wait(self._patience(batch))
-            if self._gate.closed:
+            if self._gate.closed or any(job.is_expired(self._gate.now()) for job in batch.jobs[batch.harvested :]):
                 chunk.returned.extend(batch)
             dead = child.dead
             over = self._take(chunk, batch, child)

@@ -176,8 +176,8 @@ def _run_lanes(chunk: Chunk, gate: Gate, clock: Callable[[], float], to_epoch: f
             if lot is None or job.lot is not lot:
                 lot, home, epoch, job_type, due = job.lot, job.home, job.epoch, job.job_type, job.due
                 run_handler = job_type.run  # a method call would look for it on the class first
-                marked = False
-            if epoch != home.serving or gate.closed or job.asked_to_stop or (gate.held and gate.bars(job)):
+                marked, has_headers = False, job.meta is not None
+            if epoch != home.serving or gate.closed or job.asked_to_stop or ((gate.held or has_headers) and gate.bars(job)):
                 chunk.returned.append(job)
                 break
             if marked:

@@ -52,6 +52,34 @@ def test_a_type_that_always_fails_is_held_and_others_go_on(streamjobs_testing: C
     assert world["calls"] == 500 + failed
 
 
+def test_a_breaker_tries_no_job_that_has_expired(streamjobs_testing: Callable[[App], Testing]) -> None:
+    """The type is broken for longer than its jobs are of use. They end, and the probe is one of those that still are."""
+    app = App("shop", partitions=1)
+    ran: list[int] = []
+    broken = [True]
+
+    @app.job(queue="codes", retry=Retry(attempts=15, backoff=Backoff.fixed("1h")))
+    def code(n: int) -> None:
+        if broken[0]:
+            raise ConnectionError("down")
+        ran.append(n)
+
+    t = streamjobs_testing(app)
+    code.publish_many([(n,) for n in range(20)])
+    t.run(raise_errors=False, through_delays=False)
+    code.options(expires="20s").publish_many([(n,) for n in range(20, 60)])
+    code.publish(n=60)
+    t.run(raise_errors=False, through_delays=False)
+
+    broken[0] = False
+    t.advance(31)
+    t.run(through_delays=False)
+
+    assert ran == [60]
+    counters = t.process.loops[0].metrics.snapshot().counters
+    assert counters["jobs_completed_total", ("codes", "code", "expired")] == 40
+
+
 def test_a_paused_type_holds_its_place_and_runs_when_resumed(streamjobs_testing: Callable[[App], Testing]) -> None:
     app = App("shop")
     ran: list[str] = []
