@@ -177,7 +177,7 @@ class Worker(Section):
 
     group: Name = _setting("", "Consumer group; empty: the app's name.")
     slots: Annotated[Count, Field(le=100_000)] = _setting(
-        32, "Jobs that one process runs at the same time; in any of its threads, even if it is one."
+        32, "def jobs that one process runs at the same time, in any of its threads, even if it is one; and so many async ones beside them."
     )
     processes: Annotated[Count, Field(le=1_000)] = _setting(1, "Worker processes that the supervisor keeps alive.")
     children: Annotated[Natural, Field(le=1_000)] = _setting(

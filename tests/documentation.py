@@ -109,7 +109,7 @@ def defaults() -> str:
         ("backoff", f"exponential, {first} … {longest}, each wait ± {backoff.jitter:.0%}"),
         ("timeout", "none"),
         ("order", "by key where a job has one"),
-        ("slots", f"{found.worker.slots} a process"),
+        ("slots", f"{found.worker.slots} def jobs and {found.worker.slots} async ones a process"),
         ("processes", str(found.worker.processes)),
         ("drain", duration.text(found.worker.drain)),
         ("publish waits", f"{duration.text(found.publish_timeout)} at most"),

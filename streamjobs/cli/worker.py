@@ -45,7 +45,7 @@ POOLS_S = 5.0
     ],
 )
 @click.argument("queues", nargs=-1, shell_complete=completion.queues)
-@click.option("--slots", type=int, help="Jobs that one process runs at the same time; default: 32.")
+@click.option("--slots", type=int, help="def jobs that one process runs at the same time, and as many async ones; default: 32.")
 @click.option("--processes", type=int, help="Worker processes; default: 1.")
 @click.option("--group", help="Consumer group; default: the app's name.")
 @click.option("--instance", help="Static membership: a name that is unique in the group.")
