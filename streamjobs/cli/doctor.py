@@ -218,7 +218,7 @@ def _consumer_protocol(app: App, plan: Plan) -> Check:
     slow = found + render.duration(_DEFAULT_TAKEOVER_S)
     if "topic_config" in app.broker.lacks:  # the embedded one's groups have no settings either (measured: 30 s)
         return Check("group protocol", "ok", found + "about 30s")
-    if plan.changes:
+    if any(change.action == "register" for change in plan.changes):  # else it was applied, whatever became of a topic since
         return Check("group protocol", "warn", slow, f"run `{applying(app)}`: it sets the timeout")
     try:  # what `topic apply` has set, set again: whether the cluster allows it can't be read
         for group, config in plan.group_settings.items():

@@ -243,6 +243,15 @@ def test_before_topic_apply_the_cluster_s_own_timeout_holds(shop: str, examined:
     assert check.found.endswith("a dead one is replaced after 45s")
 
 
+def test_a_topic_that_was_changed_since_says_nothing_of_the_timeout(app: App, broker: MemoryBroker, examined: Examined) -> None:
+    provisioned(app)
+    broker.admin().alter_topic_config("jobs.mails", {"retention.ms": "1000"})
+
+    check = examined()["group protocol"]
+
+    assert (check.status, check.found.rpartition(" ")[2]) == ("ok", "10s")
+
+
 def test_a_cluster_that_refuses_a_short_session_leaves_a_choice(
     app: App, examined: Examined, monkeypatch: pytest.MonkeyPatch
 ) -> None:
