@@ -132,9 +132,15 @@ _WORKER = (
     _counter(
         "jobs_published_total",
         "queue job_type outcome",
-        "Jobs handed to the broker, or to the transaction of the run that publishes them; outcome ok or error.",
+        "Jobs handed to the broker, or to the transaction of the run that publishes them, but for what handlers in child processes publish; "
+        "outcome ok or error.",
     ),
-    _histogram("publish_duration_seconds", "queue", CALL, "From publish to the broker's acknowledgement; none in a transaction."),
+    _histogram(
+        "publish_duration_seconds",
+        "queue",
+        CALL,
+        "From publish to the broker's acknowledgement; none in a transaction, nor in child processes.",
+    ),
     _counter("jobs_received_total", "queue tier", "Records received; tier main or retry."),
     _counter(
         "attempts_total",
