@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from streamjobs import App
 from streamjobs.broker import TopicPartition
+from streamjobs.core.offsets import decode
 from streamjobs.errors import BrokerError
 from streamjobs.testing.app import Testing
+from streamjobs.worker.executors import Gate
+from streamjobs.worker.executors.threads import Threads
+from tests.support.workers import eventually
 
 OnMemory = Callable[[App], Testing]
 MAIN = TopicPartition("jobs.mails", 0)
@@ -46,6 +51,81 @@ def patient(settler: Any) -> list[float]:
 
     settler.wait = wait
     return waits
+
+
+class Held:
+    """A worker whose handlers run in two threads. Those of `holds` run until they are released."""
+
+    def __init__(self, on_memory: OnMemory, partitions: int, *holds: int) -> None:
+        self.app = App("shop", partitions=partitions, **{"worker.drain": "5s"})
+        self.ran: list[int] = []
+        self.releases = {n: threading.Event() for n in holds}
+
+        @self.app.job(name="mail", queue="mails", key="k")
+        def mail(n: int, k: str) -> None:
+            self.ran.append(n)
+            if n in self.releases:
+                assert self.releases[n].wait(20)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Testing, "_executors", lambda _, gate: self._executors(gate))
+            self.t = on_memory(self.app)
+        self.loop: Any = self.t.process.loops[0]
+
+    def _executors(self, gate: Gate) -> Iterator[Threads]:
+        for kind in ("threads", "aio", "processes"):
+            executor = Threads(2, gate)
+            executor.kind = kind
+            yield executor
+
+    def publish(self, *jobs: tuple[int, str]) -> None:
+        self.app.job_types["mail"].publish_many(jobs)
+        eventually(self.all_run, 10, "those that are held run")
+
+    def all_run(self) -> bool:
+        self.loop.turn()
+        return self.releases.keys() <= set(self.ran)
+
+    def revoke(self, each_turn: Callable[[], object]) -> Any:
+        """The first partition leaves; its commit. `each_turn` is called as long as that waits."""
+        serve = self.loop.settler.serve
+        self.loop.settler.serve = lambda: each_turn() and serve()
+        self.loop.poller.revoked([MAIN])
+        return self.t.broker.admin().committed(self.app.group, [MAIN])[MAIN]
+
+
+def test_nothing_starts_in_a_partition_that_leaves_and_what_runs_there_is_waited_for(on_memory: OnMemory) -> None:  # edge 1
+    """Two jobs run; the first ends, and one is behind it, which a loop that goes on would give out while it waits for the second."""
+    held = Held(on_memory, 1, 0, 2)
+    held.publish((0, "a"), (1, "a"), (2, "b"), (3, "c"))
+    home = held.loop.poller.partitions[MAIN]
+    turns_since = []
+
+    def each_turn() -> bool:
+        held.releases[0].set()
+        if home.tracker.base == 1:
+            turns_since.append(1)
+        if len(turns_since) > 5:
+            held.releases[2].set()
+        return True
+
+    commit = held.revoke(each_turn)
+    mark = decode(*commit)
+    assert held.ran == [0, 2]
+    assert mark is not None and (commit.offset, [*mark.finished], mark.clean) == (1, [2], True)
+
+
+def test_an_end_is_committed_though_its_list_goes_on_in_a_partition_that_stays(on_memory: OnMemory) -> None:  # edge 1
+    """Two jobs are one list. The first has ended, nobody has looked at that yet, and its partition leaves while the second runs."""
+    held = Held(on_memory, 2, 1)
+    held.app.job_types["mail"].mean_s = 0.001
+    held.publish((0, "a"), (1, "d"))
+    (chunk,) = held.loop.execution.out
+    assert [job.home.number for job in (*chunk.done, chunk.current)] == [0, 1]
+    commit = held.revoke(lambda: True)
+    held.releases[1].set()
+
+    assert (held.ran, commit.offset) == ([0, 1], 1)
 
 
 def test_a_loop_waits_for_acknowledgements_before_partitions_leave(on_memory: OnMemory) -> None:  # edge 2
