@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from streamjobs import App, Job, Retry, orders
+from streamjobs import App, Backoff, Job, Retry, orders
 from streamjobs.broker import TopicPartition
 from streamjobs.core import control
 from streamjobs.core.record import Meta, Record
@@ -50,6 +50,25 @@ def test_a_bare_record_with_type_and_payload_is_a_job(on_memory: OnMemory) -> No
     assert (job.run, job.attempt, job.key) == (1, 1, None)
     assert job.id == job.origin
     assert job.origin.endswith("/0/0")
+
+
+@pytest.mark.parametrize("options", [{}, {"tags": ["vip"]}], ids=["fixed headers", "more"])
+def test_jobs_without_a_key_wait_for_no_other(on_memory: OnMemory, options: dict[str, Any]) -> None:  # edge 66
+    """Even where order is strict. One lane for all of them would be one queue at a time: what failed held up the whole partition."""
+    app = App("shop", partitions=1)
+    ran: list[tuple[int, int]] = []
+
+    @app.job(name="count", queue="mails", key="k", order="key_strict", retry=Retry(attempts=2, backoff=Backoff.fixed("10s")))
+    def count(job: Job, n: int, k: str | None) -> None:
+        ran.append((n, job.attempt))
+        if job.attempt == 1 and n == 0:
+            raise ValueError
+
+    t = on_memory(app)
+    for n in range(2):
+        count.options(**options).publish(n=n, k=None)
+    t.run(raise_errors=False)
+    assert ran == [(0, 1), (1, 1), (0, 2)]
 
 
 @pytest.mark.parametrize("value", [b"", b"\xc3\x01short", b"\xff" * 40, b"\x00\x00\x00\x00\x09abc", b"{}"])
@@ -143,6 +162,10 @@ def test_a_tombstone_is_skipped(on_memory: OnMemory) -> None:  # edge 65
     assert t.dead_letters("mails") == []
     counters = t.process.loops[0].metrics.snapshot().counters
     assert counters["decode_errors_total", ("mails", "payload")] == 1
+    t.advance(1)
+    t.run(through_delays=False)
+    where = TopicPartition(TOPIC, 0)
+    assert t.broker.admin().committed(app.group)[where].offset == 2, "nothing waits for it"
 
 
 @pytest.mark.parametrize("named", [b"count", b"newer"])
