@@ -182,3 +182,29 @@ def test_delayed_jobs_that_were_deleted_are_counted(streamjobs_testing: Callable
     assert seen.counters["jobs_deleted_total", (where.topic, "shop.timer")] == 2
     assert seen.counters["commits_total", ("shop.timer", "ok")] > 0
     assert seen.gauges["worker_last_progress_timestamp_seconds", ("shop.timer", "delay")] == pytest.approx(t.clock.now(), abs=2)
+
+
+def test_delayed_jobs_that_were_deleted_under_a_timer_stop_no_others(streamjobs_testing: Callable[[App], Testing]) -> None:  # edge 27
+    """The client says once that what it was to read is gone, and reads nothing more of that partition until it is told where."""
+    app = App("shop", partitions=1)
+    ran: list[int] = []
+
+    @app.job
+    def remind(n: int) -> None:
+        ran.append(n)
+
+    t = streamjobs_testing(app)
+    t.run()
+    timer = t.process.timer
+    assert timer is not None
+    receipts = [remind.options(delay="10m", key="k").publish(n=n) for n in range(3)]
+    where = TopicPartition(receipts[0].topic, receipts[0].partition)
+    timer.poller.consumer.pause([where])
+    t.broker.admin().delete_records({where: receipts[-1].offset})
+    timer.poller.consumer.seek(where, receipts[0].offset)
+    timer.poller.consumer.resume([where])
+    for _ in range(3):
+        t.run(through_delays=False)
+    t.run()
+
+    assert ran == [2]
