@@ -10,6 +10,7 @@ import pytest
 from streamjobs import App, Job, orders, provision
 from streamjobs.broker import Commit, TopicPartition
 from streamjobs.core import control
+from streamjobs.core.record import Record
 from streamjobs.testing.app import Testing
 from streamjobs.testing.faults import broker_error
 from streamjobs.worker import Stopped
@@ -85,6 +86,25 @@ def test_lost_partitions_are_not_committed(on_memory: OnMemory) -> None:  # edge
     main_loop(t).committer.tick([])
     assert ran == [1]
     assert asked == []
+
+
+def test_a_commit_that_waits_for_its_events_ends_with_its_partition(on_memory: OnMemory) -> None:  # edge 2
+    """The tick is under way when the partition goes; what it was going to ask for, another owner may have passed long ago."""
+    app, ran = counting_app()
+    t = on_memory(app)
+    tick(t)
+    t.broker.down(app.names.events)
+    publish(app, 1)
+    t.run(through_delays=False)
+    loop = main_loop(t)
+    asked = commits_asked(t)
+    t.advance(0.6)
+    loop.turn()
+    assert loop.committer._waiting is not None
+    loop.poller.lost([MAIN])
+    t.advance(3)
+    loop.turn()
+    assert (ran, loop.committer._waiting, asked) == ([1], None, [])
 
 
 def test_revoked_partitions_are_committed_once_more_with_a_clean_mark(on_memory: OnMemory) -> None:  # edge 1
@@ -236,6 +256,23 @@ def test_only_finished_offsets_are_ever_committed(on_memory: OnMemory) -> None: 
     assert 1 not in mark.finished
 
 
+def test_a_commit_reaches_the_end_of_a_log_that_ends_in_markers(on_memory: OnMemory) -> None:  # edge 16
+    """After the last job comes the marker of its transaction, which nobody is ever given: without it the lag stays 1 for ever."""
+    app, ran = counting_app()
+    t = on_memory(app)
+    payload = app.job_types["count"].payload
+    producer = t.broker.transactional_producer("a publisher")
+    producer.init(1)
+    for ends in (producer.commit, producer.abort):
+        producer.begin()
+        producer.send(Record(MAIN.topic, payload.encode(payload.bind((), {"n": 1})), headers=[("ce_type", b"count")], partition=0))
+        producer.flush(1)
+        ends()
+    tick(t, 3)
+    end = t.broker.admin().offsets([MAIN], "latest")[MAIN]
+    assert (ran, end, (committed(t, app) or Commit(0)).offset) == ([1], 4, 4)
+
+
 def test_a_fatal_error_of_the_consumer_ends_the_process(on_memory: OnMemory) -> None:  # edge 24
     """It is not ignored in the loop: the supervisor starts another process."""
     from streamjobs.errors import BrokerError
@@ -245,6 +282,17 @@ def test_a_fatal_error_of_the_consumer_ends_the_process(on_memory: OnMemory) -> 
     main_loop(t).poller.faults.append((None, BrokerError("FENCED_INSTANCE_ID", "", fatal=True)))
     with pytest.raises(Stopped, match="FENCED_INSTANCE_ID"):
         main_loop(t).turn()
+
+
+def test_a_fatal_error_of_the_timers_consumer_ends_the_process(on_memory: OnMemory) -> None:  # edge 24
+    """It would go on without reading anything, and no delayed job of the app would run any more."""
+    app, _ = counting_app()
+    t = on_memory(app)
+    timer = t.process.timer
+    assert timer is not None
+    timer.poller.faults.append((None, broker_error("UNKNOWN_MEMBER_ID", fatal=True)))
+    with pytest.raises(Stopped, match="UNKNOWN_MEMBER_ID"):
+        timer.turn()
 
 
 def test_deleted_records_are_told_and_reading_goes_on(on_memory: OnMemory) -> None:  # edge 26, 27
