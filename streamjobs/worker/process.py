@@ -313,11 +313,13 @@ class Process:
                     logger.warning("can't look after topics and groups: %s", error)
 
     def _look_at_topics(self) -> None:
-        """Tells the loops what ids their topics have now: a topic that is made anew is not always told by the consumer (edge 31)."""
-        topics = self._broker.admin().topics({topic for loop in self.loops for topic in loop.topics})
+        """Tells the loops and the timer what ids their topics have now: a topic that is made anew is not always told by the consumer
+        (edge 31)."""
+        readers: list[Loop | Timer] = [*self.loops, *([] if self.timer is None else [self.timer])]
+        topics = self._broker.admin().topics({topic for reader in readers for topic in reader.topics})
         ids = {name: topic.id for name, topic in topics.items()}
-        for loop in self.loops:
-            loop.topic_ids.put(ids)
+        for reader in readers:
+            reader.topic_ids.put(ids)
 
     def _watch_itself(self) -> None:
         """Ends the process in good order when threads hang in it, or it has grown too large: the supervisor starts another."""

@@ -11,8 +11,9 @@ import heapq
 import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from queue import SimpleQueue
 
 from streamjobs.broker import Message, TopicPartition
 from streamjobs.core.assignment import AlarmKind, Beginning
@@ -65,6 +66,7 @@ class Timer:
         self.turned_at = shared.clock.monotonic()
         self.moved = 0
         self.undeliverable: dict[str, BrokerError] = {}
+        self.topic_ids: SimpleQueue[Mapping[str, bytes]] = SimpleQueue()
         self._shared = shared
         self._desired = shared.view()
         self._now = shared.clock.now
@@ -105,6 +107,11 @@ class Timer:
             self._tiers = found
             self.poller.subscribe(found)
 
+    @property
+    def topics(self) -> Collection[str]:
+        """What it reads. Any thread may ask: another tier makes another dictionary."""
+        return self._tiers.keys()
+
     def run(self, stop: Callable[[], bool]) -> None:
         """Turns until `stop()`, then drains. Raises Stopped."""
         self.committer.begin()
@@ -127,6 +134,8 @@ class Timer:
         settled = self.settler.settled
         if self.committer.due():
             self.poller.tend_membership()
+            if not self.topic_ids.empty():
+                self.poller.topics_seen(self.topic_ids.get_nowait())
             self.committer.tick([])
         else:
             self.committer.advance()

@@ -342,6 +342,21 @@ def test_a_partition_that_begins_anew_keeps_what_was_finished(on_memory: OnMemor
     assert (committed(t, app) or Commit(0)).offset == 4
 
 
+def make_anew(t: Testing, tp: TopicPartition, reader: Any) -> None:
+    """Its process looks after topics, as it does every few seconds; `reader` takes one turn, in which its client tells it nothing: a
+    classic one never hears of it, and goes on where it was in the old one."""
+    before = t.broker.admin().topics([tp.topic], config=True)[tp.topic]
+    t.broker.admin().delete_topics([tp.topic])
+    t.broker.admin().create_topics([before])
+    t.process._look_at_topics()
+    t.advance(1)
+    assert tp in reader.poller.partitions
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader.poller.consumer, "fetch", lambda limit, timeout: [])
+        reader.turn()
+    assert tp not in reader.poller.partitions, "its epoch is over"
+
+
 def test_a_topic_that_is_made_anew_under_a_worker_gets_no_commit_of_the_old_one(on_memory: OnMemory) -> None:  # edge 31
     app, ran = counting_app()
     t = on_memory(app)
@@ -349,16 +364,25 @@ def test_a_topic_that_is_made_anew_under_a_worker_gets_no_commit_of_the_old_one(
     tick(t)
     publish(app, 1, 2, 3)
     t.run(through_delays=False)
-    loop = main_loop(t)
     asked = commits_asked(t)
-    before = t.broker.admin().topics([MAIN.topic], config=True)[MAIN.topic]
-    t.broker.admin().delete_topics([MAIN.topic])
-    t.broker.admin().create_topics([before])
-    loop.poller.topics_seen({MAIN.topic: t.broker.admin().topics([MAIN.topic])[MAIN.topic].id})
+    make_anew(t, MAIN, main_loop(t))
     assert asked == []
     publish(app, 4)
     tick(t, 4)
     assert ran == [0, 1, 2, 3, 4]
+
+
+def test_a_tier_that_is_made_anew_under_its_timer_is_read_from_its_start(on_memory: OnMemory) -> None:  # edge 31
+    """What bit: the timer went on at the offsets of the old one, so that delayed jobs below them waited until its process ended."""
+    app, ran = counting_app()
+    t = on_memory(app)
+    receipts = [app.job_types["count"].options(delay="6s", key="k").publish(n=n) for n in range(2)]
+    tier = TopicPartition(receipts[0].topic, receipts[0].partition)
+    t.run()
+    make_anew(t, tier, t.process.timer)
+    app.job_types["count"].options(delay="6s", key="k").publish(n=2)
+    tick(t, 20)
+    assert ran == [0, 1, 2]
 
 
 def test_lost_commits_hold_the_partition_and_say_so(on_memory: OnMemory) -> None:  # edge 28
