@@ -120,6 +120,23 @@ def test_a_job_that_waits_in_memory(on_memory: OnMemory) -> None:
     assert (unfinished(t), home.waiting) == (0, 0)
 
 
+def test_a_job_that_expires_while_it_waits_in_memory_does_not_start(on_memory: OnMemory) -> None:  # edge 76
+    app, ran = App("shop", partitions=1), list[int]()
+
+    @app.job(name="step", queue="mails")
+    def step(n: int) -> None:
+        ran.append(n)
+
+    t = on_memory(app)
+    step.options(delay="3s", expires="500ms").publish(1)
+    step.options(delay="3s", expires="1h").publish(2)
+    t.run(through_delays=False)
+    assert unfinished(t) == 2
+    t.advance(4)
+    t.run()
+    assert (ran, unfinished(t)) == ([2], 0)
+
+
 def test_jobs_behind_a_strict_head_whose_letter_is_not_acknowledged(on_memory: OnMemory) -> None:
     """The head is not ready, not held and asleep nowhere: what is behind it is reached all the same."""
     app, ran = App("shop", partitions=1), list[int]()
