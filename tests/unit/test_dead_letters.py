@@ -543,7 +543,7 @@ def test_another_order_that_takes_over_stops_this_one(
 
 def test_the_fence_comes_before_the_reading(
     app: App, invoices: Letters, letters: DeadLetters, monkeypatch: pytest.MonkeyPatch, broker: MemoryBroker
-) -> None:
+) -> None:  # edge 55
     """Read first, fenced later: whatever the other one moved in between goes back twice."""
     bury(invoices, 50)
     reading = orders.Replay.letters

@@ -107,6 +107,31 @@ def test_an_answer_of_a_replaced_producer_is_not_that_of_the_new_one() -> None:
     assert len(new.open) == 1
 
 
+def test_an_answer_after_the_end_of_an_epoch_settles_nothing_and_nothing_is_sent_again() -> None:  # edge 41
+    """One is acknowledged then, one refused, and one was to be sent again: the next owner, or the next epoch here, does all three anew."""
+    producer, now = Acks(), 0.0
+    settler = Settler(lambda: producer, lambda: now)  # type: ignore[arg-type,return-value]
+    settled: list[int] = []
+    answered, refused, waiting = (
+        Partition("jobs.q", number, "q", retry=False, topic_id=b"id", epoch=1, tracker=Tracker(0)) for number in range(3)
+    )
+    for home in (answered, refused, waiting):
+        settler.settle(Open(home, 0, Record(f"topic {home.number}", b""), lambda home=home: settled.append(home.number)))  # type: ignore[misc]
+    producer.open[2](broker_error("NOT_ENOUGH_REPLICAS"), None)  # type: ignore[arg-type]
+    settler.serve()
+    for home in (answered, refused, waiting):
+        home.epoch = home.serving = -1
+    producer.open[0](None, None)  # type: ignore[arg-type]
+    producer.open[1](broker_error("NOT_ENOUGH_REPLICAS"), None)  # type: ignore[arg-type]
+    now = 60.0
+    settler.serve()
+    now = 120.0
+    settler.serve()
+
+    assert (settled, len(producer.open), settler.open) == ([], 3, 0)
+    assert set(settler.blocked) == {"topic 2"}, "what was refused after its epoch is no trouble of this worker"
+
+
 @pytest.mark.parametrize("kind", [Settler, Gathered])
 def test_what_refused_a_partition_that_left_is_forgotten_with_it(kind: type[Settler]) -> None:
     """Else the worker that let it go is not ready before something else is written to that topic."""
