@@ -11,6 +11,7 @@ import pytest
 
 from streamjobs import App, Backoff, BrokerError, Job, Reject, Retry, Snooze
 from streamjobs.broker import TopicPartition
+from streamjobs.core.partitioner import partition_of
 from streamjobs.core.record import Meta, Record
 from streamjobs.telemetry.log import Json, Masking
 from streamjobs.testing.app import Testing
@@ -169,10 +170,11 @@ def test_a_full_queue_of_the_client_is_waited_for(on_memory: OnMemory) -> None: 
     t = on_memory(app)
     t.broker.fail("send", topic=app.names.retry("mails", app.group), error="_QUEUE_FULL", times=3)
     app.job_types["fails"].publish(n=1)
-    t.advance(0.1)
+    t.run(raise_errors=False, through_delays=False)
+    assert (attempts, t.process.loops[0].settler.open) == ([1], 1)
+    assert "can't be written" not in " ".join(t.process.unready().values()), "it is full for a moment, its topic is well"
     settle_and_tick(t, 10, step=2.0)
     assert attempts == [1, 2]
-    assert "can't be written" not in " ".join(t.process.unready().values())
 
 
 def test_groups_retry_for_themselves(on_memory: OnMemory) -> None:  # edge 60
@@ -184,6 +186,26 @@ def test_groups_retry_for_themselves(on_memory: OnMemory) -> None:  # edge 60
     assert len(t.broker.records(app.names.main("mails"))) == 1
     (record,) = t.broker.records(app.names.retry("mails", app.group))
     assert Meta.parse(record.headers()).run == 2
+
+
+def test_retries_go_where_their_key_or_their_id_says(on_memory: OnMemory) -> None:  # edge 45
+    """Never to the partition that they come from, which the retry topic may not have; and jobs of one key stay together."""
+    app = App("shop", partitions=8)
+
+    @app.job(name="fails", queue="mails", key="k", retry=Retry(attempts=2, backoff=Backoff.fixed("1s")))
+    def fails(n: int, k: str | None) -> None:
+        raise ValueError(n)
+
+    t = on_memory(app)
+    for n in range(16):
+        fails.publish(n=n, k=f"k{n % 5}" if n < 10 else None)
+    settle_and_tick(t, 1)
+
+    records = t.broker.records(app.names.retry("mails", app.group))
+    assert len(records) == 16
+    for record in records:
+        decides = record.key() or Meta.parse(record.headers()).job_id.encode()
+        assert record.partition() == partition_of(decides, 8)
 
 
 def test_publishing_says_why_it_failed(on_memory: OnMemory) -> None:
