@@ -13,6 +13,7 @@ import pytest
 from streamjobs import App
 from streamjobs.broker import TopicPartition
 from streamjobs.core.offsets import decode
+from streamjobs.core.record import Meta
 from streamjobs.errors import BrokerError
 from streamjobs.testing.app import Testing
 from streamjobs.worker.executors import Gate
@@ -301,3 +302,33 @@ def test_a_clock_that_is_set_forward_ends_no_job(on_memory: OnMemory) -> None:
     t.run(raise_errors=False, through_delays=False)
 
     assert late == [False, True]
+
+
+@pytest.mark.parametrize(("on_timeout", "attempts"), [("wait", []), ("retry", [2])])
+def test_a_job_past_its_timeout_is_settled_while_it_runs_if_its_type_says_so(
+    on_memory: OnMemory, on_timeout: Any, attempts: list[int]
+) -> None:  # edge 72
+    """Its end, which comes after that, means nothing."""
+    app = App("shop", partitions=1)
+    ends: list[int] = []
+
+    @app.job(name="mail", queue="mails", timeout="30s", on_timeout=on_timeout)
+    def mail() -> None:
+        loop: Any = t.process.loops[0]
+        (chunk,) = loop.execution.out
+        started_at = chunk.current.started_at
+        chunk.clock, chunk.to_epoch = lambda: started_at + 31.0, 0.0
+        for _ in range(2):
+            loop.outcomes.overdue(chunk, chunk.current)
+        ends.append(loop.settler.open)
+
+    t = on_memory(app)
+    app.job_types["mail"].publish()
+    for _ in range(3):
+        t.run(raise_errors=False, through_delays=False)
+        t.advance(0.6)
+
+    written = [Meta.parse(r.headers()) for name in t.broker.admin().topics() if "delay" in name for r in t.broker.records(name)]
+    assert ends == [len(attempts)]
+    assert [meta.attempt for meta in written] == attempts
+    assert t.broker.admin().committed(app.group, [MAIN])[MAIN].offset == 1
