@@ -6,6 +6,7 @@ The loop's thread is the only one that ever calls the consumer.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Protocol
@@ -214,7 +215,7 @@ class Poller:
         # Committed at once, changed or not: until then the last owner's "clean" stands, and a log that lost its end could grow past
         # the base again before anyone has said where it now begins.
         home.committed_version = -1
-        home.committed_at = self._now()
+        home.committed_at = -math.inf
         home.started = self._desired().started(self.group, tp.topic, topic_id, tp.partition)
         before = self.partitions.get(tp)
         if before is not None:

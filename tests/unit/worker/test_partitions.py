@@ -10,6 +10,8 @@ import pytest
 from streamjobs import App, Job, orders, provision
 from streamjobs.broker import Commit, TopicPartition
 from streamjobs.core import control
+from streamjobs.core.assignment import Beginning
+from streamjobs.core.offsets import Finished
 from streamjobs.core.record import Record
 from streamjobs.testing.app import Testing
 from streamjobs.testing.faults import broker_error
@@ -71,6 +73,13 @@ def commits_asked(t: Testing) -> list[Any]:
         return now(offsets, timeout)
 
     consumer.commit_soon, consumer.commit_now = commit_soon, commit_now
+    return asked
+
+
+def counted_commits(reader: Any) -> list[TopicPartition]:
+    """Each partition that this loop, or the timer, asks to commit from now on."""
+    asked: list[TopicPartition] = []
+    reader.poller.consumer.commit_soon = lambda offsets, done: asked.extend(offsets)
     return asked
 
 
@@ -457,6 +466,22 @@ def test_an_unchanged_commit_is_written_again_every_hour(on_memory: OnMemory) ->
     t.advance(3600)
     t.run(through_delays=False)
     assert sum(MAIN in offsets for offsets in asked) == 1
+
+
+def test_a_new_owner_commits_at_once_however_large_its_map_is(on_memory: OnMemory) -> None:
+    """What bit: the timer compared an instant of the wall's clock with one of the monotonic clock, and committed nothing of such a
+    partition before its map was small; the next owner moved again what it had moved."""
+    app, _ = counting_app()
+    t = on_memory(app)
+    tick(t)
+    timer: Any = t.process.timer
+    tp, home = next(iter(timer.poller.partitions.items()))
+    timer.poller._begin(TopicPartition(*tp), Beginning(0, Finished.of(range(1, 8_000, 2))), home.topic_id)
+    assert timer.poller.partitions[tp].tracker.map_size > 512
+    asked = counted_commits(timer)
+    t.advance(0.6)
+    timer.turn()
+    assert tp in asked
 
 
 def test_a_topic_that_is_made_anew_is_read_from_its_start(on_memory: OnMemory) -> None:  # edge 31
