@@ -137,6 +137,25 @@ def test_a_job_that_expires_while_it_waits_in_memory_does_not_start(on_memory: O
     assert (ran, unfinished(t)) == ([2], 0)
 
 
+def test_an_order_that_is_read_late_ends_no_later_job_of_the_same_id(on_memory: OnMemory) -> None:  # edge 76
+    """Its job came after the order, and is at hand before this worker has read the order."""
+    app, ran = App("shop", partitions=1), list[int]()
+
+    @app.job(name="step", queue="mails")
+    def step(n: int) -> None:
+        ran.append(n)
+
+    t = on_memory(app)
+    cancel(app, t.broker, "a", t.clock.now())
+    t.advance(1)
+    step.options(id="a", delay="3s").publish(1)
+    for loop in t.process.loops:
+        loop.turn()
+    assert unfinished(t) == 1
+    t.run()
+    assert ran == [1]
+
+
 def test_jobs_behind_a_strict_head_whose_letter_is_not_acknowledged(on_memory: OnMemory) -> None:
     """The head is not ready, not held and asleep nowhere: what is behind it is reached all the same."""
     app, ran = App("shop", partitions=1), list[int]()
