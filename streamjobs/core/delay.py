@@ -31,8 +31,6 @@ STRICT_BLOCK_S = 600.0
 UNDELIVERABLE_S = 60.0
 #: A timer keeps a record at least so long (or its tier, or until it is due, if that is sooner).
 MIN_STAY_S = 60.0
-#: No thread sleeps longer in one go, so that a clock that was set is noticed.
-MAX_NAP_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +145,6 @@ def on_receive(
     if waiting < max_waiting:
         return Wait(until)
     return RUN if came_down and moves else CLIMB
-
-
-def nap(now: float, until: float) -> float:
-    """Seconds to sleep before asking again: at most one, for the clock may be set meanwhile."""
-    return max(0.0, min(until - now, MAX_NAP_S))
 
 
 # --- what a timer does with a record in a tier --------------------------------------------------------------

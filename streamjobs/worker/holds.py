@@ -32,7 +32,8 @@ TEND_JOBS = 500
 
 
 class Breakers:
-    """One breaker a job type, for all loops of a process; the only thing of holds that they share, so it has a lock."""
+    """One breaker a job type, for all loops of a process; the only thing of holds that they share, so it has a lock. `now`: monotonic
+    seconds. *Bites*, by the wall's clock: it is set back by an hour, and for that long nothing of an open type is tried."""
 
     def __init__(self, gate: Gate) -> None:
         self._breakers: defaultdict[str, Breaker] = defaultdict(Breaker)
@@ -91,11 +92,11 @@ class Holds:
     """What one loop may not run now, by reason. One owner: the loop's thread; it asks per batch, and per job only while
     anything is held at all."""
 
-    def __init__(self, app: str, breakers: Breakers, desired: Callable[[], Desired], now: Callable[[], float]) -> None:
+    def __init__(self, app: str, breakers: Breakers, desired: Callable[[], Desired], clock: Clock) -> None:
         self._app = app
         self._breakers = breakers
         self._desired = desired
-        self._now = now
+        self._now, self._mono = clock.now, clock.monotonic
 
     def anything(self) -> bool:
         return bool(self._breakers.open) or self._desired().anything_paused
@@ -124,7 +125,7 @@ class Holds:
         """The reason of which one held job should run now, to see whether its type works again."""
         for reason in reasons:
             kind, _, job_type = reason.partition("/")
-            if kind == "breaker" and self._breakers.wants_probe(job_type, self._now()):
+            if kind == "breaker" and self._breakers.wants_probe(job_type, self._mono()):
                 return reason
         return None
 
@@ -142,7 +143,7 @@ class Holds:
         return bool(names) and all(self._held_type(name, desired, now) for name in names)
 
     def _held_type(self, name: str, desired: Desired, now: float) -> bool:
-        return self._breakers.shuts(name, now) or (desired.anything_paused and desired.type_paused(self._app, name, now) is not None)
+        return self._breakers.shuts(name, self._mono()) or (desired.anything_paused and desired.type_paused(self._app, name, now) is not None)
 
 
 

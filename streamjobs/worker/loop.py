@@ -72,7 +72,7 @@ class Loop:
         self._watched = self._fetched = 0.0
         self._fresh: list[Partition] = []  # arrived, and not committed yet
         self._dispatcher: Dispatcher[Job] = Dispatcher(shared.executors)
-        self._sleepers = Sleepers(self._now)
+        self._sleepers = Sleepers(shared.clock)
         gathered = None if shared.transactions is None else Gathered(shared.producer, self._mono)
         self.settler = gathered or Settler(shared.producer, self._mono)
         self.outcomes = Outcomes(shared, self.settler, self._dispatcher, self._sleepers, self.events, self.metrics)
@@ -80,7 +80,7 @@ class Loop:
         self.execution = self._new_execution()
         self._reporting = Reporting(shared, self.events, self.metrics, self.execution.running)
         self.arrivals = self._new_arrivals()
-        self.holds = Holds(shared.app, shared.breakers, self._desired, self._now)
+        self.holds = Holds(shared.app, shared.breakers, self._desired, shared.clock)
         self._held = self._new_held()
         self._cancels = self._new_cancels()
         self.committer = self._new_committer(gathered)
@@ -97,7 +97,7 @@ class Loop:
             desired=self._desired,
             limits=shared.admission,
             owner=self,
-            now=self._now,
+            clock=shared.clock,
         )
 
     def _new_execution(self) -> Execution:

@@ -69,7 +69,7 @@ class Outcomes:
         """Jobs that ran to an end, chunk by chunk, each in the order of its ends."""
         lots = _lots(jobs)
         sound = bool(lots) or [job.error for job in jobs].count(None) == len(jobs)
-        self._shared.breakers.ended(jobs, self._now(), sound=sound)
+        self._shared.breakers.ended(jobs, self._shared.clock.monotonic(), sound=sound)
         others = jobs if self._outbox is None else self._settle_parents(jobs, self._outbox)
         if lots and others is jobs:
             for job in jobs:

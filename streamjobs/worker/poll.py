@@ -21,6 +21,7 @@ from streamjobs.core.assignment import (
     Why,
     where_to_start,
 )
+from streamjobs.core.clock import Clock
 from streamjobs.core.control import Desired
 from streamjobs.core.dispatch import Partition
 from streamjobs.core.membership import Held, Sight
@@ -64,7 +65,7 @@ class Poller:
         desired: Callable[[], Desired],
         limits: Admission,
         owner: Owner,
-        now: Callable[[], float],
+        clock: Clock,
     ) -> None:
         self.consumer = consumer
         self.group = group
@@ -80,7 +81,7 @@ class Poller:
         self._desired = desired
         self._limits = limits
         self._owner = owner
-        self._now = now
+        self._now, self._mono = clock.now, clock.monotonic
         self._epochs = 0
         self._obeyed = -1
         self._lookups: dict[TopicPartition, float] = {}
@@ -226,7 +227,7 @@ class Poller:
             log = logger.error if alarm.kind in (AlarmKind.LOST_COMMIT, AlarmKind.UNREGISTERED) else logger.warning
             log("%s/%d of group %s: %s (%d); %s", *tp, self.group, alarm.kind.value, alarm.count, _ADVICE[alarm.kind])
         if beginning.why is Why.LOOKUP_FAILED:
-            self._lookups[tp] = self._now() + LOOKUP_AGAIN_S
+            self._lookups[tp] = self._mono() + LOOKUP_AGAIN_S
         self._owner.arrived(home, beginning)
 
     def _beginnings(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, tuple[Beginning, bytes]]:
@@ -284,7 +285,7 @@ class Poller:
         return found
 
     def _look_up_again(self) -> None:
-        now = self._now()
+        now = self._mono()
         due = [tp for tp, at in self._lookups.items() if at <= now]
         if not due:
             return
@@ -336,7 +337,7 @@ class Poller:
         for tp in tps:
             self._end([self.partitions[tp]], lost=True)
             self.consumer.pause([tp])
-            self._lookups[tp] = 0.0
+            self._lookups[tp] = -math.inf
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
         """on_revoke may list partitions that we no longer hold (edge 3), or none (edge 4)."""

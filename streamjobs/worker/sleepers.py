@@ -7,20 +7,52 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from streamjobs.core.clock import Clock
 from streamjobs.core.dispatch import Entry
 
 
-class Sleepers:
-    """One owner: the loop's thread."""
+class SetBack:
+    """Notices that the wall's clock was set back: what is waited for by it in memory is then to be computed anew.
 
-    def __init__(self, now: Callable[[], float]) -> None:
-        self._now = now
+    *Bites*: a clock that was an hour ahead is put right. What was to wait for three seconds more waits for an hour and three seconds; in
+    a tier it fills up the timer's memory, and all that is behind it waits, too.
+    """
+
+    #: Less is no more than two clocks that were read one after the other, or are slewed.
+    NOTICED_S = 1.0
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._ahead = clock.now() - clock.monotonic()
+
+    def by(self) -> float:
+        """By how many seconds since the last time that it said so; 0.0: it was not, or was set forward, which ends waits sooner."""
+        ahead = self._clock.now() - self._clock.monotonic()
+        back = self._ahead - ahead
+        if 0.0 < back < self.NOTICED_S:
+            return 0.0
+        self._ahead = ahead
+        return max(0.0, back)
+
+
+class Sleepers:
+    """One owner: the loop's thread. A clock that is set back makes nothing wait for longer."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._now = clock.now
+        self._set_back = SetBack(clock)
         self._due: list[tuple[float, int, Entry, Callable[[Any], object]]] = []
         self._number = itertools.count()
 
     def wake_at(self, at: float, entry: Entry, then: Callable[[Any], object]) -> None:
         """`then(entry)` is called then (epoch seconds), unless its partition has left."""
+        self._compute_anew()
         heapq.heappush(self._due, (at, next(self._number), entry, then))
+
+    def _compute_anew(self) -> None:
+        back_s = self._set_back.by()
+        if back_s:
+            self._due = [(at - back_s, number, entry, then) for at, number, entry, then in self._due]
 
     def next_due(self) -> float | None:
         """When the next one is due, epoch seconds."""
@@ -28,8 +60,9 @@ class Sleepers:
 
     def wake(self) -> int:
         """Wakes those that are due; returns how many."""
-        if not self._due or self._due[0][0] > self._now():
+        if not self._due:
             return 0
+        self._compute_anew()
         now, woken = self._now(), 0
         while self._due and self._due[0][0] <= now:
             _, _, entry, then = heapq.heappop(self._due)

@@ -28,6 +28,7 @@ from streamjobs.worker.decode import lenient
 from streamjobs.worker.poll import Poller
 from streamjobs.worker.settle import Open, Settler, identity
 from streamjobs.worker.shared import Shared, commit_answered
+from streamjobs.worker.sleepers import SetBack
 from streamjobs.worker.transact import Gathered, Transactor
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class Timer:
         self._desired = shared.view()
         self._now = shared.clock.now
         self._mono = shared.clock.monotonic
+        self._set_back = SetBack(shared.clock)
         self._heap: list[tuple[float, int, Waiting]] = []
         self._number = itertools.count()
         self._tried: dict[str, float] = {}
@@ -87,7 +89,7 @@ class Timer:
             desired=self._desired,
             limits=replace(shared.admission, window=min(HELD, shared.admission.window)),
             owner=self,
-            now=self._now,
+            clock=shared.clock,
         )
         told = functools.partial(commit_answered, self.metrics, self.group)
         how = Ticking(shared.tick_s, self._mono, self._committed, session_s=shared.session_timeout_s, answered=told)
@@ -129,6 +131,7 @@ class Timer:
         self.turned_at = self._mono()
         self._desired()  # takes in what was ordered: nobody else asks while nothing is moved
         self.poller.admit_again()
+        self._compute_anew()
         happened = self.settler.serve() + self._fetch()
         happened += 0 if self.committer.doubts() else self._release()
         settled = self.settler.settled
@@ -207,6 +210,12 @@ class Timer:
             logger.warning("timer of %s%s: %s", self._shared.app, f" on {tp.topic}/{tp.partition}" if tp else "", error)
 
     # Releasing --------------------------------------------------------------------------------------------------------
+
+    def _compute_anew(self) -> None:
+        """No record is held longer than its tier, though the clock was set back meanwhile."""
+        back_s = self._set_back.by()
+        if back_s:
+            self._heap = [(at - back_s, number, waiting) for at, number, waiting in self._heap]
 
     def _release(self) -> int:
         now, released = self._now(), 0

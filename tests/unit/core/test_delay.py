@@ -22,7 +22,6 @@ from streamjobs.core.delay import (
     NextTier,
     Retreat,
     Wait,
-    nap,
     on_receive,
     on_release,
     on_undeliverable,
@@ -114,7 +113,7 @@ def test_a_longer_delay_never_blocks_a_partition_but_goes_to_the_ladder() -> Non
     assert receive(YEAR_3000) == CLIMB
 
 
-def test_what_came_down_never_goes_back_for_its_due_time() -> None:
+def test_what_came_down_never_goes_back_for_its_due_time() -> None:  # edge 44
     """Two clocks ten minutes apart would pass it in a circle: the timer's says due, the loop's not yet."""
     assert receive(NOW + SKEW, came_down=True) == Wait(NOW + HOLD_S)
     assert receive(YEAR_3000, came_down=True) == Wait(NOW + HOLD_S)
@@ -152,12 +151,6 @@ def test_nothing_waits_in_memory_longer_than_the_hold_or_than_its_due(
     if isinstance(decision, Wait):
         assert NOW < decision.until <= min(due, NOW + HOLD_S)
         assert waiting < MAX_WAITING
-
-
-def test_a_sleep_is_cut_into_seconds_so_that_a_clock_set_back_is_noticed() -> None:  # edge 50
-    assert nap(NOW, NOW + 3600) == 1
-    assert nap(NOW, NOW + 0.2) == pytest.approx(0.2, abs=1e-6)
-    assert nap(NOW, NOW - 3600) == 0
 
 
 # --- a timer ------------------------------------------------------------------------------------------------

@@ -347,6 +347,25 @@ def test_a_thousand_wait_in_memory_and_the_rest_in_the_ladder(on_memory: OnMemor
     assert early == []
 
 
+def test_a_clock_that_is_set_back_makes_nothing_wait_in_memory_for_longer(on_memory: OnMemory) -> None:  # edge 49, 50
+    """It was an hour ahead. What bit: a delay of three seconds took an hour and three seconds, or a `key_strict` job's next attempt."""
+    app, ran = counting_app()
+    t = on_memory(app)
+    app.job_types["count"].options(delay="3s").publish(n=1)
+    app.job_types["count"].options(delay="4s").publish(n=2)
+    t.run(through_delays=False)
+    t.clock.jump(-3600)
+    t.advance(2.9)
+    t.run(through_delays=False)
+    assert ran == []
+    t.advance(0.2)
+    t.run(through_delays=False)
+    assert ran == [1]
+    t.clock.jump(3600)
+    t.run(through_delays=False)
+    assert ran == [1, 2], "set forward, it ends waits sooner"
+
+
 def test_a_letter_of_an_exhausted_retry_keeps_what_led_to_it(on_memory: OnMemory) -> None:
     app = App("shop", partitions=1)
 

@@ -80,6 +80,29 @@ def test_a_breaker_tries_no_job_that_has_expired(streamjobs_testing: Callable[[A
     assert counters["jobs_completed_total", ("codes", "code", "expired")] == 40
 
 
+def test_a_breaker_opens_to_a_probe_though_the_clock_was_set_back(streamjobs_testing: Callable[[App], Testing]) -> None:  # edge 50
+    """What bit: set back by an hour, nothing of the type was tried for an hour."""
+    app = App("shop", partitions=1)
+    world: dict[str, Any] = {"broken": True, "calls": 0}
+
+    @app.job(queue="mails", retry=Retry(attempts=15, backoff=Backoff.fixed("2h")))
+    def broken(n: int) -> None:
+        world["calls"] += 1
+        if world["broken"]:
+            raise ConnectionError("down")
+
+    t = streamjobs_testing(app)
+    broken.publish_many([(n,) for n in range(100)])
+    t.run(raise_errors=False, through_delays=False)
+    world["broken"], failed = False, world["calls"]
+    assert failed < 100
+    t.clock.jump(-3600)
+    for _ in range(4):
+        t.advance(31)
+        t.run(through_delays=False)
+    assert world["calls"] == 100
+
+
 def test_a_paused_type_holds_its_place_and_runs_when_resumed(streamjobs_testing: Callable[[App], Testing]) -> None:
     app = App("shop")
     ran: list[str] = []

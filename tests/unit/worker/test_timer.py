@@ -208,3 +208,25 @@ def test_delayed_jobs_that_were_deleted_under_a_timer_stop_no_others(streamjobs_
     t.run()
 
     assert ran == [2]
+
+
+def test_a_clock_that_is_set_back_holds_no_record_longer_than_its_tier(streamjobs_testing: Callable[[App], Testing]) -> None:  # edge 49, 50
+    """What bit: for as long as it was set back nothing left the timer's memory, and of a partition that had filled it nothing else did."""
+    app = App("shop", partitions=1)
+
+    @app.job
+    def remind(n: int) -> None: ...
+
+    t = streamjobs_testing(app)
+    remind.options(delay="10m").publish(n=1)
+    t.run(through_delays=False)
+    t.clock.jump(-3600)
+    timer = t.process.timer
+    assert timer is not None
+    t.advance(239)
+    t.run(through_delays=False)
+    assert timer.moved == 0
+    t.advance(2)
+    t.run(through_delays=False)
+    assert timer.moved == 1
+    assert len(t.broker.records(app.names.delay("shop", "1h"))) == 1, "by the clock as it is now, there is more than an hour left"
