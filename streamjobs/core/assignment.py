@@ -143,15 +143,6 @@ def where_to_start(
     return _from_registration(registered.get(partition, 0), bool(registered_topic_id), log)
 
 
-def alarms_while_running(position: int, log_start: int, log_end: int) -> tuple[Alarm, ...]:
-    """The same dangers looked for in a running partition; `position`: the next offset that its tracker wants."""
-    if position < log_start:
-        return (Alarm(AlarmKind.JOBS_DELETED, log_start - position),)
-    if position > log_end:
-        return (Alarm(AlarmKind.LOG_TRUNCATED, position - log_end),)
-    return ()
-
-
 class _Log(NamedTuple):
     start: int
     end: int

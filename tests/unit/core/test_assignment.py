@@ -11,7 +11,6 @@ from streamjobs.core.assignment import (
     AlarmKind,
     Seek,
     Why,
-    alarms_while_running,
     where_to_start,
 )
 from streamjobs.core.offsets import METADATA_LIMIT, NONE, Finished, Mark, Parked, Tracker, encode, parked_size
@@ -299,13 +298,6 @@ class TestEveryCombination:
 
         assert beginning.finished == NONE
         assert beginning.offset == base or beginning.alarms
-
-
-def test_a_running_partition_is_watched_too():  # edge 26
-    assert alarms_while_running(500, 0, 1_000) == ()
-    assert alarms_while_running(0, 0, 0) == ()
-    assert alarms_while_running(500, 700, 1_000) == (Alarm(AlarmKind.JOBS_DELETED, 200),)
-    assert alarms_while_running(1_001, 700, 1_000) == (Alarm(AlarmKind.LOG_TRUNCATED, 1),)
 
 
 EMPTY = {"unfinished": 0, "held_bytes": 0, "map_chars": 0, "span": 0}
