@@ -10,7 +10,7 @@ import pytest
 from streamjobs import App, Backoff, Job, Retry, orders
 from streamjobs.broker import TopicPartition
 from streamjobs.core import control
-from streamjobs.core.record import Meta, Record
+from streamjobs.core.record import Meta, Record, origin_of
 from streamjobs.telemetry import events
 from streamjobs.testing.app import Testing
 
@@ -324,6 +324,23 @@ def test_cancelled_before_it_runs(on_memory: OnMemory) -> None:  # edge 76
     app.job_types["count"].options(id="a", delay="1h").publish(n=2)
     t.run()
     assert ran == [2]
+
+
+def test_a_run_that_was_taken_over_is_skipped_and_the_next_one_runs(on_memory: OnMemory) -> None:
+    """Whoever lets a waiting job run now orders its run to be skipped, then publishes the next one: else both run."""
+    app, ran = counting_app()
+    t = on_memory(app)
+    origin = origin_of(TOPIC, t.broker.admin().topics([TOPIC])[TOPIC].id, 0, 0)
+    value = control.skip_value(up_to_run=2, actor="t", reason="r", at=t.clock.now(), until=t.clock.now() + 86_400)
+    orders.write(t.broker, app.names, {control.skip_key(app.group, origin): value})
+    t.run()
+    app.job_types["count"].publish(n=1)
+    for run in (2, 3):
+        headers = [("ce_type", b"count"), ("sj_origin", origin.encode()), ("sj_run", b"%d" % run), ("sj_attempt", b"1")]
+        t.produce(Record(app.names.retry("mails", app.group), encoded(app, run), headers=headers))
+    t.run()
+    assert ran == [3]
+    assert [home.tracker.unfinished for loop in t.process.loops for home in loop.poller.partitions.values()] == [0, 0]
 
 
 def test_a_thousand_wait_in_memory_and_the_rest_in_the_ladder(on_memory: OnMemory) -> None:  # edge 46
