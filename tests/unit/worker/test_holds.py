@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from streamjobs import App, Backoff, Retry, orders
+from streamjobs import App, Backoff, Job, Retry, orders
 from streamjobs.core import control
+from streamjobs.core.record import Meta
 from streamjobs.testing.app import Testing
 
 
@@ -174,6 +175,51 @@ def test_held_jobs_that_fill_half_the_window_move_to_the_ladder(streamjobs_testi
     orders.write(t.broker, app.names, {key: None})
     t.run()
     assert sorted(ran) == [(n, 1) for n in range(300)]
+
+
+def test_a_held_job_does_not_wait_for_longer_than_its_hold(streamjobs_testing: Callable[[App], Testing]) -> None:
+    """Those that make room come back when the pause ends, though that is sooner than the minute that they else were away."""
+    app = App("shop", partitions=1, **{"worker.window": 100})
+
+    @app.job
+    def paused(n: int) -> None: ...
+
+    t = streamjobs_testing(app)
+    until = t.clock.now() + 30
+    pause_type(t, app, "paused", until)
+    paused.publish_many([(n,) for n in range(100)])
+    for _ in range(10):
+        t.run(through_delays=False)
+        t.advance(0.1)
+    moved = [record for tier in app.settings.ladder.tiers for record in t.broker.records(app.names.delay("shop", tier))]
+    assert moved
+    assert {round(Meta.parse(record.headers()).due, 1) for record in moved} == {round(until, 1)}
+
+
+def test_a_held_head_lets_another_type_of_its_key_pass_after_a_while(streamjobs_testing: Callable[[App], Testing]) -> None:
+    """It moves to the ladder, and its lane goes on; where order is strict it keeps its place, and its key waits."""
+    app = App("shop", partitions=1)
+    ran: list[str] = []
+
+    def handler(job: Job, k: str) -> None:
+        ran.append(job.type)
+
+    app.job(name="paused", queue="mails", key="k")(handler)
+    app.job(name="other", queue="mails", key="k")(handler)
+    app.job(name="strict", queue="mails", key="k", order="key_strict")(handler)
+
+    t = streamjobs_testing(app)
+    pause_type(t, app, "paused")
+    pause_type(t, app, "strict")
+    for name, key in (("paused", "a"), ("other", "a"), ("strict", "b"), ("other", "b")):
+        app.job_types[name].publish(k=key)
+    for _ in range(4):
+        t.run(through_delays=False)
+        t.advance(20)
+    t.run(through_delays=False)
+    assert ran == ["other"]
+    (home,) = [home for home in t.process.loops[0].poller.partitions.values() if home.lanes]
+    assert ([*home.lanes], home.tracker.unfinished) == ([b"b"], 2)
 
 
 def test_a_paused_queue_is_not_fetched(streamjobs_testing: Callable[[App], Testing]) -> None:
