@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from streamjobs import App, Backoff, Job, Retry, orders
+from streamjobs.broker import TopicPartition
 from streamjobs.core import control
 from streamjobs.core.record import Meta
 from streamjobs.testing.app import Testing
@@ -220,6 +221,26 @@ def test_a_held_head_lets_another_type_of_its_key_pass_after_a_while(streamjobs_
     assert ran == ["other"]
     (home,) = [home for home in t.process.loops[0].poller.partitions.values() if home.lanes]
     assert ([*home.lanes], home.tracker.unfinished) == ([b"b"], 2)
+
+
+def test_held_jobs_of_a_partition_that_left_move_nowhere(streamjobs_testing: Callable[[App], Testing]) -> None:  # edge 41
+    """The next owner has them. Moved to the ladder by this one too, they would run twice."""
+    app = App("shop", partitions=1)
+
+    def handler(k: str) -> None: ...
+
+    for name in ("paused", "other"):
+        app.job(name=name, queue="mails", key="k")(handler)
+    t = streamjobs_testing(app)
+    pause_type(t, app, "paused")
+    for name in ("paused", "other"):
+        app.job_types[name].publish(k="a")
+    t.run(through_delays=False)
+    t.process.loops[0].poller.lost([TopicPartition("jobs.mails", 0)])
+    for _ in range(4):
+        t.run(through_delays=False)
+        t.advance(20)
+    assert [record for tier in app.settings.ladder.tiers for record in t.broker.records(app.names.delay("shop", tier))] == []
 
 
 def test_a_paused_queue_is_not_fetched(streamjobs_testing: Callable[[App], Testing]) -> None:
