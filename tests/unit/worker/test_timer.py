@@ -9,6 +9,7 @@ import pytest
 from streamjobs import App, Job, orders
 from streamjobs.broker import TopicPartition
 from streamjobs.core import control
+from streamjobs.core.record import Record
 from streamjobs.telemetry.metrics import merge
 from streamjobs.testing.app import Testing
 
@@ -125,6 +126,24 @@ def test_a_destination_that_stays_away_makes_room(streamjobs_testing: Callable[[
         t.advance(1)
     assert ran == [1]
     assert not timer.undeliverable
+
+
+def test_nothing_goes_where_nobody_is_registered(streamjobs_testing: Callable[[App], Testing]) -> None:  # edge 44
+    """A header names the destination, and anyone may write one: what is no job topic of a group is none, though it is there."""
+    app = App("shop", partitions=1)
+    app.job(name="remind")(lambda: None)
+    t = streamjobs_testing(app)
+    t.broker.create("elsewhere")
+    due = round((t.clock.now() + 10) * 1000)
+    headers = [("ce_type", b"remind"), ("sj_due", b"%d" % due), ("sj_next", b"elsewhere")]
+    t.produce(Record(app.names.delay("shop", "5s"), b"", headers=headers, partition=0))
+    for _ in range(30):
+        t.run(through_delays=False)
+        t.advance(1)
+    timer = t.process.timer
+    assert timer is not None
+    assert t.broker.records("elsewhere") == []
+    assert "no registered topic" in str(timer.undeliverable["elsewhere"])
 
 
 @pytest.mark.parametrize("transactional", [False, True])
