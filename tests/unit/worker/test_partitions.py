@@ -159,6 +159,28 @@ def test_records_of_a_partition_that_has_left_are_dropped(on_memory: OnMemory) -
     assert ran == []
 
 
+def test_a_partition_that_is_assigned_twice_begins_a_new_epoch(on_memory: OnMemory) -> None:  # edge 11
+    """A client that lost its member tells of no revoke. What ran in the old epoch runs again in the new one; were its old
+    failure to count, too, its retry would make a third run."""
+    app = App("shop", partitions=1)
+    runs: list[int] = []
+
+    @app.job(name="count", queue="mails")
+    def count(n: int) -> None:
+        runs.append(n)
+        loop = main_loop(t)
+        if len(runs) == 1:
+            starts = loop.poller.assigned([MAIN])
+            loop.poller.consumer.seek(MAIN, starts[MAIN].offset)
+            raise ValueError
+
+    t = on_memory(app)
+    publish(app, 1)
+    t.run(raise_errors=False)
+    home = main_loop(t).poller.partitions[MAIN]
+    assert (runs, home.tracker.base) == ([1, 1], 1)
+
+
 @pytest.mark.parametrize(
     "code",
     ["ILLEGAL_GENERATION", "REBALANCE_IN_PROGRESS", "UNKNOWN_MEMBER_ID", "STALE_MEMBER_EPOCH", "FENCED_MEMBER_EPOCH"],
