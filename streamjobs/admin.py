@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from typing import Literal
 
 from streamjobs import audit, orders
-from streamjobs.backlog import Collector, QueueLag, Reading, positions
+from streamjobs.backlog import Reading, positions
 from streamjobs.broker import Admin, Commit, Group, Member, Topic, TopicPartition
 from streamjobs.core import control
 from streamjobs.core.control import Desired
@@ -22,17 +22,6 @@ from streamjobs.core.offsets import Mark, decode, encode
 from streamjobs.core.topics import Role
 from streamjobs.deployment import Deployment, consumed
 from streamjobs.errors import BrokerError, ProvisionError, UsageError
-
-# --- how far behind -----------------------------------------------------------------------------------------
-
-
-def queue_lags(app: Deployment, queues: Collection[str] = ()) -> list[QueueLag]:
-    """How far each group is behind in each queue (none named: all of the app's), main and retry topics apart.
-
-    One look: whoever wants growth keeps a `backlog.Collector`. Raises BrokerError.
-    """
-    return list(Collector(app).collect(queues).queues)
-
 
 # --- groups -------------------------------------------------------------------------------------------------
 

@@ -140,10 +140,6 @@ class Plan:
     from_: From
 
     @property
-    def breaks_order(self) -> bool:
-        return any(change.warning for change in self.changes)
-
-    @property
     def blocking(self) -> tuple[Finding, ...]:
         """What keeps workers from starting, however often this is applied."""
         return tuple(finding for finding in self.findings if finding.blocks)
