@@ -202,7 +202,7 @@ class Dispatcher(Generic[E]):
         """Every lane that was run has stopped, for nothing is out. So where nothing is unfinished, lanes are empty, and dropped together. True:
         that was everywhere, and nobody need be told which ones stopped."""
         for home in list(self._laned):
-            if not home.tracker.unfinished:
+            if home.epoch < 0 or not home.tracker.unfinished:  # of what has left, all is the next owner's
                 home.lanes.clear()
                 self._laned.discard(home)
         return not self._laned
@@ -250,7 +250,6 @@ class Dispatcher(Generic[E]):
     def drop(self, partition: Partition) -> None:
         """Forgets all that waits of a partition that is gone."""
         partition.lanes = {}
-        self._laned.discard(partition)
         for ready in (*self.ready.values(), *self.held.values()):
             if any(entry.home is partition for entry in ready):
                 kept = [entry for entry in ready if entry.home is not partition]
