@@ -11,6 +11,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from operator import attrgetter
 from queue import SimpleQueue
 from typing import Any
 
@@ -96,11 +98,12 @@ class Work:
         for job in jobs:
             job.home.tracker.receive(job.offset)
         dispatcher: Dispatcher[Any] = Dispatcher(["threads"])
-        dispatcher.add_all(jobs)
+        for _, some in groupby(jobs, attrgetter("home")):
+            dispatcher.add_all(list(some))
         taken = []
-        while some := dispatcher.take("threads", BATCH):
-            taken.append(some)
-            for job in some:
+        while ready := dispatcher.take("threads", BATCH):
+            taken.append(ready)
+            for job in ready:
                 while job.next is not None:
                     job = job.next
                 dispatcher.stopped(job)
