@@ -12,6 +12,7 @@ import pytest
 from streamjobs import App, Backoff, Job, Retry, orders
 from streamjobs.clock import SystemClock
 from streamjobs.core import control
+from streamjobs.job import JobType
 from streamjobs.testing import MemoryBroker
 from streamjobs.testing.app import Testing
 from tests.support.workers import eventually
@@ -27,6 +28,17 @@ def cancel(app: App, broker: Any, job_id: str, now: float) -> None:
 
 def unfinished(t: Testing) -> int:
     return sum(home.tracker.unfinished for loop in t.process.loops for home in loop.poller.partitions.values())
+
+
+def stepping() -> tuple[App, JobType[..., None], list[int]]:
+    """An app with one job type, and which of its jobs ran."""
+    app, ran = App("shop", partitions=1), list[int]()
+
+    @app.job(name="step", queue="mails")
+    def step(n: int) -> None:
+        ran.append(n)
+
+    return app, step, ran
 
 
 @pytest.mark.parametrize("order", ["key", "key_strict"])
@@ -104,12 +116,7 @@ def test_a_strict_head_that_waits_for_its_next_attempt(on_memory: OnMemory) -> N
 
 
 def test_a_job_that_waits_in_memory(on_memory: OnMemory) -> None:
-    app, ran = App("shop", partitions=1), list[int]()
-
-    @app.job(name="step", queue="mails")
-    def step(n: int) -> None:
-        ran.append(n)
-
+    app, step, _ = stepping()
     t = on_memory(app)
     step.options(id="a", delay="3s").publish(1)
     t.run(through_delays=False)
@@ -121,12 +128,7 @@ def test_a_job_that_waits_in_memory(on_memory: OnMemory) -> None:
 
 
 def test_a_job_that_expires_while_it_waits_in_memory_does_not_start(on_memory: OnMemory) -> None:  # edge 76
-    app, ran = App("shop", partitions=1), list[int]()
-
-    @app.job(name="step", queue="mails")
-    def step(n: int) -> None:
-        ran.append(n)
-
+    app, step, ran = stepping()
     t = on_memory(app)
     step.options(delay="3s", expires="500ms").publish(1)
     step.options(delay="3s", expires="1h").publish(2)
@@ -139,12 +141,7 @@ def test_a_job_that_expires_while_it_waits_in_memory_does_not_start(on_memory: O
 
 def test_an_order_that_is_read_late_ends_no_later_job_of_the_same_id(on_memory: OnMemory) -> None:  # edge 76
     """Its job came after the order, and is at hand before this worker has read the order."""
-    app, ran = App("shop", partitions=1), list[int]()
-
-    @app.job(name="step", queue="mails")
-    def step(n: int) -> None:
-        ran.append(n)
-
+    app, step, ran = stepping()
     t = on_memory(app)
     cancel(app, t.broker, "a", t.clock.now())
     t.advance(1)

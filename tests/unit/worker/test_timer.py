@@ -10,8 +10,21 @@ from streamjobs import App, Job, orders
 from streamjobs.broker import TopicPartition
 from streamjobs.core import control
 from streamjobs.core.record import Record
+from streamjobs.job import JobType
 from streamjobs.telemetry.metrics import merge
 from streamjobs.testing.app import Testing
+
+
+def reminding() -> tuple[App, JobType[..., None], list[int]]:
+    """An app with one job type, and which of its jobs ran."""
+    app = App("shop", partitions=1)
+    ran: list[int] = []
+
+    @app.job
+    def remind(n: int) -> None:
+        ran.append(n)
+
+    return app, remind, ran
 
 
 def test_a_delayed_job_keeps_its_origin(streamjobs_testing: Callable[[App], Testing]) -> None:
@@ -59,13 +72,7 @@ def test_it_takes_in_orders_though_nothing_is_delayed(streamjobs_testing: Callab
 
 def test_a_cancel_reaches_a_job_that_waits_in_the_ladder(streamjobs_testing: Callable[[App], Testing]) -> None:
     """The order is younger than the job's first record and older than the one it runs from."""
-    app = App("shop", partitions=1)
-    ran: list[int] = []
-
-    @app.job
-    def remind(n: int) -> None:
-        ran.append(n)
-
+    app, remind, ran = reminding()
     t = streamjobs_testing(app)
     remind.options(delay="10m", id="r-1").publish(n=1)
     t.advance(60)
@@ -103,13 +110,7 @@ def test_an_outage_shorter_than_a_minute_makes_nothing_later(streamjobs_testing:
 
 def test_a_destination_that_stays_away_makes_room(streamjobs_testing: Callable[[App], Testing]) -> None:
     """After a minute the record goes back into a tier; it arrives when the destination is there again."""
-    app = App("shop", partitions=1)
-    ran: list[int] = []
-
-    @app.job
-    def remind(n: int) -> None:
-        ran.append(n)
-
+    app, remind, ran = reminding()
     t = streamjobs_testing(app)
     remind.options(delay="10s").publish(n=1)
     fault = t.broker.fail("send", topic=app.names.main("default"), error="TOPIC_AUTHORIZATION_FAILED", times=None)
@@ -205,13 +206,7 @@ def test_delayed_jobs_that_were_deleted_are_counted(streamjobs_testing: Callable
 
 def test_delayed_jobs_that_were_deleted_under_a_timer_stop_no_others(streamjobs_testing: Callable[[App], Testing]) -> None:  # edge 27
     """The client says once that what it was to read is gone, and reads nothing more of that partition until it is told where."""
-    app = App("shop", partitions=1)
-    ran: list[int] = []
-
-    @app.job
-    def remind(n: int) -> None:
-        ran.append(n)
-
+    app, remind, ran = reminding()
     t = streamjobs_testing(app)
     t.run()
     timer = t.process.timer
