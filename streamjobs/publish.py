@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from streamjobs.core import duration
 from streamjobs.core import record as wire
 from streamjobs.core.delay import Ladder
-from streamjobs.core.partitioner import partition_of
+from streamjobs.core.partitioner import partition_of_job
 from streamjobs.core.record import CONTENT_TYPE, HeaderValue, Record
 from streamjobs.deployment import applying
 from streamjobs.errors import BrokerError, PayloadError, PublishError
@@ -372,7 +372,7 @@ class Publisher:
             if topic not in found:
                 raise PublishError(f"topic {topic} does not exist: run `{applying(self._app)}`, or check the queue's name")
             count = self._partitions[topic] = found[topic].partitions
-        return partition_of(job_id.encode(), count)
+        return partition_of_job(job_id.encode(), count)
 
     def _doubt(self, *errors: Exception | None) -> None:
         """A topic that was made again may have fewer partitions than it had: then they are counted anew."""

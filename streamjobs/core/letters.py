@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from streamjobs.core.failures import fingerprint
-from streamjobs.core.partitioner import partition_of
+from streamjobs.core.partitioner import partition_of_job
 from streamjobs.core.record import Header, Headers, HeaderValue, Meta, Record, replaced
 from streamjobs.errors import HeaderError
 
@@ -206,7 +206,7 @@ def replayed(letter: Letter, to: Route, payload: Payload | None = None) -> Recor
     if payload is not None:
         changes["content-type"] = payload.content_type
     value, key = (payload.value, payload.key) if payload is not None else (letter.payload, meta.key)
-    partition = -1 if key is not None else partition_of(meta.job_id.encode(), to.partitions)
+    partition = -1 if key is not None else partition_of_job(meta.job_id.encode(), to.partitions)
     return Record(to.topic, value, key, replaced(letter.headers, changes), partition)
 
 

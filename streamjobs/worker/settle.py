@@ -17,7 +17,7 @@ from streamjobs.core import record as wire
 from streamjobs.core.delay import Ladder
 from streamjobs.core.dispatch import Partition
 from streamjobs.core.lifecycle import Failure, Reason, Settlement
-from streamjobs.core.partitioner import partition_of
+from streamjobs.core.partitioner import partition_of_job
 from streamjobs.core.record import HeaderValue, Meta, Record, clipped, letter_id, replaced
 from streamjobs.core.topics import Names
 from streamjobs.errors import BrokerError, text_of
@@ -53,7 +53,7 @@ class Routes:
         if key is not None:
             return -1
         count = self.counts.get(topic, 0)
-        return partition_of(job_id, count) if count else -1
+        return partition_of_job(job_id, count) if count else -1
 
     def again(
         self,

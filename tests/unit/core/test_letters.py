@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from streamjobs.core.failures import MAX_GROUPS, Groups, fingerprint, frame, shape
 from streamjobs.core.filters import ALL, TEXTS, Filter
 from streamjobs.core.letters import Kept, Letter, Payload, Route, Rules, edited, parked, replayed, tombstone
-from streamjobs.core.partitioner import partition_of
+from streamjobs.core.partitioner import partition_of_job
 from streamjobs.core.record import Header, Headers, Meta
 from streamjobs.errors import UsageError
 
@@ -171,7 +171,7 @@ def test_a_keyless_job_goes_where_its_copies_go() -> None:
     record = replayed(letter(key=None), RETRY)
 
     assert record.key is None
-    assert record.partition == partition_of(b"inv-7", 8)
+    assert record.partition == partition_of_job(b"inv-7", 8)
 
 
 def test_a_null_value_is_null_again() -> None:  # edge 65

@@ -11,7 +11,7 @@ import pytest
 
 from streamjobs import App, Backoff, BrokerError, Job, Reject, Retry, Snooze
 from streamjobs.broker import TopicPartition
-from streamjobs.core.partitioner import partition_of
+from streamjobs.core.partitioner import partition_of, partition_of_job
 from streamjobs.core.record import Meta, Record
 from streamjobs.telemetry.log import Json, Masking
 from streamjobs.testing.app import Testing
@@ -204,8 +204,8 @@ def test_retries_go_where_their_key_or_their_id_says(on_memory: OnMemory) -> Non
     records = t.broker.records(app.names.retry("mails", app.group))
     assert len(records) == 16
     for record in records:
-        decides = record.key() or Meta.parse(record.headers()).job_id.encode()
-        assert record.partition() == partition_of(decides, 8)
+        key, job_id = record.key(), Meta.parse(record.headers()).job_id.encode()
+        assert record.partition() == (partition_of_job(job_id, 8) if key is None else partition_of(key, 8))
 
 
 def test_publishing_says_why_it_failed(on_memory: OnMemory) -> None:
