@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from streamjobs.broker import Message
 from streamjobs.core.control import Desired
 from streamjobs.core.delay import Climb, Run, on_receive
-from streamjobs.core.dispatch import QUARANTINE, Dispatcher, Partition
+from streamjobs.core.dispatch import QUARANTINE, Dispatcher, Entry, Partition
 from streamjobs.core.lifecycle import Failure
 from streamjobs.core.offsets import Tracker
 from streamjobs.core.poison import convicted, in_crowd, open_strikes
@@ -41,7 +41,7 @@ class Arrivals:
         decoder: Decoder,
         dispatcher: Dispatcher[Job],
         settler: Settler,
-        sleepers: Sleepers,
+        sleepers: Sleepers[Entry],
         desired: Callable[[], Desired],
         now: Callable[[], float],
         metrics: Counting,

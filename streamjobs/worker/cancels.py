@@ -24,7 +24,7 @@ class Cancels:
         now: Callable[[], float],
         *,
         dispatcher: Dispatcher[Job],
-        sleepers: Sleepers,
+        sleepers: Sleepers[Entry],
         execution: Execution,
         heads: Callable[[], Iterable[Entry | None]],
         returned: Callable[[Sequence[Job]], None],

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -33,7 +32,7 @@ from streamjobs.worker.poll import Poller
 from streamjobs.worker.reporting import Reporting
 from streamjobs.worker.settle import Settler
 from streamjobs.worker.shared import Shared, commit_answered
-from streamjobs.worker.sleepers import Sleepers
+from streamjobs.worker.sleepers import Sleepers, earliest
 from streamjobs.worker.transact import Gathered, Telling, Transactor, is_gone
 from streamjobs.worker.turns import Turns
 
@@ -72,7 +71,7 @@ class Loop:
         self._watched = self._fetched = 0.0
         self._fresh: list[Partition] = []  # arrived, and not committed yet
         self._dispatcher: Dispatcher[Job] = Dispatcher(shared.executors)
-        self._sleepers = Sleepers(shared.clock)
+        self._sleepers: Sleepers[Entry] = Sleepers(shared.clock)
         gathered = None if shared.transactions is None else Gathered(shared.producer, self._mono)
         self.settler = gathered or Settler(shared.producer, self._mono)
         self.outcomes = Outcomes(shared, self.settler, self._dispatcher, self._sleepers, self.events, self.metrics)
@@ -333,10 +332,8 @@ class Loop:
 
     def next_due(self) -> float | None:
         """When the next job that waits in memory is due, or the next settlement is tried again; epoch seconds."""
-        due, tried = self._sleepers.next_due(), self.settler.next_try()
-        if tried is None:
-            return due
-        return min(self._now() + tried, due or math.inf)
+        tried = self.settler.next_try()
+        return earliest(self._sleepers.next_due(), None if tried is None else self._now() + tried)
 
     # Fetching ---------------------------------------------------------------------------------------------------------
 

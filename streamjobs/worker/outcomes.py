@@ -10,7 +10,7 @@ from typing import Any
 
 from streamjobs.core import duration
 from streamjobs.core.delay import STRICT_BACKOFF_S, STRICT_BLOCK_S
-from streamjobs.core.dispatch import QUARANTINE, Dispatcher
+from streamjobs.core.dispatch import QUARANTINE, Dispatcher, Entry
 from streamjobs.core.lifecycle import Failure, Outcome, Reason, Settlement, decide
 from streamjobs.core.offsets import Parked
 from streamjobs.core.poison import convicted
@@ -50,7 +50,7 @@ class Outcomes:
         shared: Shared,
         settler: Settler,
         dispatcher: Dispatcher[Job],
-        sleepers: Sleepers,
+        sleepers: Sleepers[Entry],
         events: EventBatch,
         metrics: Gatherer,
     ) -> None:

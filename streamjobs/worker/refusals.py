@@ -67,7 +67,7 @@ class Refusals:
         decoder: Decoder,
         dispatcher: Dispatcher[Job],
         settler: Settler,
-        sleepers: Sleepers,
+        sleepers: Sleepers[Entry],
         desired: Callable[[], Desired],
         now: Callable[[], float],
         metrics: Counting,

@@ -1,14 +1,24 @@
-"""What waits in the memory of its loop until it is due."""
+"""What waits in the memory of a loop or a timer until it is due."""
 
 from __future__ import annotations
 
 import heapq
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from streamjobs.core.clock import Clock
-from streamjobs.core.dispatch import Entry
+from streamjobs.core.dispatch import Partition
+
+
+class Sleeper(Protocol):
+    """Something that was read in one epoch of a partition."""
+
+    home: Partition
+    epoch: int
+
+
+S = TypeVar("S", bound=Sleeper)
 
 
 class SetBack:
@@ -35,16 +45,16 @@ class SetBack:
         return max(0.0, back)
 
 
-class Sleepers:
-    """One owner: the loop's thread. A clock that is set back makes nothing wait for longer."""
+class Sleepers(Generic[S]):
+    """One owner: the thread of its loop or timer. A clock that is set back makes nothing wait for longer."""
 
     def __init__(self, clock: Clock) -> None:
         self._now = clock.now
         self._set_back = SetBack(clock)
-        self._due: list[tuple[float, int, Entry, Callable[[Any], object]]] = []
+        self._due: list[tuple[float, int, S, Callable[[Any], object]]] = []
         self._number = itertools.count()
 
-    def wake_at(self, at: float, entry: Entry, then: Callable[[Any], object]) -> None:
+    def wake_at(self, at: float, entry: S, then: Callable[[Any], object]) -> None:
         """`then(entry)` is called then (epoch seconds), unless its partition has left."""
         self._compute_anew()
         heapq.heappush(self._due, (at, next(self._number), entry, then))
@@ -71,7 +81,7 @@ class Sleepers:
                 then(entry)
         return woken
 
-    def hasten(self, which: Callable[[Entry], bool]) -> None:
+    def hasten(self, which: Callable[[S], bool]) -> None:
         """These are due now."""
         self._due = [(0.0 if which(entry) else at, number, entry, then) for at, number, entry, then in self._due]
         heapq.heapify(self._due)
@@ -81,5 +91,10 @@ class Sleepers:
         self._due = [due for due in self._due if due[2].epoch == due[2].home.epoch]
         heapq.heapify(self._due)
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[S]:
         return (entry for _, _, entry, _ in self._due)
+
+
+def earliest(*instants: float | None) -> float | None:
+    """The first of them; None says never."""
+    return min((at for at in instants if at is not None), default=None)

@@ -7,8 +7,6 @@ the record is acknowledged where it goes. One record that can't leave pins only 
 from __future__ import annotations
 
 import functools
-import heapq
-import itertools
 import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -28,7 +26,7 @@ from streamjobs.worker.decode import lenient
 from streamjobs.worker.poll import Poller
 from streamjobs.worker.settle import Open, Settler, identity
 from streamjobs.worker.shared import Shared, commit_answered
-from streamjobs.worker.sleepers import SetBack
+from streamjobs.worker.sleepers import Sleepers, earliest
 from streamjobs.worker.transact import Gathered, Transactor
 
 logger = logging.getLogger(__name__)
@@ -44,16 +42,15 @@ TRY_S = 1.0
 
 
 class Waiting:
-    """A record in a tier, and when it was first seen."""
+    """A record in a tier."""
 
-    __slots__ = ("epoch", "home", "message", "meta", "seen")
+    __slots__ = ("epoch", "home", "message", "meta")
 
-    def __init__(self, home: Partition, message: Message, meta: Meta, seen: float) -> None:
+    def __init__(self, home: Partition, message: Message, meta: Meta) -> None:
         self.home = home
         self.epoch = home.epoch
         self.message = message
         self.meta = meta
-        self.seen = seen
 
 
 class Timer:
@@ -72,9 +69,7 @@ class Timer:
         self._desired = shared.view()
         self._now = shared.clock.now
         self._mono = shared.clock.monotonic
-        self._set_back = SetBack(shared.clock)
-        self._heap: list[tuple[float, int, Waiting]] = []
-        self._number = itertools.count()
+        self._waiting: Sleepers[Waiting] = Sleepers(shared.clock)
         self._tried: dict[str, float] = {}
         self._tiers: dict[str, float] = {}
         self._looked = 0.0
@@ -131,9 +126,8 @@ class Timer:
         self.turned_at = self._mono()
         self._desired()  # takes in what was ordered: nobody else asks while nothing is moved
         self.poller.admit_again()
-        self._compute_anew()
         happened = self.settler.serve() + self._fetch()
-        happened += 0 if self.committer.doubts() else self._release()
+        happened += 0 if self.committer.doubts() else self._waiting.wake()
         settled = self.settler.settled
         if self.committer.due():
             self.poller.tend_membership()
@@ -162,8 +156,7 @@ class Timer:
     def next_due(self) -> float | None:
         """When the next record is released, or tried again; epoch seconds."""
         tried = self.settler.next_try()
-        due = [self._heap[0][0]] if self._heap else []
-        return min([*due, *([] if tried is None else [self._now() + tried])], default=None)
+        return earliest(self._waiting.next_due(), None if tried is None else self._now() + tried)
 
     def drain(self) -> None:
         """Commits what was moved and leaves; what waits, waits for the next owner."""
@@ -174,8 +167,9 @@ class Timer:
 
     def _fetch(self) -> int:
         wait = 0.001 if self.settler.unacknowledged else self._idle_s
-        if self._heap and not self.committer.doubted:
-            wait = min(wait, max(0.0, self._heap[0][0] - self._now()))
+        due = self._waiting.next_due()
+        if due is not None and not self.committer.doubted:
+            wait = min(wait, max(0.0, due - self._now()))
         messages = self.poller.fetch(BATCH, wait)
         for tp, error in self.poller.faults:
             self._take_fault(tp, error)
@@ -199,7 +193,7 @@ class Timer:
             logger.error("%s/%d@%d: %s; it is moved on at once", home.topic, home.number, message.offset(), error)
             meta = lenient(message.headers())
         at = release_at(meta.due, message.timestamp()[1] / 1000, self._tiers.get(home.topic, 60.0), now)
-        heapq.heappush(self._heap, (at, next(self._number), Waiting(home, message, meta, now)))
+        self._waiting.wake_at(at, Waiting(home, message, meta), self._move)
 
     def _take_fault(self, tp: TopicPartition | None, error: BrokerError) -> None:
         if error.fatal:
@@ -211,24 +205,9 @@ class Timer:
 
     # Releasing --------------------------------------------------------------------------------------------------------
 
-    def _compute_anew(self) -> None:
-        """No record is held longer than its tier, though the clock was set back meanwhile."""
-        back_s = self._set_back.by()
-        if back_s:
-            self._heap = [(at - back_s, number, waiting) for at, number, waiting in self._heap]
-
-    def _release(self) -> int:
-        now, released = self._now(), 0
-        while self._heap and self._heap[0][0] <= now:
-            _, _, waiting = heapq.heappop(self._heap)
-            if waiting.epoch == waiting.home.epoch:
-                released += 1
-                self._move(waiting, now)
-        return released
-
-    def _move(self, waiting: Waiting, now: float) -> None:
+    def _move(self, waiting: Waiting) -> None:
         message, meta, home = waiting.message, waiting.meta, waiting.home
-        step = on_release(now, meta.due, self._shared.routes.ladder)
+        step = on_release(self._now(), meta.due, self._shared.routes.ladder)
         topic = self._shared.routes.names.delay(self._shared.app, step.tier) if isinstance(step, NextTier) else meta.next
         item = Open(home, message.offset(), self._record(waiting, topic), lambda: self._moved(waiting, item.record.topic))
         if not isinstance(step, NextTier):
@@ -303,8 +282,7 @@ class Timer:
         going = {TopicPartition(home.topic, home.number) for home in partitions}
         self.settler.forget(going)
         self.committer.forget(going)
-        self._heap = [entry for entry in self._heap if entry[2].epoch == entry[2].home.epoch]
-        heapq.heapify(self._heap)
+        self._waiting.forget_stale()
 
     def _committed(self, home: Partition) -> None:
         if not home.started:
