@@ -61,7 +61,7 @@ _PASSED_ON = {"kafka": ["kafka.security.protocol", "kafka.sasl.mechanism", "…"
 _OF_THE_REGISTRY = {"url": "set schemas.registry", "timeout": "the thread that decodes waits for it", "max.retries": "the job is tried again"}
 
 #: One server as librdkafka reads it, which takes a name without a port for one at 9092, and a port that is no number for 0.
-_SERVER = r"\s*(\w+://)?(\[[0-9a-fA-F:.%\w]+\]|[^:/,\s\[\]]+):\d{1,5}\s*"
+_SERVER = r"\s*((?i:(?:SASL_)?(?:PLAINTEXT|SSL))://)?(\[[0-9a-fA-F:.%\w]+\]|[^:/,\s\[\]]+):\d{1,5}\s*"
 _BROKERS = re.compile(rf"embedded|(embedded:)?{_SERVER}(,{_SERVER})*,?")
 
 #: The one key of librdkafka that a user may want and that is written with an underscore.

@@ -139,6 +139,7 @@ def test_a_section_is_not_a_value() -> None:
         ({"bootstrap": ""}, "bootstrap (code) is ''"),
         ({"bootstrap": "foo"}, "HOST:PORT"),
         ({"bootstrap": "localhost:http"}, "HOST:PORT"),
+        ({"bootstrap": "http://localhost:9092"}, "HOST:PORT"),
         ({"bootstrap": "a:1,b"}, "HOST:PORT"),
         ({"bootstrap": "a:1;b:2"}, "HOST:PORT"),
         # what no client or broker takes: it would be found out by a worker, or by nobody
@@ -170,7 +171,10 @@ def test_brokers_that_are_misspelt_are_refused_with_the_place_where_they_stand()
 
 @pytest.mark.parametrize(
     "bootstrap",
-    ["h:1", "a-b.example:9092, c_d:9093", "10.0.0.1:9092,", "[::1]:9092", "SASL_SSL://h:9092", "embedded", "embedded:127.0.0.1:40000"],
+    [
+        *("h:1", "a-b.example:9092, c_d:9093", "10.0.0.1:9092,", "[::1]:9092", "SASL_SSL://h:9092", "plaintext://h:9092"),
+        *("embedded", "embedded:127.0.0.1:40000"),
+    ],
 )
 def test_brokers_are_written_in_these_ways(bootstrap: str) -> None:
     assert load({"bootstrap": bootstrap}, environ={}).bootstrap == bootstrap
