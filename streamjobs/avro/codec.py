@@ -12,8 +12,6 @@ import json
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from inspect import iscoroutinefunction
 from io import BytesIO
-from itertools import product
-from math import prod
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
@@ -23,7 +21,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from streamjobs.avro.declared import load, unwritten
 from streamjobs.avro.derive import REQUIRED, Parameter, derive
 from streamjobs.avro.people import from_json
-from streamjobs.avro.reader import WriteRows, Written, reader, rows_writer, writer
+from streamjobs.avro.reader import WriteRows, Written, binder, reader, rows_writer, writer
 from streamjobs.avro.resolution import Resolution
 from streamjobs.avro.schema import Schema
 from streamjobs.avro.shapes import Convert, exact_types, spelled
@@ -35,9 +33,6 @@ Read = Callable[[bytes, int], tuple[Any, ...]]
 
 #: What a call gives back whose body has not begun.
 _NOT_RUN = frozenset({CoroutineType, GeneratorType, AsyncGeneratorType})
-
-#: So many combinations of exact types are told apart at once; where there are more (many parameters are optional), all is validated.
-MOST_EXACT = 16
 
 
 class Payload:
@@ -70,7 +65,7 @@ class Payload:
         self._write = self._writer()
         takes = self._taken_as_they_are()
         self._write_rows = self._rows_writer(takes)
-        self._exact = list(product(*takes.values())) if takes and prod(map(len, takes.values())) <= MOST_EXACT else []
+        self._bind_exact = binder(takes) if takes else None
         self._current = self._current_reader()
         self.readers: dict[bytes, tuple[Read, int]] = {self._head: (self._current, SINGLE_OBJECT_HEAD)}
         """Of the writers' schemas met so far, by the first bytes of their values: what reads one, and from where."""
@@ -82,8 +77,8 @@ class Payload:
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call, validated, with defaults. Raises PayloadError naming the first one at fault."""
-        if not kwargs and tuple(map(type, args)) in self._exact:
-            return dict(zip(self.names, args, strict=True))
+        if self._bind_exact is not None and (exact := self._bind_exact(args, kwargs)) is not None:
+            return exact
         if args:
             kwargs = self._by_name(args, kwargs)
         try:

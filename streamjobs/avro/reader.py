@@ -343,6 +343,33 @@ def rows_writer(schema: Schema, head: bytes, takes: Mapping[str, Sequence[type]]
     return _WriterSource(schema, head).many(takes)
 
 
+def binder(takes: Mapping[str, Sequence[type]]) -> Callable[[tuple[Any, ...], Mapping[str, Any]], dict[str, Any] | None]:
+    """`bind(args, kwargs)`: a call's arguments by name, where all are given by their places, or all by their names, and each is of just a
+    type that it takes as it is; None: not so.
+
+    `takes`: of each parameter these types.
+    """
+    values = [f"v{number}" for number in range(len(takes))]
+    exact = " and ".join(f"type({value}) in kinds_{value}" for value in values)
+    source = "\n    ".join(
+        (
+            "def bind(args, kwargs):",
+            "if not kwargs:",
+            f"    if len(args) != {len(takes)}: return None",
+            f"    {', '.join(values)}, = args",
+            "else:",
+            f"    if args or len(kwargs) != {len(takes)} or type(kwargs) is not dict: return None",
+            f"    try: {', '.join(values)}, = {', '.join(f'kwargs[{name!r}]' for name in takes)},",
+            "    except KeyError: return None",
+            f"if {exact}: return {{{', '.join(f'{name!r}: {value}' for name, value in zip(takes, values, strict=True))}}}",
+        )
+    )
+    names: dict[str, Any] = {f"kinds_{value}": tuple(kinds) for value, kinds in zip(values, takes.values(), strict=True)}
+    exec(compile(source, "<binder>", "exec"), names)  # noqa: S102
+    bind: Callable[[tuple[Any, ...], Mapping[str, Any]], dict[str, Any] | None] = names["bind"]
+    return bind
+
+
 class _WriterSource:
     def __init__(self, schema: Schema, head: bytes) -> None:
         self._types = {field["name"]: field["type"] for field in schema.parsed["fields"]}

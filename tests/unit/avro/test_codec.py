@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -272,6 +273,44 @@ def test_only_the_run_makes_an_empty_payload() -> None:
     assert payload.caller(fn)(SimpleNamespace(args=())) == "called"
 
 
+class Whole(int):
+    """Of a type that is not quite what is asked for."""
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "looked_at"),
+    [
+        ((7, "x", None), {}, False),
+        ((7, "x", 1.5), {}, False),
+        ((), {"note": None, "customer": "x", "number": 7}, False),
+        ((7,), {"customer": "x", "note": None}, True),
+        ((), defaultdict(str, number=7, customer="x", note=None), True),
+        ((7, "x", 2), {}, True),
+        ((), {"number": Whole(7), "customer": "x", "note": None}, True),
+        ((7, "x"), {}, True),
+        ((), {"number": 7, "customer": "x"}, True),
+    ],
+)
+def test_arguments_of_just_the_types_that_are_asked_for_are_not_validated(args: Any, kwargs: Any, looked_at: bool) -> None:
+    def fn(number: int, customer: str, note: float | None = None) -> None: ...
+
+    payload = Payload(fn, "bill")
+    validate, looked = payload._validate, list[Any]()
+    payload._validate = lambda given: looked.append(given) or validate(given)
+    bound = payload.bind(args, kwargs)
+
+    assert bool(looked) == looked_at
+    assert list(bound) == ["number", "customer", "note"] or looked_at
+    assert bound == {"note": None, **dict(zip(("number", "customer", "note"), args, strict=False)), **kwargs}
+
+
+def test_a_mapping_that_makes_up_what_it_lacks_is_asked_for_nothing() -> None:
+    made_up = defaultdict(str, number=7, custommer="x")
+
+    with pytest.raises(PayloadError, match="customer is missing"):
+        Payload(handler(number=int, customer=str), "bill").bind((), made_up)
+
+
 # What is refused when it is published ----------------------------------------------------------------------------------
 
 
@@ -283,6 +322,7 @@ def test_only_the_run_makes_an_empty_payload() -> None:
         ((), {"number": 7, "customer": None}, "customer", "customer takes str"),
         ((), {"number": 7, "customer": "x", "z": 1}, "z", "z is none of its parameters"),
         ((7,), {"number": 7}, "number", "given twice"),
+        ((7,), {"number": 7, "customer": "x"}, "number", "given twice"),
         ((7, "x", 1), {}, None, "takes 2 positional arguments, not 3"),
         ((), {"number": 2**63, "customer": "x"}, "number", "number can't be stored: a whole number has at most 64 bits"),
         ((), {"number": -(2**63) - 1, "customer": "x"}, "number", "number can't be stored: a whole number has at most 64 bits"),
