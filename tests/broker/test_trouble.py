@@ -128,8 +128,9 @@ def test_a_broker_that_does_not_answer(own_story: Callable[..., Story], own_kafk
     world.spread("failing", [{"n": n, "fails": 0} for n in range(200)])
     eventually(lambda: len(set(world.ends())) == 200, 60, "jobs flow")
     eventually(lambda: probe(port, "/readyz")[0] == 200, 30, "it is ready")
-    world.spread("failing", [{"n": 1_000 + n, "fails": 1, "ms": 1_000} for n in range(16)])
-    eventually(lambda: world.count("start") >= 216, 30, "jobs run that will have to be retried")
+    # So few that no breaker opens, though each fails twice: it is redelivered, since nobody could write down that it had failed.
+    world.spread("failing", [{"n": 1_000 + n, "fails": 1, "ms": 1_000} for n in range(9)])
+    eventually(lambda: world.count("start") >= 209, 30, "jobs run that will have to be retried")
 
     own_kafka.suspend(1)
     try:
@@ -140,14 +141,14 @@ def test_a_broker_that_does_not_answer(own_story: Callable[..., Story], own_kafk
         healthy, _ = probe(port, "/healthz")
     finally:
         own_kafka.resume(1)
-    eventually(lambda: set(world.ends()) == {*range(200), *range(1_000, 1_016)}, 90, "all jobs done")
+    eventually(lambda: set(world.ends()) == {*range(200), *range(1_000, 1_009)}, 90, "all jobs done")
     world.spread("failing", [{"n": 2_000 + n, "fails": 0} for n in range(100)])
-    eventually(lambda: len(set(world.ends())) == 316, 60, "jobs flow again")
+    eventually(lambda: len(set(world.ends())) == 309, 60, "jobs flow again")
     eventually(lambda: probe(port, "/readyz")[0] == 200, 60, "it is ready again")
     assert worker.stop() == 0
 
     twice = sum(count > 1 for count in Counter(world.ends()).values())
-    print(f"\nno answer for {away_s} s: {share:.0%} of a core, /readyz {ready} {reasons}, /healthz {healthy}; all 316 jobs ran, {twice} twice")
+    print(f"\nno answer for {away_s} s: {share:.0%} of a core, /readyz {ready} {reasons}, /healthz {healthy}; all 309 jobs ran, {twice} twice")
     assert share < LITTLE
     assert ready == 503 and healthy == 200
     assert any("can't be written to" in reason for reason in reasons.values())
