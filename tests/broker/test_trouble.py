@@ -116,9 +116,7 @@ def test_coordinators_answer_after_their_broker_has_restarted(own_story: Callabl
         eventually(lambda: answered(lambda: asked.committed(group)), 10, "its commit is read")
 
 
-# Long: once in ten runs beside other tests the broker itself answers nobody for more than a minute after it was woken (not understood yet).
-@pytest.mark.long
-@pytest.mark.parametrize("away_s", [12, pytest.param(60, marks=pytest.mark.timeout(300))])
+@pytest.mark.parametrize("away_s", [12, pytest.param(60, marks=[pytest.mark.long, pytest.mark.timeout(300)])])
 def test_a_broker_that_does_not_answer(own_story: Callable[..., Story], own_kafka: Any, away_s: int) -> None:  # edge 37
     """
     The broker's process is frozen for longer than a session: connections stand and nobody answers. Retries can't be written, nothing
